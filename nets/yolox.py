@@ -1,0 +1,145 @@
+"""YOLOX: CSPDarknet, PAFPN and a decoupled, anchor-free head (Ge et al. 2021, "YOLOX: Exceeding YOLO Series in 2021").
+
+State-dict keys are those of the official release, so that its files load as they are.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn.functional import interpolate
+
+from nets.blocks import BaseConv, CSPLayer, conv_class
+from nets.darknet import CSPDarknet
+from nets.detector import DetectionNetwork
+from utils.boxes import centre_size_to_xyxy
+
+# The official release works on BGR pixels 0..255 as OpenCV reads them.
+PIXEL_RULE = {"channels": "BGR", "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
+# A side of exp(7) = 1,100 strides is beyond any image; without a bound one wild logit turns the loss into NaN.
+MAX_LOG_SIZE = 7.0
+# Share of positives that an untrained head predicts, so that the many negatives do not swamp its first steps.
+PRIOR_PROBABILITY = 0.01
+
+
+class PAFPN(nn.Module):
+    """Backbone with a top-down and a bottom-up path; images -> [P3, P4, P5] with the backbone's channels.
+
+    The attribute `backbone` is the official key of CSPDarknet inside it.
+    """
+
+    def __init__(self, backbone, depth, depthwise):
+        super().__init__()
+        self.backbone = backbone
+        c3, c4, c5 = backbone.out_channels
+        conv = conv_class(depthwise)
+
+        def csp(in_channels, out_channels):
+            return CSPLayer(in_channels, out_channels, round(3 * depth), shortcut=False, depthwise=depthwise)
+
+        self.lateral_conv0 = BaseConv(c5, c4, 1, 1)
+        self.C3_p4 = csp(2 * c4, c4)
+        self.reduce_conv1 = BaseConv(c4, c3, 1, 1)
+        self.C3_p3 = csp(2 * c3, c3)
+        self.bu_conv2 = conv(c3, c3, 3, 2)
+        self.C3_n3 = csp(2 * c3, c4)
+        self.bu_conv1 = conv(c4, c4, 3, 2)
+        self.C3_n4 = csp(2 * c4, c5)
+
+    def forward(self, features):
+        c3, c4, c5 = features
+        lateral_5 = self.lateral_conv0(c5)
+        top_down_4 = self.C3_p4(torch.cat((_upsample(lateral_5), c4), dim=1))
+        lateral_4 = self.reduce_conv1(top_down_4)
+        p3 = self.C3_p3(torch.cat((_upsample(lateral_4), c3), dim=1))
+        p4 = self.C3_n3(torch.cat((self.bu_conv2(p3), lateral_4), dim=1))
+        p5 = self.C3_n4(torch.cat((self.bu_conv1(p4), lateral_5), dim=1))
+        return [p3, p4, p5]
+
+
+def _upsample(x):
+    return interpolate(x, scale_factor=2, mode="nearest")
+
+
+class DecoupledHead(nn.Module):
+    """One branch for classes, one for box and objectness, per scale; [P3, P4, P5] -> raw maps (B, 5 + C, h, w).
+
+    Channels of a raw map: dx, dy, log w, log h in units of the stride, objectness logit, C class logits.
+    """
+
+    def __init__(self, num_classes, in_channels, hidden, depthwise):
+        super().__init__()
+        conv = conv_class(depthwise)
+
+        def branch():
+            return nn.Sequential(conv(hidden, hidden, 3, 1), conv(hidden, hidden, 3, 1))
+
+        def prediction(channels):
+            return nn.ModuleList(nn.Conv2d(hidden, channels, 1) for _ in in_channels)
+
+        self.cls_convs = nn.ModuleList(branch() for _ in in_channels)
+        self.reg_convs = nn.ModuleList(branch() for _ in in_channels)
+        self.cls_preds = prediction(num_classes)
+        self.reg_preds = prediction(4)
+        self.obj_preds = prediction(1)
+        self.stems = nn.ModuleList(BaseConv(channels, hidden, 1, 1) for channels in in_channels)
+        for layer in (*self.cls_preds, *self.obj_preds):
+            nn.init.constant_(layer.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
+
+    def forward(self, features):
+        raw = []
+        for level, feature in enumerate(features):
+            stem = self.stems[level](feature)
+            classes = self.cls_convs[level](stem)
+            boxes = self.reg_convs[level](stem)
+            parts = (self.reg_preds[level](boxes), self.obj_preds[level](boxes), self.cls_preds[level](classes))
+            raw.append(torch.cat(parts, dim=1))
+        return raw
+
+
+class YOLOX(DetectionNetwork):
+    """YOLOX of any size.
+
+    num_classes: C >= 1. depth, width, depthwise: size of the model, see nets.MODELS. pixel_rule: see PixelNormalize.
+    Input sides are multiples of 32.
+    """
+
+    def __init__(self, num_classes, depth, width, depthwise, pixel_rule=None):
+        super().__init__(num_classes, pixel_rule or PIXEL_RULE)
+        backbone = CSPDarknet(depth, width, depthwise)
+        self.strides = backbone.strides
+        self.backbone = PAFPN(backbone, depth, depthwise)
+        self.head = DecoupledHead(num_classes, backbone.out_channels, int(256 * width), depthwise)
+
+    @property
+    def feature_extractor(self):
+        """The part that Freeze_Train freezes: CSPDarknet alone, not the PAFPN around it."""
+        return self.backbone.backbone
+
+    def predict(self, features):
+        """[C3, C4, C5] -> raw maps [(B, 5 + C, H/8, W/8), (.., H/16, W/16), (.., H/32, W/32)]."""
+        return self.head(self.backbone(features))
+
+    def decode(self, raw):
+        """Raw maps -> (B, N, 5 + C) float32: x1, y1, x2, y2 in input pixels, objectness logit, class logits.
+
+        N counts the cells of all maps in ascending stride, row by row.
+        """
+        decoded = []
+        for level, stride in zip(raw, self.strides, strict=True):
+            cells = level.float().flatten(2).transpose(1, 2)
+            centre = (cells[..., :2] + cell_grid(level)) * stride
+            size = cells[..., 2:4].clamp(max=MAX_LOG_SIZE).exp() * stride
+            decoded.append(torch.cat((centre_size_to_xyxy(torch.cat((centre, size), -1)), cells[..., 4:]), dim=-1))
+        return torch.cat(decoded, dim=1)
+
+
+def cell_grid(level):
+    """Column and row of each cell of a raw map (B, channels, h, w), row by row: float32 (h * w, 2) on its device."""
+    height, width = level.shape[-2:]
+    rows, columns = torch.meshgrid(
+        torch.arange(height, device=level.device, dtype=torch.float32),
+        torch.arange(width, device=level.device, dtype=torch.float32),
+        indexing="ij",
+    )
+    return torch.stack((columns, rows), dim=-1).view(-1, 2)

@@ -1,0 +1,57 @@
+"""The loss of YOLOX: IoU, objectness and class terms over SimOTA's cells, and L1 once mosaic is off."""
+
+import torch
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
+
+from nets.simota import assign
+from nets.yolox import cell_grid
+from utils.boxes import paired_iou
+
+BOX_WEIGHT = 5.0
+
+
+class YOLOXLoss(nn.Module):
+    """criterion(raw, targets) -> {"loss", "box", "obj", "cls", "l1"}: scalars, scaled and ready to log.
+
+    model: the network whose raw maps are judged; its decode and strides are used. use_l1 may be switched between steps
+    (the paper adds L1 for the last epochs, when mosaic is off). raw: maps (B, 5 + C, h, w); targets: (B, G, 5) x1, y1,
+    x2, y2 in input pixels and class, -1 marks padding. All terms are divided by the number of positive cells of the
+    batch, at least 1. Boxes without area, and images without boxes, give finite losses.
+    """
+
+    def __init__(self, model):
+        super().__init__()
+        self.decode = model.decode
+        self.strides = model.strides
+        self.use_l1 = False
+
+    def forward(self, raw, targets):
+        decoded = self.decode(raw)
+        map_sizes = [tuple(level.shape[-2:]) for level in raw]
+        positive, box_index = assign(decoded, targets, map_sizes, self.strides)
+        matched = targets.gather(1, box_index.unsqueeze(-1).expand(-1, -1, 5))
+        positives = positive.sum().clamp(min=1)
+
+        iou = paired_iou(decoded[..., :4], matched[..., :4])
+        box = BOX_WEIGHT * ((1 - iou.square()) * positive).sum() / positives
+        objectness = binary_cross_entropy_with_logits(decoded[..., 4], positive.float(), reduction="sum") / positives
+        # A class is as certain as its box is good: the target is the IoU, not 1.
+        classes = one_hot(matched[..., 4].long().clamp(min=0), decoded.shape[-1] - 5) * iou.detach().unsqueeze(-1)
+        class_loss = binary_cross_entropy_with_logits(decoded[..., 5:], classes, reduction="none")
+        class_loss = (class_loss.sum(-1) * positive).sum() / positives
+        l1 = self.l1_loss(raw, matched, positive) / positives if self.use_l1 else torch.zeros_like(box)
+        return {"loss": box + objectness + class_loss + l1, "box": box, "obj": objectness, "cls": class_loss, "l1": l1}
+
+    def l1_loss(self, raw, matched, positive):
+        """Sum of |raw - what the head should have said| over dx, dy, log w, log h of the positive cells."""
+        sizes = [level.shape[-2] * level.shape[-1] for level in raw]
+        total = 0.0
+        for level, stride, box, mask in zip(
+            raw, self.strides, matched.split(sizes, 1), positive.split(sizes, 1), strict=True
+        ):
+            predicted = level[:, :4].float().flatten(2).transpose(1, 2)
+            centre = (box[..., :2] + box[..., 2:4]) / 2 / stride - cell_grid(level)
+            size = torch.log((box[..., 2:4] - box[..., :2]) / stride + 1e-8)
+            total = total + ((predicted - torch.cat((centre, size), -1)).abs().sum(-1) * mask).sum()
+        return total
