@@ -1,0 +1,217 @@
+import pickle
+import random
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from utils.data.dataset import (
+    EpochBatchSampler,
+    Sample,
+    TrainSamples,
+    ValSamples,
+    build_train_loader,
+    build_val_loader,
+    collate,
+)
+from utils.data.letterbox import boxes_to_image
+from utils.data.plan import AugmentSettings
+from utils.data.records import Records
+
+SETTINGS = AugmentSettings((64, 96), augment_epochs=2)
+RULE = {"mode": "center", "pad": 114}
+
+
+@pytest.fixture
+def records(tmp_path):
+    rng = np.random.default_rng(0)
+    paths = [str(tmp_path / f"图 {index}.png") for index in range(7)]
+    for path in paths:
+        cv2.imencode(".png", rng.integers(0, 256, (40, 50, 3), np.uint8))[1].tofile(path)
+    boxes = [(index, 5, index + 20, 30) for index in range(6)]
+    return Records(paths, [(40, 50)] * 7, [1] * 6 + [0], boxes, [0, 1, 2, 0, 1, 2])
+
+
+def epoch_batches(loader, epoch, batch_size=3):
+    loader.batch_sampler.set_epoch(epoch, batch_size)
+    return list(loader)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
+def test_same_batches_for_any_number_of_workers(records):
+    """Prevents runs that depend on num_workers, and persistent workers that miss the epoch or the end of mosaic."""
+    loaders = [build_train_loader(records, SETTINGS, 5, 3, workers) for workers in (0, 1, 3)]
+    for epoch, batch_size in ((0, 3), (1, 2), (2, 3), (0, 3)):
+        expected, *others = (epoch_batches(loader, epoch, batch_size) for loader in loaders)
+        assert len(expected) == {3: 3, 2: 4}[batch_size]
+        for batches in others:
+            assert len(batches) == len(expected)
+            for first, second in zip(expected, batches, strict=True):
+                assert first.indices == second.indices
+                assert torch.equal(first.images, second.images)
+                assert torch.equal(first.targets, second.targets)
+
+
+def test_epochs_differ_and_global_random_state_is_untouched(records):
+    """Prevents the same epoch over and over, and a loader that changes what the model's initialisation draws."""
+    loader = build_train_loader(records, SETTINGS, 5, 7, 0)
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    first, second = (epoch_batches(loader, epoch, 7)[0] for epoch in (0, 1))
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[:2]
+    assert torch.equal(torch.get_rng_state(), before[2])
+    assert first.indices != second.indices
+    assert not torch.equal(first.images, second.images)
+
+
+def test_batch_layout(records):
+    """Prevents images that must be copied to become channels_last, and targets whose padding looks like boxes."""
+    batch = epoch_batches(build_train_loader(records, SETTINGS, 0, 7, 0), 5, 7)[0]
+    assert (batch.images.shape, batch.images.dtype) == ((7, 3, 64, 96), torch.uint8)
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert (batch.targets.shape, batch.targets.dtype) == ((7, 16, 5), torch.float32)
+    for index, rows in zip(batch.indices, batch.targets, strict=True):
+        assert rows[0, 4] == (-1 if index == 6 else index % 3)
+        assert rows[1:].tolist() == [[0, 0, 0, 0, -1]] * 15
+    assert sorted(batch.indices) == list(range(7))
+    assert batch.unreadable == []
+
+
+@pytest.mark.parametrize(("count", "padded"), [(0, 16), (16, 16), (17, 32), (33, 64), (120, 128)])
+def test_targets_are_padded_to_powers_of_two(count, padded):
+    """Prevents dropped boxes and a new shape with nearly every batch."""
+    boxes_xyxy = np.arange(count * 4, dtype=np.float32).reshape(count, 4)
+    image = np.zeros((8, 8, 3), np.uint8)
+    empty = Sample(image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), 0, None, [])
+    batch = collate([empty, Sample(image, boxes_xyxy, np.arange(count), 1, None, [])])
+    assert batch.targets.shape == (2, padded, 5)
+    assert (batch.targets[..., 4] >= 0).sum(dim=1).tolist() == [0, count]
+    assert batch.targets[1, :count, :4].numpy().tolist() == boxes_xyxy.tolist()
+    assert batch.targets[1, :count, 4].tolist() == list(range(count))
+
+
+def keys(sampler, epoch, batch_size=None):
+    sampler.set_epoch(epoch, batch_size)
+    return list(sampler)
+
+
+def test_sampler_covers_every_image_once():
+    """Prevents dropped or doubled images, and an order that does not change."""
+    sampler = EpochBatchSampler(11, 4, seed=3)
+    first, second = keys(sampler, 0), keys(sampler, 1)
+    assert [len(batch) for batch in first] == [4, 4, 3]
+    assert len(sampler) == 3
+    assert sorted(index for batch in first for _, index in batch) == list(range(11))
+    assert {epoch for batch in second for epoch, _ in batch} == {1}
+    assert [key[1] for key in first[0]] != [key[1] for key in second[0]]
+    assert keys(sampler, 0) == first
+    assert len(keys(sampler, 0, 6)) == len(sampler) == 2
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "lengths"), [(1, 8, [2]), (1, 1, [1]), (2, 8, [2]), (5, 8, [5]), (9, 4, [4, 4, 2])]
+)
+def test_small_sets_and_short_last_batches(count, batch_size, lengths):
+    """Prevents sets smaller than a batch from training nothing, and BatchNorm from seeing a single image."""
+    sampler = EpochBatchSampler(count, batch_size, seed=0)
+    batches = keys(sampler, 0)
+    assert [len(batch) for batch in batches] == lengths
+    drawn = [index for batch in batches for _, index in batch]
+    assert len(set(drawn)) == len(drawn)
+    assert {index % count for index in drawn} == set(range(count))
+
+
+@pytest.mark.parametrize("count", [1, 3, 16, 17, 23])
+def test_ranks_share_the_single_process_batches(count):
+    """Prevents ranks that see the same images, or a last batch that only some of the ranks have."""
+    ranks = [keys(EpochBatchSampler(count, 8, 0, rank, 4), 2) for rank in range(4)]
+    single = keys(EpochBatchSampler(count, 8, 0), 2)
+    assert {len(batches) for batches in ranks} == {len(single)}
+    for parts, whole in zip(zip(*ranks, strict=True), single, strict=True):
+        assert min(len(part) for part in parts) >= 2
+        together = [key for part in parts for key in part]
+        assert len(together) == len(set(together))
+        assert set(whole) <= set(together)
+        assert len(together) == max(8, len(whole))
+
+
+def test_sampler_errors():
+    """Prevents a training on nothing and uneven ranks."""
+    with pytest.raises(ValueError, match="no images"):
+        EpochBatchSampler(0, 4, 0)
+    for batch_size, world_size in ((0, 1), (6, 4)):
+        with pytest.raises(ValueError, match=f"batch size {batch_size} "):
+            EpochBatchSampler(9, batch_size, 0, 0, world_size)
+
+
+def test_unreadable_image_is_replaced_and_named(records):
+    """Prevents one file damaged during training from ending it, or from being skipped silently."""
+    bad = records.path(3)
+    with open(bad, "wb") as file:
+        file.write(b"nothing")
+    plain = AugmentSettings((64, 96))
+    sample = TrainSamples(records, plain, 0)[0, 3]
+    assert (sample.index, sample.unreadable) == (4, [bad])
+    batch = epoch_batches(build_train_loader(records, plain, 0, 7, 0), 0, 7)[0]
+    assert batch.unreadable == [bad]
+    assert sorted(batch.indices) == [0, 1, 2, 4, 4, 5, 6]
+    first, second = (batch.images[row] for row, index in enumerate(batch.indices) if index == 4)
+    assert not torch.equal(first, second)
+
+
+def test_changed_image_size_counts_as_unreadable(records):
+    """Prevents boxes of an image that was replaced by another one during training from being trained."""
+    cv2.imencode(".png", np.zeros((50, 40, 3), np.uint8))[1].tofile(records.path(0))
+    assert TrainSamples(records, AugmentSettings((64, 96)), 0)[0, 0].unreadable == [records.path(0)]
+
+
+def test_nothing_readable_is_an_error(records, tmp_path):
+    """Prevents an endless search when the disk with the images is gone."""
+    for path in tmp_path.iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match="7 samples in a row"):
+        TrainSamples(records, SETTINGS, 0)[0, 0]
+
+
+def test_validation_batches_lead_back_to_the_images(records):
+    """Prevents detections mapped to the wrong image or through the wrong placement."""
+    for workers in (0, 2):
+        batches = list(build_val_loader(records, (64, 96), RULE, 4, workers))
+        assert [batch.indices for batch in batches] == [[0, 1, 2, 3], [4, 5, 6]]
+        batch = batches[0]
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        assert batch.placements[2] == (1.6, 1.6, 0, 8, (64, 80))
+        np.testing.assert_allclose(batch.targets[2, 0], [11.2, 8, 43.2, 48, 2], rtol=1e-6)
+        back = boxes_to_image(batch.targets[2, :1, :4].numpy(), batch.placements[2], records.sizes_hw[2])
+        np.testing.assert_allclose(back, records.boxes(2), atol=1e-4)
+
+
+def test_unreadable_validation_image_is_named_and_keeps_its_boxes(records):
+    """Prevents a score that rises because images cannot be read."""
+    with open(records.path(1), "wb") as file:
+        file.write(b"")
+    sample = ValSamples(records, (64, 96), RULE)[1]
+    assert sample.unreadable == [records.path(1)]
+    assert (sample.image_rgb == 114).all()
+    assert len(sample.boxes_xyxy) == 1
+
+
+def test_images_can_come_from_elsewhere(records):
+    """Prevents a cache from being bypassed."""
+    asked = []
+
+    def load(index):
+        asked.append(index)
+        return np.full((40, 50, 3), 200, np.uint8)
+
+    plain = AugmentSettings((40, 50), light_until_end=False)
+    sample = TrainSamples(records, plain, 0, load)[0, 2]
+    assert (asked, np.unique(sample.image_rgb).tolist()) == ([2], [200])
+
+
+def test_datasets_pickle(records):
+    """Prevents a loader that cannot start its workers on Windows."""
+    train = pickle.loads(pickle.dumps(TrainSamples(records, SETTINGS, 0)))
+    assert np.array_equal(train[1, 2].image_rgb, TrainSamples(records, SETTINGS, 0)[1, 2].image_rgb)
+    assert len(pickle.loads(pickle.dumps(ValSamples(records, (64, 96), RULE)))) == 7

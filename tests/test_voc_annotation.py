@@ -1,0 +1,131 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from tools import voc_annotation
+from utils.data.annotations import read_annotations
+
+
+@pytest.fixture
+def settings(tmp_path, monkeypatch):
+    """A folder with 20 annotated images as current directory, and the tool's settings for it."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("my voc/Annotations", "my voc/JPEGImages"):
+        os.makedirs(folder)
+    for number in range(20):
+        Image.new("RGB", (100, 50)).save(f"my voc/JPEGImages/{number:02d}.jpg")
+        bndbox = f"<bndbox><xmin>{number}</xmin><ymin>2</ymin><xmax>50.5</xmax><ymax>40</ymax></bndbox>"
+        xml = f"<annotation><object><name>{'cat' if number < 15 else 'dog'}</name>{bndbox}</object></annotation>"
+        Path(f"my voc/Annotations/{number:02d}.xml").write_text(xml)
+    Path("classes.txt").write_text("cat\ndog\n")
+    return SimpleNamespace(
+        annotation_mode=0,
+        VOCdevkit_path="my voc",
+        classes_path="classes.txt",
+        trainval_percent=0.9,
+        train_percent=0.5,
+        seed=0,
+        overwrite=False,
+    )
+
+
+def ids(name):
+    return Path(f"my voc/ImageSets/Main/{name}.txt").read_text().split()
+
+
+def test_splits(settings, capsys):
+    """Prevents images in two splits or in none, wrong shares, and a split that differs from run to run."""
+    voc_annotation.main(settings)
+    assert [len(ids(name)) for name in ("trainval", "test", "train", "val")] == [18, 2, 9, 9]
+    assert sorted(ids("train") + ids("val")) == ids("trainval")
+    assert sorted(ids("trainval") + ids("test")) == [f"{number:02d}" for number in range(20)]
+    printed = capsys.readouterr().out
+    assert "cat: 15 boxes" in printed and "dog: 5 boxes" in printed
+    first = ids("train")
+    settings.overwrite = True
+    voc_annotation.main(settings)
+    assert ids("train") == first
+    settings.seed = 1
+    voc_annotation.main(settings)
+    assert ids("train") != first
+
+
+def test_lists_hold_the_same_data_as_the_splits(settings):
+    """Prevents two forms of the same data that train different models; the folder's name has a space."""
+    voc_annotation.main(settings)
+    for name in ("train", "val"):
+        records, _ = read_annotations(f"2007_{name}.txt", ["cat", "dog"])
+        expected, _ = read_annotations(f"my voc/ImageSets/Main/{name}.txt", ["cat", "dog"])
+        assert os.path.isabs(records.path(0))
+        assert [Path(records.path(i)).name for i in range(9)] == [Path(expected.path(i)).name for i in range(9)]
+        assert records.boxes_xyxy.tolist() == expected.boxes_xyxy.tolist()
+        assert records.classes.tolist() == expected.classes.tolist()
+    number = int(ids("train")[0])
+    line = Path("2007_train.txt").read_text().splitlines()[0]
+    assert line == f"{os.getcwd()}/my voc/JPEGImages/{number:02d}.jpg {number},2,50.5,40,{int(number >= 15)}"
+
+
+def test_existing_files_are_never_lost(settings):
+    """Prevents a split that results were measured on from being replaced by a second call."""
+    os.makedirs("my voc/ImageSets/Main")
+    Path("my voc/ImageSets/Main/val.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"val\.txt exist already.*--overwrite=True"):
+        voc_annotation.main(settings)
+    assert Path("my voc/ImageSets/Main/val.txt").read_text() == "mine"
+    assert not os.path.exists("my voc/ImageSets/Main/train.txt")
+    assert not os.path.exists("2007_train.txt")
+
+
+def test_modes(settings):
+    """Prevents splits from being made anew when only the lists are asked for, and the reverse."""
+    settings.annotation_mode, settings.classes_path = 1, "none.txt"
+    voc_annotation.main(settings)
+    assert len(ids("train")) == 9 and not os.path.exists("2007_train.txt")
+    settings.annotation_mode, settings.classes_path, settings.seed = 2, "classes.txt", 9
+    before = ids("train")
+    voc_annotation.main(settings)
+    assert ids("train") == before
+    assert len(Path("2007_train.txt").read_text().splitlines()) == 9
+
+
+def test_nothing_is_written_on_a_mistake(settings):
+    """Prevents half a result, which the next call would then refuse to overwrite."""
+    Path("classes.txt").write_text("cat\n")
+    with pytest.raises(ValueError, match="'dog'"):
+        voc_annotation.main(settings)
+    assert not os.path.exists("my voc/ImageSets")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("annotation_mode", 3, "must be 0, 1 or 2"),
+        ("trainval_percent", 90.0, "a share"),
+        ("train_percent", 0.0, "a share"),
+        ("train_percent", 1.0, "leave 18 to train on and 0 to validate on"),
+        ("VOCdevkit_path", "none", "VOCdevkit_path must name"),
+        ("VOCdevkit_path", "empty", "holds no .xml files"),
+    ],
+)
+def test_mistakes(settings, name, value, reason):
+    """Prevents shares given in percent, empty splits and wrong folders from failing later without a word."""
+    os.makedirs("empty/Annotations")
+    setattr(settings, name, value)
+    with pytest.raises((ValueError, FileNotFoundError), match=reason):
+        voc_annotation.main(settings)
+
+
+def test_command(settings):
+    """Prevents a script that only works when imported, and traces instead of messages."""
+    command = [sys.executable, voc_annotation.__file__, "--VOCdevkit_path=my voc", "--classes_path=classes.txt"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "2007_train.txt: 16 images" in run.stdout
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert run.stderr.strip().startswith("Error: ") and "Traceback" not in run.stderr

@@ -1,0 +1,203 @@
+"""Constants of a script, overridden from the command line, checked, and shown as a table.
+
+The scripts (train.py, predict.py, tools/) hold their constants at module level. Names and values live there alone, and
+the type of a constant is the type of its value; a constant that is None takes any literal.
+"""
+
+import ast
+import os
+import sys
+import traceback
+from difflib import get_close_matches
+from pathlib import Path
+from types import SimpleNamespace
+
+LITERAL_TYPES = (bool, int, float, str, list, tuple, dict, type(None))
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+LR_DECAY_TYPES = ("cos",)
+
+
+def run_script(main, constants, check=None):
+    """Run a script: constants, overridden by the command line, checked and shown, handed to main(settings).
+
+    check: {name: value} -> namespace, raising ValueError; None for no checks. A user's mistake ends in one sentence on
+    the error stream and exit status 1, without a trace; anything else keeps its trace.
+    """
+    try:
+        values = parse_overrides(constants, sys.argv[1:])
+        settings = check(values) if check else SimpleNamespace(**values)
+        if os.environ.get("RANK", "0") == "0":
+            print(settings_table(values, constants))
+        main(settings)
+    except (ValueError, FileNotFoundError) as error:
+        if not _is_ours(error):
+            raise
+        sys.exit(f"\nError: {error}")
+
+
+def _is_ours(error):
+    """Whether an error was raised by this project's code, whose messages are written for people."""
+    path = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    return PROJECT in path.parents and "site-packages" not in path.parts
+
+
+def script_constants(module_globals):
+    """The parameter block of a script: {name: value} of its public module-level literals, in the order written."""
+    return {
+        name: value
+        for name, value in module_globals.items()
+        if not name.startswith("_") and isinstance(value, LITERAL_TYPES)
+    }
+
+
+def parse_overrides(constants, arguments):
+    """Apply `--name=value` arguments to constants.
+
+    constants: {name: default}. arguments: what stood behind the script's name. Values are Python literals or plain
+    strings. Returns a new dict of all final values. Raises ValueError, naming the parameter, for an unknown name, a
+    missing value and a wrong type.
+    """
+    values = dict(constants)
+    for argument in arguments:
+        name, equals, text = argument.partition("=")
+        if not name.startswith("--"):
+            raise ValueError(f"Argument {argument!r} is not understood; expected --name=value, as in --seed=3.")
+        name = name[2:]
+        if name not in constants:
+            raise ValueError(f"There is no parameter {name!r}.{_nearest(name, constants)}")
+        if not equals:
+            raise ValueError(f"--{name} has no value; write --{name}=value, as in --{name}={constants[name]!r}.")
+        values[name] = convert(name, text, constants[name])
+    return values
+
+
+def checked_keywords(constants, overrides):
+    """Apply keyword overrides (already Python values) to constants; the same checks as parse_overrides."""
+    values = dict(constants)
+    for name, value in overrides.items():
+        if name not in constants:
+            raise ValueError(f"There is no parameter {name!r}.{_nearest(name, constants)}")
+        values[name] = _as_type_of(name, value, constants[name])
+    return values
+
+
+def convert(name, text, default):
+    """Read the text of one override as the type of its default. Raises ValueError with what was got and expected."""
+    if isinstance(default, str):
+        return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    return _as_type_of(name, value, default)
+
+
+def _as_type_of(name, value, default):
+    if default is None:
+        return value
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(default, (list, tuple)) and isinstance(value, (list, tuple)):
+        return type(default)(value)
+    if type(value) is type(default):
+        return value
+    kind = {"bool": "True or False", "int": "a whole number", "float": "a number", "str": "text"}.get(
+        type(default).__name__, f"a {type(default).__name__}"
+    )
+    raise ValueError(f"{name} is {value!r}; expected {kind}, as in --{name}={default!r}.")
+
+
+def _nearest(name, known):
+    lower = {key.lower(): key for key in known}
+    match = get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
+    return f" The nearest is --{lower[match[0]]}=..." if match else f" Known: {', '.join(known)}."
+
+
+def settings_table(values, defaults):
+    """All settings as aligned lines; a star marks values that differ from the file's. Returns text."""
+    width = max(map(len, values), default=0)
+    lines = [
+        f"{'*' if values[name] != defaults.get(name) else ' '} {name:<{width}}  {values[name]!r}" for name in values
+    ]
+    return "\n".join(lines)
+
+
+def check_training(values):
+    """Check train.py's constants before anything is built.
+
+    values: {name: value}. Returns them as a namespace. Raises ValueError: parameter, got, expected, what to do.
+    """
+    config = SimpleNamespace(**values)
+    for name, (holds, expected) in RULES.items():
+        if not holds(values[name]):
+            raise ValueError(f"{name} is {values[name]!r}; expected {expected}")
+    if config.UnFreeze_Epoch <= config.Init_Epoch:
+        raise ValueError(
+            f"UnFreeze_Epoch is {config.UnFreeze_Epoch} and Init_Epoch is {config.Init_Epoch}, so no epoch is left "
+            "to train. UnFreeze_Epoch is the last epoch: raise it, or lower Init_Epoch."
+        )
+    if config.Freeze_Train and config.model_path and config.Freeze_Epoch > config.UnFreeze_Epoch:
+        raise ValueError(
+            f"Freeze_Epoch is {config.Freeze_Epoch}, beyond UnFreeze_Epoch {config.UnFreeze_Epoch}. UnFreeze_Epoch "
+            "counts all epochs, frozen ones included: set Freeze_Epoch to it at most."
+        )
+    for name, text in (("classes_path", "a text file with one class name per line"), ("model_path", "a weight file")):
+        if values[name] and not Path(values[name]).is_file():
+            otherwise = ", or set model_path = '' to train from scratch" if name == "model_path" else ""
+            raise ValueError(
+                f"{name} is {values[name]!r}, and there is no such file; expected {text}. Correct the path (relative "
+                f"to {Path.cwd()}){otherwise}."
+            )
+    return config
+
+
+def _number(lowest, highest=float("inf"), above=False):
+    def holds(value):
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return is_number and (lowest < value if above else lowest <= value) and value <= highest
+
+    return holds
+
+
+def _image_sides(value):
+    return len(value) == 2 and all(isinstance(side, int) and side > 0 and side % 32 == 0 for side in value)
+
+
+def _numbers_range(value):
+    return len(value) == 2 and all(map(_number(0, above=True), value)) and value[0] <= value[1]
+
+
+_FRACTION = (_number(0, 1), "a share from 0 to 1.")
+_BATCH = (_number(1), "a whole number of images, at least 1; 8 or 16 suit most machines.")
+RULES = {
+    "seed": (_number(0), "a whole number, 0 or more."),
+    "input_shape": (_image_sides, "[height, width], both multiples of 32, such as [416, 416] or [640, 640]."),
+    "mosaic_prob": _FRACTION,
+    "mixup_prob": _FRACTION,
+    "special_aug_ratio": _FRACTION,
+    "flip_prob": _FRACTION,
+    "scale_range": (_numbers_range, "[smallest, largest] zoom, such as [0.5, 1.5]."),
+    "aspect_jitter": (_number(0, 0.9), "a number from 0 (no change of the aspect ratio) to 0.9."),
+    "colour_jitter": (
+        lambda value: len(value) == 3 and all(map(_number(0, 1), value)),
+        "[hue, saturation, brightness], each from 0 to 1, such as [0.015, 0.5, 0.4].",
+    ),
+    "Init_Epoch": (_number(0), "the number of epochs already done, 0 for a new training."),
+    "Freeze_Epoch": (_number(0), "the epoch at which the backbone is unfrozen, 0 or more."),
+    "Freeze_batch_size": _BATCH,
+    "Unfreeze_batch_size": _BATCH,
+    "accumulate": (_number(1), "1 or more batches per optimiser step."),
+    "Init_lr": (_number(0, above=True), "a learning rate above 0, such as 1e-2 for sgd or 1e-3 for adamw."),
+    "Min_lr": (lambda value: value is None or _number(0)(value), "a learning rate, or None for Init_lr / 100."),
+    "optimizer_type": (OPTIMIZERS.__contains__, f"one of {', '.join(OPTIMIZERS)}."),
+    "lr_decay_type": (LR_DECAY_TYPES.__contains__, f"one of {', '.join(LR_DECAY_TYPES)}."),
+    "momentum": (_number(0, 0.9999), "a number from 0 to below 1, such as 0.937."),
+    "weight_decay": (_number(0), "0 or more, such as 5e-4 for sgd."),
+    "clip_grad_norm": (_number(0), "the largest norm of the gradient, 0 for no clipping."),
+    "save_period": (_number(1), "1 or more epochs."),
+    "eval_period": (_number(1), "1 or more epochs."),
+    "num_workers": (_number(-1), "-1 to let the machine decide, 0 for none, or their number."),
+}

@@ -1,0 +1,245 @@
+"""Batches for training and validation. Workers keep no state: a sample is addressed by (epoch, index) alone."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from utils.data.letterbox import Placement, boxes_to_input, letterbox, placement, read_image
+from utils.data.plan import AugmentSettings, plan_sample, plan_targets
+from utils.data.records import Records
+from utils.data.render import render
+
+# Targets are padded to a power of two, so that few different shapes reach the device.
+MIN_PADDED_BOXES = 16
+# BatchNorm needs two images per device to have a variance.
+MIN_IMAGES_PER_RANK = 2
+PREFETCHED_BATCHES = 3
+# Blocks up to this size are reused by the process; glibc learns no more than 32 MB.
+REUSED_BYTES = 31 * 2**20
+# How many neighbours are tried where an image cannot be read.
+MAX_REPLACEMENTS = 64
+
+
+class UnreadableImageError(ValueError):
+    """An image that could be opened when the records were made and cannot be decoded now."""
+
+    def __init__(self, path: str, reason: object):
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+
+
+class Sample(NamedTuple):
+    image_rgb: np.ndarray  # (H, W, 3) uint8
+    boxes_xyxy: np.ndarray  # (n, 4) float32, input pixels
+    labels: np.ndarray  # (n,) int64
+    index: int  # of the image in the records
+    placed: Placement | None  # validation only: the way back to image pixels
+    unreadable: list[str]  # paths that had to be replaced
+
+
+class Batch(NamedTuple):
+    images: torch.Tensor  # (B, 3, H, W) uint8 RGB, channels_last in memory
+    targets: torch.Tensor  # (B, G, 5) float32 x1, y1, x2, y2 in input pixels, class; padded with 0, 0, 0, 0, -1
+    indices: list[int]
+    placements: list[Placement | None]
+    unreadable: list[str]
+
+
+class TrainSamples(Dataset):
+    """Training samples; an item's key is (epoch, index). Index i + len(records) is image i with another plan.
+
+    load_image: image index -> (h, w, 3) uint8 RGB of the size in the records; default: decode the file.
+    Where an image cannot be read, the next index of the epoch takes its place and the sample names the path.
+    """
+
+    def __init__(self, records: Records, settings: AugmentSettings, seed: int, load_image: Callable | None = None):
+        self.records, self.settings, self.seed = records, settings, seed
+        self.load_image = load_image
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        epoch, index = key
+        unreadable = []
+        for step in range(min(len(self.records), MAX_REPLACEMENTS)):
+            # A pass further on, the neighbour has another plan than in its own sample, so none is drawn twice.
+            key = index if step == 0 else index + step + 2 * len(self.records)
+            plan = plan_sample(self.records, key, epoch, self.seed, self.settings)
+            try:
+                image_rgb = render(plan, self.load_image or self._decode, self.settings)
+            except UnreadableImageError as error:
+                unreadable.append(error.path)
+                continue
+            boxes_xyxy, labels = plan_targets(self.records, plan)
+            return Sample(image_rgb, boxes_xyxy, labels, key % len(self.records), None, unreadable)
+        raise ValueError(f"{len(unreadable)} samples in a row need unreadable images, {unreadable[-1]} among them.")
+
+    def _decode(self, index: int) -> np.ndarray:
+        return decode(self.records, index)
+
+
+class ValSamples(Dataset):
+    """Validation samples: images under the resize rule, all their boxes. An unreadable image is grey and named."""
+
+    def __init__(self, records: Records, input_shape: tuple[int, int], rule: dict):
+        self.records, self.input_shape, self.rule = records, tuple(input_shape), rule
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        unreadable = []
+        try:
+            image_rgb, placed = letterbox(decode(self.records, index), self.input_shape, self.rule)
+        except UnreadableImageError as error:
+            # Its boxes stay, so that it counts as missed and the score does not rise by a damaged disk.
+            unreadable.append(error.path)
+            image_rgb = np.full((*self.input_shape, 3), self.rule["pad"], np.uint8)
+            placed = placement(self.records.sizes_hw[index], self.input_shape, self.rule["mode"])
+        boxes_xyxy = boxes_to_input(self.records.boxes(index), placed)
+        return Sample(image_rgb, boxes_xyxy, self.records.labels(index), index, placed, unreadable)
+
+
+def decode(records: Records, index: int) -> np.ndarray:
+    """One image of the records, (h, w, 3) uint8 RGB.
+
+    Raises UnreadableImageError when the file is gone, damaged, or no longer of the size that the records state.
+    """
+    path, size_hw = records.path(index), tuple(records.sizes_hw[index].tolist())
+    try:
+        image_rgb = read_image(path)
+    except (OSError, ValueError) as error:
+        raise UnreadableImageError(path, error) from error
+    if image_rgb.shape[:2] != size_hw:
+        raise UnreadableImageError(path, f"its size is {image_rgb.shape[:2]}, the header said {size_hw}")
+    return image_rgb
+
+
+class EpochBatchSampler(Sampler):
+    """Batches of keys (epoch, index) in an order that is a pure function of (seed, epoch).
+
+    batch_size counts the images of all ranks together; rank r takes every world_size-th image of a batch from the r-th
+    on, so the ranks' batches k together are the single process's batch k. No image is dropped: the last batch may be
+    short, and where a rank would get fewer than MIN_IMAGES_PER_RANK it is filled up from the start of the order, with
+    new plans.
+    Raises ValueError where batch_size is not a positive multiple of world_size or there are no images.
+    """
+
+    def __init__(self, image_count: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
+        if image_count < 1:
+            raise ValueError("There are no images to train on.")
+        self.image_count, self.seed, self.rank, self.world_size = image_count, seed, rank, world_size
+        self.set_epoch(0, batch_size)
+
+    def set_epoch(self, epoch: int, batch_size: int | None = None) -> None:
+        """Choose the epoch that the next iteration yields, and its batch size (None: as before)."""
+        batch_size = self.batch_size if batch_size is None else batch_size
+        if batch_size < 1 or batch_size % self.world_size:
+            raise ValueError(
+                f"The batch size {batch_size} must be a positive multiple of the {self.world_size} processes."
+            )
+        self.epoch, self.batch_size = epoch, batch_size
+
+    def __len__(self) -> int:
+        return math.ceil(self.image_count / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        # The fourth number keeps this stream apart from those of the samples, (seed, epoch, index).
+        order = np.random.default_rng((self.seed, self.epoch, 0, 1)).permutation(self.image_count).tolist()
+        smallest = min(self.batch_size, MIN_IMAGES_PER_RANK * self.world_size)
+        for start in range(0, self.image_count, self.batch_size):
+            batch = order[start : start + self.batch_size]
+            for extra in range(smallest - len(batch)):
+                repeat, position = divmod(extra, self.image_count)
+                batch.append(order[position] + (repeat + 1) * self.image_count)
+            yield [(self.epoch, index) for index in batch[self.rank :: self.world_size]]
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Samples of one input shape to a batch; see Batch for shapes."""
+    images = torch.from_numpy(np.stack([sample.image_rgb for sample in samples])).permute(0, 3, 1, 2)
+    most = max(len(sample.labels) for sample in samples)
+    padded = max(MIN_PADDED_BOXES, 1 << (most - 1).bit_length() if most else 0)
+    targets = np.zeros((len(samples), padded, 5), np.float32)
+    targets[..., 4] = -1
+    for row, sample in zip(targets, samples, strict=True):
+        row[: len(sample.labels), :4] = sample.boxes_xyxy
+        row[: len(sample.labels), 4] = sample.labels
+    return Batch(
+        images,
+        torch.from_numpy(targets),
+        [sample.index for sample in samples],
+        [sample.placed for sample in samples],
+        [path for sample in samples for path in sample.unreadable],
+    )
+
+
+def build_train_loader(
+    records: Records,
+    settings: AugmentSettings,
+    seed: int,
+    batch_size: int,
+    num_workers: int,
+    rank: int = 0,
+    world_size: int = 1,
+    pin_memory: bool = False,
+    load_image: Callable | None = None,
+) -> DataLoader:
+    """Training batches. Before each epoch call loader.batch_sampler.set_epoch(epoch, batch_size).
+
+    batch_size counts all ranks together. The batches are the same for any num_workers; persistent workers follow the
+    epochs.
+    """
+    samples = TrainSamples(records, settings, seed, load_image)
+    sampler = EpochBatchSampler(len(records), batch_size, seed, rank, world_size)
+    return DataLoader(samples, batch_sampler=sampler, **_loader_options(num_workers, pin_memory))
+
+
+def build_val_loader(
+    records: Records,
+    input_shape: tuple[int, int],
+    rule: dict,
+    batch_size: int,
+    num_workers: int,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """Validation batches in the order of the records, the last one possibly short."""
+    samples = ValSamples(records, input_shape, rule)
+    return DataLoader(samples, batch_size=batch_size, **_loader_options(num_workers, pin_memory))
+
+
+def _loader_options(num_workers: int, pin_memory: bool) -> dict:
+    if num_workers == 0:
+        _reuse_memory()
+    return {
+        "num_workers": num_workers,
+        "pin_memory": pin_memory,
+        "collate_fn": collate,
+        "worker_init_fn": _start_worker,
+        "persistent_workers": num_workers > 0,
+        "prefetch_factor": PREFETCHED_BATCHES if num_workers else None,
+        # A generator of its own: else every epoch draws from, and so changes, the global random state.
+        "generator": torch.Generator(),
+    }
+
+
+def _start_worker(worker_id: int) -> None:
+    """One thread per worker; threads of several workers would fight for the cores."""
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    _reuse_memory()
+
+
+def _reuse_memory() -> None:
+    """Make malloc keep freed image buffers instead of returning them to the system and fetching zeroed pages again.
+
+    glibc raises its threshold to the largest block it has seen freed (M_MMAP_THRESHOLD in mallopt(3)). Without this,
+    page faults take about as long as decoding. Other allocators do not mind.
+    """
+    np.empty(REUSED_BYTES, np.uint8)
