@@ -1,0 +1,120 @@
+"""Boxes with labels on images, and sheets of images. All images are RGB uint8 of shape (H, W, 3)."""
+
+import cv2
+import numpy as np
+
+# Ten colours that stay apart on a photograph, for most colour-blind people too.
+_PALETTE = (
+    (230, 57, 70),  # red
+    (0, 114, 206),  # blue
+    (255, 200, 20),  # yellow
+    (27, 158, 70),  # green
+    (157, 78, 221),  # violet
+    (255, 128, 14),  # orange
+    (23, 200, 215),  # cyan
+    (240, 98, 180),  # pink
+    (131, 82, 40),  # brown
+    (170, 220, 60),  # lime
+)
+# Comes inside OpenCV 5 and knows Chinese; the classic Hershey fonts of putText draw question marks.
+_FONT, _WEIGHT = cv2.FontFace("sans"), 600
+
+
+def class_colour(class_id):
+    """Colour (r, g, b), each 0..255, of a class: the same in every picture, and again for the class ten further on."""
+    return _PALETTE[int(class_id) % len(_PALETTE)]
+
+
+def draw_boxes(image_rgb, boxes_xyxy, class_ids, scores, class_names):
+    """Draw boxes and their labels ("name 0.87") on a copy of an image.
+
+    image_rgb: (H, W, 3) uint8; boxes_xyxy: (N, 4) pixels; class_ids: (N,); scores: (N,) or None for names alone
+    class_names: list of str, any script. Line and text grow with the image. Each label stands on a tab in the
+    class's colour, inside the picture, where it hides the other labels least; the surest boxes choose first.
+    Returns a new (H, W, 3) uint8 array.
+    """
+    image = np.array(image_rgb, np.uint8, order="C")
+    height, width = image.shape[:2]
+    text_size = max(12, round(0.022 * (height * width) ** 0.5))
+    line_width = max(1, round(text_size / 8))
+    corners = np.clip(np.asarray(boxes_xyxy, np.float64).reshape(-1, 4), 0, (width, height) * 2).round().astype(int)
+    order = range(len(corners)) if scores is None else np.argsort(-np.asarray(scores), kind="stable")
+    # All boxes before all labels: no line of a neighbour crosses a text. The surest box ends on top.
+    for i in reversed(order):
+        x1, y1, x2, y2 = corners[i].tolist()
+        bottom_right = (min(x2, width - 1), min(y2, height - 1))
+        cv2.rectangle(image, (x1, y1), bottom_right, class_colour(class_ids[i]), line_width, cv2.LINE_AA)
+    taken_xyxy = np.zeros((0, 4), int)
+    for i in order:
+        text = class_names[class_ids[i]] + ("" if scores is None else f" {scores[i]:.2f}")
+        text, size, tab_hw = _fit(text, text_size, width)
+        tab_xyxy = _place(corners[i], tab_hw, taken_xyxy, (height, width), line_width)
+        _draw_tab(image, tab_xyxy, text, size, class_colour(class_ids[i]))
+        taken_xyxy = np.concatenate([taken_xyxy, tab_xyxy[None]])
+    return image
+
+
+def contact_sheet(images, columns):
+    """Lay RGB images out in a grid, row by row, each centred in a cell of the largest height and width.
+
+    images: list of (H, W, 3) uint8, sizes may differ; columns: at least 1. Returns one (H', W', 3) uint8 image with
+    a thin dark gap between the cells. Raises ValueError where there is no image or no column.
+    """
+    if not len(images) or columns < 1:
+        raise ValueError(
+            f"contact_sheet got {len(images)} images and {columns} columns, expected at least one of each."
+        )
+    columns, gap = min(columns, len(images)), 4
+    rows = -(-len(images) // columns)
+    cell_height, cell_width = (max(image.shape[axis] for image in images) for axis in (0, 1))
+    sheet = np.full((rows * (cell_height + gap) - gap, columns * (cell_width + gap) - gap, 3), 32, np.uint8)
+    for i, image in enumerate(images):
+        top = i // columns * (cell_height + gap) + (cell_height - image.shape[0]) // 2
+        left = i % columns * (cell_width + gap) + (cell_width - image.shape[1]) // 2
+        sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return sheet
+
+
+def _fit(text, size, image_width):
+    """Shorten and shrink a text until its tab fits the picture: text, text size, (height, width) of the tab."""
+    while True:
+        # The rectangle that getTextSize returns is (x, y, width, height).
+        tab_width = cv2.getTextSize((0, 0), text, (0, 0), _FONT, size, _WEIGHT)[2] + size // 2
+        if tab_width <= image_width or (size <= 6 and len(text) < 3):
+            return text, size, (round(size * 1.4), min(tab_width, image_width))
+        if size > 9:
+            size -= 1
+        elif len(text) >= 3:
+            text = text.rstrip("…")[:-1] + "…"
+        else:
+            size -= 1
+
+
+def _place(box_xyxy, tab_hw, taken_xyxy, size_hw, line_width):
+    """Tab (4,) x1, y1, x2, y2 at the box and inside the picture that overlaps the taken tabs (N, 4) least."""
+    x1, y1, x2, y2 = box_xyxy
+    height, width = tab_hw
+    edge = line_width // 2
+    x1, y1, x2, y2 = x1 - edge, y1 - edge, x2 + edge, y2 + edge
+    # Above or below the box, beside it, and last inside it, where the tab hides the object.
+    outside = [(left, top) for left in (x1, x2 - width) for top in (y1 - height, y2)]
+    beside = [(left, y1) for left in (x2, x1 - width) if 0 <= left <= size_hw[1] - width]
+    places = (
+        [place for place in outside if 0 <= place[1] <= size_hw[0] - height] + beside + [(x1, y1), (x1, y2 - height)]
+    )
+    limit = np.maximum((size_hw[1] - width, size_hw[0] - height), 0)
+    top_left = np.clip(np.array(places), 0, limit)
+    tabs_xyxy = np.concatenate([top_left, top_left + np.array((width, height))], 1)
+    shared = np.minimum(tabs_xyxy[:, None, 2:], taken_xyxy[:, 2:]) - np.maximum(
+        tabs_xyxy[:, None, :2], taken_xyxy[:, :2]
+    )
+    return tabs_xyxy[np.argmin(shared.clip(0).prod(2).sum(1))]
+
+
+def _draw_tab(image, tab_xyxy, text, size, colour):
+    x1, y1, x2, y2 = tab_xyxy.tolist()
+    cv2.rectangle(image, (x1, y1), (x2 - 1, y2 - 1), colour, cv2.FILLED)
+    brightness = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+    ink = (0, 0, 0) if brightness > 140 else (255, 255, 255)
+    # The room below the baseline holds the tails of g, j and y. Without the wide wrap, text would break at the border.
+    cv2.putText(image, text, (x1 + size // 4, y2 - round(size * 0.4)), ink, _FONT, size, _WEIGHT, wrap=(0, 1 << 15))
