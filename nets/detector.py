@@ -18,9 +18,6 @@ class DetectionNetwork(nn.Module):
         self.num_classes = num_classes
         self.normalize = PixelNormalize(pixel_rule)
         self.frozen = False
-        # True: BatchNorm of the feature extractor uses its running statistics even when the rest of it learns. A head
-        # trained on frozen features has learned on these; a switch to each batch's own would make the loss leap.
-        self.keeps_statistics = False
 
     def freeze(self, frozen=True):
         """Freeze or unfreeze the feature extractor: no gradient, no graph, BatchNorm keeps its running statistics."""
@@ -30,7 +27,7 @@ class DetectionNetwork(nn.Module):
 
     def train(self, mode=True):
         super().train(mode)
-        if self.frozen or self.keeps_statistics:
+        if self.frozen:
             self.feature_extractor.eval()
         return self
 

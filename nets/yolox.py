@@ -18,8 +18,12 @@ from utils.boxes import centre_size_to_xyxy
 PIXEL_RULE = {"channels": "BGR", "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
 # A side of exp(7) = 1,100 strides is beyond any image; without a bound one wild logit turns the loss into NaN.
 MAX_LOG_SIZE = 7.0
-# Share of positives that an untrained head predicts, so that the many negatives do not swamp its first steps.
-PRIOR_PROBABILITY = 0.01
+# What an untrained head predicts. Objects are rare, so that the many negatives do not swamp the first steps; a class is
+# one of C with an overlap of a half; a side is four cells, as it typically is on the map that learns it. A head that
+# had to reach these numbers from far away would spend a short training on its biases.
+OBJECT_PRIOR = 0.01
+CLASS_PRIOR = 0.5
+SIDE_PRIOR = 4.0
 
 
 class PAFPN(nn.Module):
@@ -57,6 +61,10 @@ class PAFPN(nn.Module):
         return [p3, p4, p5]
 
 
+def _logit(probability):
+    return math.log(probability / (1 - probability))
+
+
 def _upsample(x):
     return interpolate(x, scale_factor=2, mode="nearest")
 
@@ -83,8 +91,10 @@ class DecoupledHead(nn.Module):
         self.reg_preds = prediction(4)
         self.obj_preds = prediction(1)
         self.stems = nn.ModuleList(BaseConv(channels, hidden, 1, 1) for channels in in_channels)
-        for layer in (*self.cls_preds, *self.obj_preds):
-            nn.init.constant_(layer.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
+        for level in range(len(in_channels)):
+            nn.init.constant_(self.obj_preds[level].bias, _logit(OBJECT_PRIOR))
+            nn.init.constant_(self.cls_preds[level].bias, _logit(CLASS_PRIOR / num_classes))
+            nn.init.constant_(self.reg_preds[level].bias[2:], math.log(SIDE_PRIOR))
 
     def forward(self, features):
         raw = []

@@ -92,11 +92,14 @@ def test_batchnorm_has_the_settings_of_the_official_weights():
         assert {(layer.eps, layer.momentum) for layer in layers} == {(1e-3, 0.03)}
 
 
-def test_untrained_head_predicts_few_objects():
-    """Prevents the many negative cells from swamping the first steps: all priors are 0.01."""
+def test_untrained_head_starts_at_its_priors():
+    """Prevents negatives that swamp the first steps, and short trainings spent on biases: objects 0.01, each of three
+    classes 1/6, sides of four cells."""
     head = build_model("yolox_nano", 3).head
-    biases = torch.cat([layer.bias.detach() for layer in (*head.obj_preds, *head.cls_preds)])
-    assert biases.sigmoid().tolist() == pytest.approx([0.01] * 12)
+    for level in range(3):
+        assert head.obj_preds[level].bias.sigmoid().tolist() == pytest.approx([0.01])
+        assert head.cls_preds[level].bias.sigmoid().tolist() == pytest.approx([1 / 6] * 3)
+        assert head.reg_preds[level].bias[2:].exp().tolist() == pytest.approx([4.0, 4.0])
 
 
 def input_of(module, whole, x):

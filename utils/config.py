@@ -5,6 +5,7 @@ the type of a constant is the type of its value; a constant that is None takes a
 """
 
 import ast
+import math
 import os
 import sys
 import traceback
@@ -12,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from types import SimpleNamespace
 
-LITERAL_TYPES = (bool, int, float, str, list, tuple, dict, type(None))
+LITERAL_TYPES = (bool, int, float, str, list, type(None))
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -74,23 +75,13 @@ def parse_overrides(constants, arguments):
     return values
 
 
-def checked_keywords(constants, overrides):
-    """Apply keyword overrides (already Python values) to constants; the same checks as parse_overrides."""
-    values = dict(constants)
-    for name, value in overrides.items():
-        if name not in constants:
-            raise ValueError(f"There is no parameter {name!r}.{_nearest(name, constants)}")
-        values[name] = _as_type_of(name, value, constants[name])
-    return values
-
-
 def convert(name, text, default):
     """Read the text of one override as the type of its default. Raises ValueError with what was got and expected."""
     if isinstance(default, str):
         return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = text
     return _as_type_of(name, value, default)
 
@@ -100,8 +91,8 @@ def _as_type_of(name, value, default):
         return value
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(default, (list, tuple)) and isinstance(value, (list, tuple)):
-        return type(default)(value)
+    if isinstance(default, list) and isinstance(value, tuple):
+        return list(value)
     if type(value) is type(default):
         return value
     kind = {"bool": "True or False", "int": "a whole number", "float": "a number", "str": "text"}.get(
@@ -155,49 +146,63 @@ def check_training(values):
 
 
 def _number(lowest, highest=float("inf"), above=False):
+    """A rule: a number from lowest (above: not lowest itself) to highest; infinity and NaN are none."""
+
     def holds(value):
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         return is_number and (lowest < value if above else lowest <= value) and value <= highest
 
     return holds
 
 
-def _image_sides(value):
-    return len(value) == 2 and all(isinstance(side, int) and side > 0 and side % 32 == 0 for side in value)
+def _whole(lowest):
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= lowest
 
 
-def _numbers_range(value):
-    return len(value) == 2 and all(map(_number(0, above=True), value)) and value[0] <= value[1]
+def _list_of(length, rule):
+    return lambda value: isinstance(value, (list, tuple)) and len(value) == length and all(map(rule, value))
 
 
+def _is_range(value):
+    return _list_of(2, _number(0, above=True))(value) and value[0] <= value[1]
+
+
+def _is_input_side(value):
+    return _whole(32)(value) and value % 32 == 0
+
+
+_FLAG = (lambda value: isinstance(value, bool), "True or False.")
+_TEXT = (lambda value: isinstance(value, str), "text in quotation marks, '' for none.")
 _FRACTION = (_number(0, 1), "a share from 0 to 1.")
-_BATCH = (_number(1), "a whole number of images, at least 1; 8 or 16 suit most machines.")
+_BATCH = (_whole(1), "a whole number of images, at least 1; 8 or 16 suit most machines.")
+INPUT_SHAPE = (
+    _list_of(2, _is_input_side),
+    "[height, width], both multiples of 32, such as [416, 416] or [640, 640].",
+)
+# What each constant of train.py may be: (test, the words for what was expected).
 RULES = {
-    "seed": (_number(0), "a whole number, 0 or more."),
-    "input_shape": (_image_sides, "[height, width], both multiples of 32, such as [416, 416] or [640, 640]."),
-    "mosaic_prob": _FRACTION,
-    "mixup_prob": _FRACTION,
-    "special_aug_ratio": _FRACTION,
-    "flip_prob": _FRACTION,
-    "scale_range": (_numbers_range, "[smallest, largest] zoom, such as [0.5, 1.5]."),
+    **dict.fromkeys(("Cuda", "distributed", "sync_bn", "fp16", "mosaic", "mixup", "Freeze_Train"), _FLAG),
+    **dict.fromkeys(("ema", "eval_flag"), _FLAG),
+    **dict.fromkeys(("gpu_ids", "classes_path", "train_annotation_path", "val_annotation_path"), _TEXT),
+    **dict.fromkeys(("model_name", "model_path", "save_dir"), _TEXT),
+    **dict.fromkeys(("mosaic_prob", "mixup_prob", "special_aug_ratio", "flip_prob"), _FRACTION),
+    **dict.fromkeys(("Freeze_batch_size", "Unfreeze_batch_size"), _BATCH),
+    **dict.fromkeys(("save_period", "eval_period"), (_whole(1), "1 or more epochs.")),
+    "num_workers": (_whole(-1), "-1 to let the machine decide, 0 for none, or their number."),
+    "seed": (_whole(0), "a whole number, 0 or more."),
+    "input_shape": INPUT_SHAPE,
+    "scale_range": (_is_range, "[smallest, largest] zoom, such as [0.5, 1.5]."),
     "aspect_jitter": (_number(0, 0.9), "a number from 0 (no change of the aspect ratio) to 0.9."),
-    "colour_jitter": (
-        lambda value: len(value) == 3 and all(map(_number(0, 1), value)),
-        "[hue, saturation, brightness], each from 0 to 1, such as [0.015, 0.5, 0.4].",
-    ),
-    "Init_Epoch": (_number(0), "the number of epochs already done, 0 for a new training."),
-    "Freeze_Epoch": (_number(0), "the epoch at which the backbone is unfrozen, 0 or more."),
-    "Freeze_batch_size": _BATCH,
-    "Unfreeze_batch_size": _BATCH,
-    "accumulate": (_number(1), "1 or more batches per optimiser step."),
-    "Init_lr": (_number(0, above=True), "a learning rate above 0, such as 1e-2 for sgd or 1e-3 for adamw."),
+    "colour_jitter": (_list_of(3, _number(0, 1)), "[hue, saturation, brightness], each from 0 to 1."),
+    "Init_Epoch": (_whole(0), "the number of epochs already done, 0 for a new training."),
+    "Freeze_Epoch": (_whole(0), "the epoch at which the backbone is unfrozen, 0 or more."),
+    "UnFreeze_Epoch": (_whole(1), "the last epoch, a whole number from 1 on."),
+    "accumulate": (_whole(1), "1 or more batches per optimiser step."),
+    "Init_lr": (_number(0, above=True), "a learning rate above 0, such as 1e-2 for sgd or 4e-3 for adamw."),
     "Min_lr": (lambda value: value is None or _number(0)(value), "a learning rate, or None for Init_lr / 100."),
     "optimizer_type": (OPTIMIZERS.__contains__, f"one of {', '.join(OPTIMIZERS)}."),
     "lr_decay_type": (LR_DECAY_TYPES.__contains__, f"one of {', '.join(LR_DECAY_TYPES)}."),
-    "momentum": (_number(0, 0.9999), "a number from 0 to below 1, such as 0.937."),
+    "momentum": (_number(0, 0.9999), "a number from 0 to below 1, such as 0.937 for sgd or 0.9 for adamw."),
     "weight_decay": (_number(0), "0 or more, such as 5e-4 for sgd."),
     "clip_grad_norm": (_number(0), "the largest norm of the gradient, 0 for no clipping."),
-    "save_period": (_number(1), "1 or more epochs."),
-    "eval_period": (_number(1), "1 or more epochs."),
-    "num_workers": (_number(-1), "-1 to let the machine decide, 0 for none, or their number."),
 }

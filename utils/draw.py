@@ -1,7 +1,8 @@
 """Boxes with labels on images, and sheets of images. All images are RGB uint8 of shape (H, W, 3)."""
 
-import cv2
 import numpy as np
+
+from utils.opencv import cv2
 
 # Ten colours that stay apart on a photograph, for most colour-blind people too.
 _PALETTE = (

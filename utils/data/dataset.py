@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -13,6 +12,7 @@ from utils.data.letterbox import Placement, boxes_to_input, letterbox, placement
 from utils.data.plan import AugmentSettings, plan_sample, plan_targets
 from utils.data.records import Records
 from utils.data.render import render
+from utils.opencv import cv2
 
 # Targets are padded to a power of two, so that few different shapes reach the device.
 MIN_PADDED_BOXES = 16

@@ -7,8 +7,9 @@ official YOLOX weights were trained with (`preproc` in yolox/data/data_augment.p
 import os
 from typing import NamedTuple
 
-import cv2
 import numpy as np
+
+from utils.opencv import cv2
 
 MODES = ("topleft", "center", "stretch")
 PAD = 114

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-import cv2
 import numpy as np
 
 from utils.data.letterbox import resize_into
 from utils.data.plan import NEUTRAL_GAINS, AugmentSettings, SamplePlan, Tile, painted_yxyx
+from utils.opencv import cv2
 
 LEVELS = np.arange(256)
 

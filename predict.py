@@ -1,0 +1,117 @@
+"""Use a trained detector. Edit the constants below, then run `python predict.py`.
+
+Any constant can be changed for one run instead: `python predict.py --mode=dir_predict --dir_origin_path=my_images`.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from utils.config import run_script, script_constants
+from utils.data.annotations import IMAGE_SUFFIXES, read_class_names
+from utils.data.letterbox import read_image, write_image
+from utils.device import choose_device
+from utils.draw import draw_boxes
+from utils.infer import Detector
+
+# ----------------------------------------------------------------------------------------------------------------------
+#   WHAT TO DO
+#
+#   mode            'predict'      draw boxes on one picture, or, with image = '', on each path that you type.
+#                   'dir_predict'  draw boxes on every picture of a folder.
+#   image           The picture of mode 'predict'. '' asks for paths, one after another.
+#   dir_origin_path Folder of the pictures of mode 'dir_predict'.
+#   dir_save_path   Folder to which both modes write the pictures with boxes, as PNG or under their own type.
+# ----------------------------------------------------------------------------------------------------------------------
+mode = "predict"
+image = "VOCdevkit/Sample/JPEGImages/000121.jpg"
+dir_origin_path = "VOCdevkit/Sample/JPEGImages"
+dir_save_path = "img_out"
+
+# ----------------------------------------------------------------------------------------------------------------------
+#   THE DETECTOR
+#
+#   model_path      Weights. A file that training wrote says itself which network, classes and input size it needs.
+#   classes_path    Only for official YOLOX releases, which do not say their classes: model_data/coco_classes.txt.
+#   model_name      Only for official YOLOX releases: 'yolox_nano', ...
+#   input_shape     [height, width] that the network sees, multiples of 32; [] takes the size of the training.
+#   confidence      Boxes below this score are not shown. Lower it where objects are missed, raise it where boxes are
+#                   wrong.
+#   nms_iou         Two boxes of one class that overlap more than this are one object. Raise it for crowded scenes.
+#   Cuda            Use the GPU where there is one.
+# ----------------------------------------------------------------------------------------------------------------------
+model_path = "logs/best_epoch_weights.pth"
+classes_path = ""
+model_name = ""
+input_shape = []
+confidence = 0.5
+nms_iou = 0.5
+Cuda = True
+
+
+def predict_one(detector, path, settings):
+    """Detect on one picture, save it with boxes, and print what was found. Returns the path written."""
+    picture = read_image(str(path))
+    found = detector(picture, settings.confidence, settings.nms_iou)
+    target = Path(settings.dir_save_path) / Path(path).name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    names = detector.class_names
+    write_image(str(target), draw_boxes(picture, found.boxes_xyxy, found.class_ids, found.scores, names))
+    return found, target
+
+
+def predict(detector, settings):
+    """Mode 'predict': the picture of `image`, or every path typed until an empty line."""
+    paths = [settings.image] if settings.image else iter(lambda: input("Picture (empty line ends): ").strip(), "")
+    for path in paths:
+        try:
+            found, target = predict_one(detector, path, settings)
+        except (ValueError, FileNotFoundError) as error:
+            if settings.image:
+                raise
+            print(error)
+            continue
+        for box_xyxy, score, class_id in zip(found.boxes_xyxy, found.scores, found.class_ids, strict=True):
+            x1, y1, x2, y2 = np.round(box_xyxy).astype(int)
+            print(f"{detector.class_names[class_id]:16s} {score:.3f}  x {x1}-{x2}  y {y1}-{y2}")
+        print(f"{len(found.scores)} objects; saved {target}")
+
+
+def dir_predict(detector, settings):
+    """Mode 'dir_predict': every picture of a folder. Pictures that cannot be read are named at the end."""
+    folder = Path(settings.dir_origin_path)
+    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise ValueError(f"dir_origin_path is {str(folder)!r}, which holds no pictures ({', '.join(IMAGE_SUFFIXES)}).")
+    objects, failed = 0, []
+    for path in tqdm(paths, desc="pictures", disable=None):
+        try:
+            objects += len(predict_one(detector, path, settings)[0].scores)
+        except ValueError as error:
+            failed.append(str(error))
+    print(f"{len(paths) - len(failed)} pictures, {objects} objects; saved in {settings.dir_save_path}")
+    if failed:
+        raise ValueError(f"{len(failed)} pictures could not be read: " + " ".join(failed[:10]))
+
+
+MODES = {"predict": predict, "dir_predict": dir_predict}
+
+
+def main(settings):
+    """Open the detector and do what mode says."""
+    if settings.mode not in MODES:
+        raise ValueError(f"mode is {settings.mode!r}; expected one of {', '.join(MODES)}.")
+    if not Path(settings.model_path).is_file():
+        raise ValueError(
+            f"model_path is {settings.model_path!r}, and there is no such file; train first (`python train.py` writes "
+            "logs/best_epoch_weights.pth), or point model_path at your weights."
+        )
+    device, _ = choose_device(settings.Cuda)
+    class_names = read_class_names(settings.classes_path) if settings.classes_path else None
+    detector = Detector(settings.model_path, device, settings.model_name, class_names, settings.input_shape)
+    MODES[settings.mode](detector, settings)
+
+
+if __name__ == "__main__":
+    run_script(main, script_constants(globals()))

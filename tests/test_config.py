@@ -1,0 +1,321 @@
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import train
+from utils import config
+from utils.config import (
+    RULES,
+    check_training,
+    parse_overrides,
+    run_script,
+    script_constants,
+    settings_table,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+CONSTANTS = {
+    "fp16": True,
+    "seed": 11,
+    "Init_lr": 1e-2,
+    "input_shape": [320, 320],
+    "model_path": "",
+    "Min_lr": None,
+}
+
+
+@pytest.fixture
+def constants(monkeypatch):
+    """train.py's own constants, with the paths in them valid."""
+    monkeypatch.chdir(ROOT)
+    return script_constants(vars(train))
+
+
+@pytest.mark.parametrize(
+    ("argument", "name", "expected"),
+    [
+        ("--fp16=False", "fp16", False),
+        ("--seed=3", "seed", 3),
+        ("--seed=-3", "seed", -3),
+        ("--Init_lr=1e-3", "Init_lr", 0.001),
+        ("--Init_lr=1", "Init_lr", 1.0),
+        ("--input_shape=[416, 640]", "input_shape", [416, 640]),
+        ("--input_shape=(416, 640)", "input_shape", [416, 640]),
+        ("--input_shape=416,640", "input_shape", [416, 640]),
+        ("--model_path=logs/a.pth", "model_path", "logs/a.pth"),
+        ("--model_path='logs/a.pth'", "model_path", "logs/a.pth"),
+        ('--model_path="my weights/a=b.pth"', "model_path", "my weights/a=b.pth"),
+        ("--model_path=my weights/图=1.pth", "model_path", "my weights/图=1.pth"),
+        ("--model_path=it's", "model_path", "it's"),
+        ("--model_path='", "model_path", "'"),
+        ("--model_path=2007", "model_path", "2007"),
+        ("--model_path=None", "model_path", "None"),
+        ("--model_path=", "model_path", ""),
+        ("--Min_lr=1e-5", "Min_lr", 1e-5),
+        ("--Min_lr=None", "Min_lr", None),
+    ],
+)
+def test_an_override_takes_the_type_of_its_default(argument, name, expected):
+    """Prevents paths that lose quotes, spaces or equals signs, numbers that stay text, and lists that become tuples."""
+    values = parse_overrides(CONSTANTS, [argument])
+    assert (values[name], type(values[name])) == (expected, type(expected))
+    assert values == CONSTANTS | {name: expected}
+    assert list(values) == list(CONSTANTS)
+
+
+def test_several_overrides_and_none():
+    """Prevents overrides that change the defaults of the script, and a later one that loses to an earlier."""
+    before = dict(CONSTANTS)
+    assert parse_overrides(CONSTANTS, []) == CONSTANTS
+    assert parse_overrides({}, []) == {}
+    values = parse_overrides(CONSTANTS, ["--seed=1", "--fp16=False", "--seed=2"])
+    assert (values["seed"], values["fp16"]) == (2, False)
+    assert before == CONSTANTS
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--fp16=maybe", "fp16 is 'maybe'; expected True or False, as in --fp16=True."),
+        ("--fp16=1", "fp16 is 1; expected True or False, as in --fp16=True."),
+        ("--seed=1.5", "seed is 1.5; expected a whole number, as in --seed=11."),
+        ("--seed=True", "seed is True; expected a whole number, as in --seed=11."),
+        ("--seed=", "seed is ''; expected a whole number, as in --seed=11."),
+        ("--Init_lr=fast", "Init_lr is 'fast'; expected a number, as in --Init_lr=0.01."),
+        ("--Init_lr=True", "Init_lr is True; expected a number, as in --Init_lr=0.01."),
+        ("--input_shape=640", "input_shape is 640; expected a list, as in --input_shape=[320, 320]."),
+        ("--input_shape=None", "input_shape is None; expected a list, as in --input_shape=[320, 320]."),
+        ("--input_shape={[]: 1}", "input_shape is '{[]: 1}'; expected a list, as in --input_shape=[320, 320]."),
+        ("--seed", "--seed has no value; write --seed=value, as in --seed=11."),
+        ("seed=3", "Argument 'seed=3' is not understood; expected --name=value, as in --seed=3."),
+        ("-seed=3", "Argument '-seed=3' is not understood; expected --name=value, as in --seed=3."),
+        ("--Seed=3", "There is no parameter 'Seed'. The nearest is --seed=..."),
+        ("--init-lr=3", "There is no parameter 'init-lr'. The nearest is --Init_lr=..."),
+        (
+            "--zzz=3",
+            "There is no parameter 'zzz'. Known: fp16, seed, Init_lr, input_shape, model_path, Min_lr.",
+        ),
+    ],
+)
+def test_a_wrong_override_is_one_sentence(argument, message):
+    """Prevents a mistyped name or value that is silently ignored, or fails hours later."""
+    with pytest.raises(ValueError) as error:
+        parse_overrides(CONSTANTS, [argument])
+    assert str(error.value) == message
+
+
+def test_script_constants_are_the_literals_in_their_order():
+    """Prevents modules, functions and private names from turning up as parameters."""
+    found = script_constants({"__name__": "x", "_hidden": 1, "b": 2, "math": ast, "a": [1], "main": len, "none": None})
+    assert list(found.items()) == [("b", 2), ("a", [1]), ("none", None)]
+    assert script_constants({}) == {}
+
+
+@pytest.mark.parametrize("script", ["train", "predict", "tools.get_map", "tools.voc_annotation"])
+def test_parameters_of_a_script_are_the_constants_written_in_it(script):
+    """Prevents imported constants and look-up tables from being shown, and changed, as parameters."""
+    module = importlib.import_module(script)
+    written = []
+    for node in ast.parse(Path(module.__file__).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign):
+            try:
+                ast.literal_eval(node.value)
+            except ValueError:
+                continue
+            written += [target.id for target in node.targets if isinstance(target, ast.Name)]
+    assert set(script_constants(vars(module))) <= set(written)
+
+
+def test_the_table_shows_everything_and_stars_changes():
+    """Prevents a run whose settings cannot be seen."""
+    defaults = {"seed": 11, "model_name": "yolox_nano"}
+    assert settings_table(defaults | {"seed": 3}, defaults) == "* seed        3\n  model_name  'yolox_nano'"
+    assert settings_table({}, {}) == ""
+
+
+def test_shipped_constants_pass_their_checks(constants):
+    """Prevents shipping constants that train.py refuses, and a check that changes a value."""
+    assert vars(check_training(constants)) == constants
+
+
+BAD_VALUES = [
+    *[(name, "yes") for name in ("Cuda", "distributed", "sync_bn", "fp16", "mosaic", "mixup", "Freeze_Train")],
+    *[(name, 1) for name in ("ema", "eval_flag")],
+    *[(name, 0) for name in ("gpu_ids", "classes_path", "train_annotation_path", "val_annotation_path")],
+    *[(name, None) for name in ("model_name", "model_path", "save_dir")],
+    ("UnFreeze_Epoch", 80.5),
+    ("UnFreeze_Epoch", "80"),
+    ("input_shape", 640),
+    ("scale_range", 0.5),
+    ("colour_jitter", None),
+    ("seed", 1.5),
+    ("Unfreeze_batch_size", 8.5),
+    ("Init_lr", float("inf")),
+    ("seed", -1),
+    ("input_shape", [100, 64]),
+    ("input_shape", [64, 100]),
+    ("input_shape", [640]),
+    ("input_shape", []),
+    ("input_shape", [0, 64]),
+    ("input_shape", [-32, 64]),
+    ("input_shape", [64.0, 64.0]),
+    ("mosaic_prob", 1.5),
+    ("mixup_prob", -0.1),
+    ("special_aug_ratio", 2.0),
+    ("flip_prob", 1.01),
+    ("scale_range", [1.5, 0.5]),
+    ("scale_range", [0.0, 1.5]),
+    ("scale_range", [0.5]),
+    ("scale_range", ["0.5", "1.5"]),
+    ("aspect_jitter", 1.0),
+    ("colour_jitter", [0.015, 0.5]),
+    ("colour_jitter", [0.015, 0.5, 1.4]),
+    ("Init_Epoch", -1),
+    ("Freeze_Epoch", -1),
+    ("Freeze_batch_size", 0),
+    ("Unfreeze_batch_size", 0),
+    ("accumulate", 0),
+    ("accumulate", True),
+    ("Init_lr", 0.0),
+    ("Init_lr", float("nan")),
+    ("Min_lr", -1e-5),
+    ("Min_lr", "low"),
+    ("optimizer_type", "SGD"),
+    ("optimizer_type", ""),
+    ("lr_decay_type", "step"),
+    ("momentum", 1.0),
+    ("weight_decay", -5e-4),
+    ("clip_grad_norm", -1.0),
+    ("save_period", 0),
+    ("eval_period", 0),
+    ("num_workers", -2),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_VALUES)
+def test_an_impossible_value_is_refused(constants, name, value):
+    """Prevents values that fail deep inside, or train nonsense: each names parameter, got and expected."""
+    with pytest.raises(ValueError) as error:
+        check_training(constants | {name: value})
+    assert str(error.value).startswith(f"{name} is {value!r}; expected ")
+    assert str(error.value).endswith(RULES[name][1]) and len(RULES[name][1]) > 5
+
+
+def test_every_rule_has_a_bad_value_above():
+    """Prevents rules that hold for everything."""
+    assert {name for name, _ in BAD_VALUES} == set(RULES)
+
+
+def test_every_constant_has_a_rule(constants):
+    """Prevents a new constant whose mistakes nobody notices."""
+    assert set(RULES) == set(constants)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"Init_Epoch": 80, "UnFreeze_Epoch": 80}, "UnFreeze_Epoch is 80 and Init_Epoch is 80, so no epoch is left"),
+        ({"UnFreeze_Epoch": 5, "Init_Epoch": 6}, "UnFreeze_Epoch is 5 and Init_Epoch is 6, so no epoch is left"),
+        (
+            {"Freeze_Epoch": 50, "UnFreeze_Epoch": 30, "model_path": "LICENSE"},
+            "Freeze_Epoch is 50, beyond UnFreeze_Epoch 30",
+        ),
+        ({"classes_path": "none.txt"}, "classes_path is 'none.txt', and there is no such file"),
+        ({"classes_path": "model_data"}, "classes_path is 'model_data', and there is no such file"),
+        ({"model_path": "none.pth"}, "model_path is 'none.pth', and there is no such file"),
+    ],
+)
+def test_constants_that_contradict_each_other(constants, changes, message):
+    """Prevents a training of no epochs, epochs that the user miscounted, and a late failure on a mistyped path."""
+    with pytest.raises(ValueError) as error:
+        check_training(constants | changes)
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"Freeze_Epoch": 50, "UnFreeze_Epoch": 30},  # from scratch there is no frozen phase to be too long
+        {"Freeze_Epoch": 30, "UnFreeze_Epoch": 30, "model_path": "LICENSE"},  # never unfreezes
+        {"Init_Epoch": 40},
+        {"Min_lr": 0.0},
+        {"num_workers": -1},
+        {"scale_range": [1.0, 1.0]},
+        {"input_shape": [32, 2048]},
+    ],
+)
+def test_allowed_corner_cases(constants, changes):
+    """Prevents rules that refuse what the comments in train.py promise."""
+    assert vars(check_training(constants | changes)) == constants | changes
+
+
+def run_with(monkeypatch, main, arguments=(), check=None):
+    monkeypatch.setattr(sys, "argv", ["script.py", *arguments])
+    run_script(main, {"seed": 11}, check)
+
+
+def test_run_script_hands_over_the_settings_and_shows_them(monkeypatch, capsys):
+    """Prevents a main that sees the defaults, and ranks that print the table once each."""
+    seen = []
+    monkeypatch.delenv("RANK", raising=False)
+    run_with(monkeypatch, seen.append, ["--seed=3"])
+    assert seen == [SimpleNamespace(seed=3)]
+    assert capsys.readouterr().out == "* seed  3\n"
+    run_with(monkeypatch, seen.append, ["--seed=4"], check=lambda values: SimpleNamespace(doubled=2 * values["seed"]))
+    assert seen[1:] == [SimpleNamespace(doubled=8)]
+    capsys.readouterr()
+    monkeypatch.setenv("RANK", "1")
+    run_with(monkeypatch, seen.append)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_users_mistake_is_one_line_and_exit_status_1():
+    """Prevents a trace for a typing mistake, and a failed command that a shell script takes for a success."""
+    code = "from utils.config import run_script; run_script(print, {'seed': 11})"
+    result = subprocess.run([sys.executable, "-c", code, "--sed=3"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr == "\nError: There is no parameter 'sed'. The nearest is --seed=...\n"
+
+
+@pytest.mark.parametrize("kind", [ValueError, FileNotFoundError])
+def test_errors_of_the_project_lose_their_trace(monkeypatch, kind):
+    """Prevents a trace where the message alone tells the user what to do."""
+
+    def main(_settings):
+        raise kind("train.txt does not exist.")
+
+    with pytest.raises(SystemExit) as stop:
+        run_with(monkeypatch, main)
+    assert stop.value.code == "\nError: train.txt does not exist."
+
+
+def test_other_errors_keep_their_trace(monkeypatch):
+    """Prevents bugs in libraries, and our own, from being shown as a mistake of the user without a trace."""
+
+    def wrong_call(_settings):
+        torch.optim.SGD([torch.zeros(1)], lr=-1.0)
+
+    with pytest.raises(ValueError, match="Invalid learning rate"):
+        run_with(monkeypatch, wrong_call)
+
+    def bug(_settings):
+        raise KeyError("boxes")
+
+    with pytest.raises(KeyError, match="boxes"):
+        run_with(monkeypatch, bug)
+
+
+def test_a_library_inside_the_project_folder_is_still_a_library(monkeypatch):
+    """Prevents a virtual environment at .venv/ from turning every ValueError of torch into a bare sentence."""
+    library = config.PROJECT / ".venv/lib/python3.11/site-packages/library.py"
+    scope = {}
+    exec(compile("def main(settings):\n    raise ValueError('from the depths')", str(library), "exec"), scope)
+    with pytest.raises(ValueError, match="from the depths"):
+        run_with(monkeypatch, scope["main"])

@@ -1,0 +1,183 @@
+"""What the training runs on: device, ranks, precision, and the lines that say so."""
+
+import os
+import platform
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import distributed as dist
+from torch import nn
+
+LAUNCH_COMMAND = "CUDA_VISIBLE_DEVICES=0,1 torchrun --nproc_per_node=2 train.py --distributed=True"
+MAX_WORKERS = 8
+
+
+class Ranks(NamedTuple):
+    """Place of this process among all: rank in 0..world_size - 1, local_rank on its machine."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_main(self):
+        return self.rank == 0
+
+
+class Precision(NamedTuple):
+    """dtype of the forward pass; scales says whether float16 gradients need a GradScaler; sentence is for people."""
+
+    dtype: torch.dtype
+    scales: bool
+    sentence: str
+
+
+class Place(NamedTuple):
+    """Where a training runs. say prints on the main rank and nowhere else."""
+
+    device: torch.device
+    ranks: Ranks
+    precision: Precision
+    say: Callable
+
+    @property
+    def on_gpu(self):
+        return self.device.type == "cuda"
+
+    def workers(self, num_workers):
+        """Loader processes: num_workers, or for -1 what suits: on a CPU the network needs the cores itself."""
+        if num_workers >= 0:
+            return num_workers
+        return min(MAX_WORKERS, (os.cpu_count() or 1) // self.ranks.world_size) if self.on_gpu else 0
+
+
+def set_up(settings):
+    """Choose GPUs, ranks, device and precision by the constants, seed torch, and say what runs where.
+
+    settings: with gpu_ids, Cuda, distributed, fp16, seed. Returns a Place. Raises ValueError, see join_ranks.
+    """
+    choose_gpus(settings.gpu_ids)
+    ranks = join_ranks(settings.distributed, settings.Cuda)
+    say = print if ranks.is_main else _say_nothing
+    device, sentence = choose_device(settings.Cuda, ranks.local_rank)
+    precision = choose_precision(settings.fp16, device)
+    torch.manual_seed(settings.seed)
+    for name, text in (*describe(device), ("precision", precision.sentence)):
+        say(f"{name:14s} {text}")
+    if sentence:
+        say(f"note: {sentence}")
+    return Place(device, ranks, precision, say)
+
+
+def _say_nothing(*_):
+    pass
+
+
+def choose_gpus(gpu_ids):
+    """Make only the GPUs of gpu_ids ('0,2'; '' for all) visible. Has to run before CUDA starts."""
+    if gpu_ids:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu_ids.replace(" ", "")
+
+
+def choose_device(use_cuda, local_rank=0):
+    """The device to train on, and a sentence where it is not what was asked for (else '')."""
+    if use_cuda and torch.cuda.is_available():
+        return torch.device("cuda", local_rank), ""
+    sentence = "Cuda is True, but torch finds no usable GPU: training runs on the CPU." if use_cuda else ""
+    return torch.device("cpu"), sentence
+
+
+def join_ranks(distributed, use_cuda):
+    """Join the process group that a launcher prepared.
+
+    distributed: the constant. Returns Ranks. Raises ValueError, showing the command, where distributed is True without
+    a launcher.
+    """
+    if not distributed:
+        return Ranks()
+    if "RANK" not in os.environ:
+        raise ValueError(
+            "distributed is True, but this process was not started by a launcher; set distributed = False for one "
+            f"process, or start with: {LAUNCH_COMMAND}"
+        )
+    ranks = Ranks(*(int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
+    on_gpu = use_cuda and torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(ranks.local_rank)
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    return ranks
+
+
+def leave_ranks():
+    """End the process group, if there is one."""
+    if is_distributed():
+        dist.destroy_process_group()
+
+
+def parallel(model, place):
+    """Wrap a model for the GPUs there are: DistributedDataParallel under a launcher, DataParallel for several GPUs."""
+    if is_distributed():
+        ids = [place.ranks.local_rank] if place.on_gpu else None
+        return nn.parallel.DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+    if place.on_gpu and torch.cuda.device_count() > 1:
+        return nn.DataParallel(model)
+    return model
+
+
+def with_sync_bn(model, sync_bn, place):
+    """Share BatchNorm statistics between ranks where sync_bn asks for it and the place allows it. Returns the model."""
+    if not sync_bn:
+        return model
+    if not (place.on_gpu and is_distributed()):
+        place.say("note: sync_bn is True, but it takes GPUs and distributed = True: ordinary BatchNorm is used.")
+        return model
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
+def is_distributed():
+    """Whether this process has joined a process group."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def choose_precision(fp16, device):
+    """Mixed precision where it pays: bfloat16 where the device computes it natively, else float16 on GPUs.
+
+    Returns a Precision whose sentence says what was chosen and why.
+    """
+    if not fp16:
+        return Precision(torch.float32, False, "float32 (fp16 = False)")
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Precision(torch.bfloat16, False, "mixed bfloat16, native on this GPU")
+        return Precision(torch.float16, True, "mixed float16 with loss scaling (this GPU has no native bfloat16)")
+    if cpu_has_bfloat16():
+        return Precision(torch.bfloat16, False, "mixed bfloat16, native on this CPU")
+    return Precision(torch.float32, False, "float32: fp16 = True, but this CPU has no native bfloat16")
+
+
+def cpu_has_bfloat16():
+    """Whether the CPU multiplies bfloat16 in hardware; emulated, it is slower than float32."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    if capabilities:
+        return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return hasattr(torch.cpu, "_is_avx512_bf16_supported") and torch.cpu._is_avx512_bf16_supported()
+
+
+def describe(device):
+    """Versions and hardware, for the head of a run: list of (name, text)."""
+    cuda = f"{torch.version.cuda or 'none'}, cuDNN {torch.backends.cudnn.version() or 'none'}"
+    rows = [("Python, torch", f"{platform.python_version()}, {torch.__version__}"), ("CUDA", cuda)]
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        count = torch.cuda.device_count()
+        rows.append(("device", f"{count} x {properties.name}, {properties.total_memory / 2**30:.1f} GiB each"))
+    else:
+        rows.append(("device", f"CPU, {torch.get_num_threads()} threads, {_main_memory()}"))
+    return rows
+
+
+def _main_memory():
+    if not hasattr(os, "sysconf"):
+        return "memory unknown"
+    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB memory"
