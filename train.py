@@ -19,11 +19,12 @@ from utils.config import check_training, run_script, script_constants
 from utils.data.annotations import read_annotations, read_class_names
 from utils.data.dataset import build_train_loader, build_val_loader
 from utils.data.plan import AugmentSettings
-from utils.engine import Stepper, refresh_statistics, train_one_epoch
+from utils.engine import Stepper, train_one_epoch
 from utils.eval.evaluate import evaluate
 from utils.eval.scores import format_scores
 from utils.history import History
 from utils.optim import ModelEma, build_optimizer, parameter_groups, scaled_rates, set_rates, take_in
+from utils.unfreeze import adopt_statistics
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   THE MACHINE
@@ -79,36 +80,37 @@ val_annotation_path = "VOCdevkit/Sample/ImageSets/Main/val.txt"
 #                   and hundreds of epochs. The number of classes may differ; then only the class predictions start
 #                   fresh. A start from a whole model's weights: set model_path, Freeze_Train = True.
 #                   From scratch: model_path = '', at least 100 epochs, Freeze_Train does not matter.
-#   input_shape     [height, width] the network sees, multiples of 32. [640, 640] finds small objects better than
-#                   [416, 416] and takes 2.4 times the time and memory.
+#   input_shape     [height, width] the network sees, multiples of 32. [224, 224] does for the drawn sample; photographs
+#                   want [416, 416] or [640, 640], which finds small objects better and takes 2.4 times the time and
+#                   memory. The smallest objects should measure 10 pixels or more in it.
 # ----------------------------------------------------------------------------------------------------------------------
 model_name = "yolox_nano"
 model_path = ""
-input_shape = [320, 320]
+input_shape = [224, 224]
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   AUGMENTATION
 #
 #   mosaic              Join four images into one with probability mosaic_prob: more objects, more scales, more contexts
-#   mosaic_prob         per step. The strongest help on small data sets.
+#   mosaic_prob         per step. The strongest help on small data sets. 0.5 for short trainings, up to 1 for long ones.
 #   mixup               Blend a sample with a second one (mosaic again) with probability mixup_prob. Helps large models
-#                   and
-#   mixup_prob          long trainings; small models on little data are better without.
+#   mixup_prob          and long trainings; small models on little data are better without.
 #   special_aug_ratio   Mosaic, mixup and the changes of scale and aspect stop after this share of the epochs: their
 #                       images are far from real ones, and the last epochs should see real ones. Flip and colour go on.
-#   scale_range         Zoom of each image, relative to the one that just fits: [0.5, 1.5] from half to one and a half.
+#   scale_range         Zoom of each image, relative to the size at which it just fits: [smallest, largest]. [0.5, 1.5]
+#                       where objects come in very different sizes, closer to [1, 1] where they do not.
 #   aspect_jitter       Stretch: width / height changes by up to this share.
 #   flip_prob           Mirror left-right with this probability. 0 where left and right differ in meaning (letters, road
 #                       signs).
 #   colour_jitter       [hue, saturation, brightness]: largest random change. Lower the hue where colour decides the
-#                   class.
+#                       class.
 # ----------------------------------------------------------------------------------------------------------------------
 mosaic = True
-mosaic_prob = 0.7
+mosaic_prob = 0.5
 mixup = False
 mixup_prob = 0.5
 special_aug_ratio = 0.7
-scale_range = [0.5, 1.5]
+scale_range = [0.7, 1.4]
 aspect_jitter = 0.2
 flip_prob = 0.5
 colour_jitter = [0.015, 0.5, 0.4]
@@ -119,7 +121,7 @@ colour_jitter = [0.015, 0.5, 0.4]
 #   Freeze_Train            True: up to Freeze_Epoch the backbone keeps its pretrained weights and only neck and head
 #                           learn. That is fast, needs little memory and protects good features from the first rough
 #                           steps. Without pretrained weights there is nothing to protect, and training says so and
-#                   skips this phase.
+#                           skips this phase.
 #   Init_Epoch              Epochs already done; above 0 to go on with weights from logs/ (set model_path to them). At
 #                           or beyond Freeze_Epoch training starts in the second phase.
 #   Freeze_Epoch            Last epoch of the frozen phase, and
@@ -128,26 +130,34 @@ colour_jitter = [0.015, 0.5, 0.4]
 #                           what a weak machine can do.
 #   Unfreeze_batch_size     Batch size of the second phase. As large as memory allows, up to 16 or so; at least 2,
 #                           because BatchNorm has no statistics in a batch of 1. "Out of memory": lower this or
-#                   input_shape.
+#                           input_shape.
 #   accumulate              Sum the gradients of this many batches before each step: the effect of a large batch in the
 #                           memory of a small one.
+#
+#   Recipes
+#   From whole-model weights   model_path = 'model_data/yolox_nano.pth', Freeze_Train = True, Freeze_Epoch = 10,
+#                              UnFreeze_Epoch = 30 for hundreds of images, 50 and 100 for thousands.
+#   From scratch               model_path = '', UnFreeze_Epoch = 100 at least, 300 for photographs.
+#   A weak GPU, or a CPU       UnFreeze_Epoch = Freeze_Epoch (only the frozen phase), yolox_nano, [416, 416].
+#   Go on from weights         model_path = 'logs/last_epoch_weights.pth', Init_Epoch = the epochs they have seen.
 # ----------------------------------------------------------------------------------------------------------------------
 Freeze_Train = True
 Init_Epoch = 0
 Freeze_Epoch = 10
 Freeze_batch_size = 16
-UnFreeze_Epoch = 80
+UnFreeze_Epoch = 100
 Unfreeze_batch_size = 8
 accumulate = 1
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   LEARNING
 #
-#   optimizer_type  'sgd' with Init_lr = 1e-2, 'adam' or 'adamw' with Init_lr = 1e-3 and momentum 0.9. With adam set
-#                   weight_decay = 0: there it acts wrongly; adamw does it right.
+#   optimizer_type  'sgd' with momentum 0.937, 'adam' or 'adamw' with momentum 0.9. With adam set weight_decay = 0:
+#                   there it acts wrongly; adamw does it right.
 #   Init_lr         Highest learning rate for a batch of 64 images. It is scaled to the real batch (batch * accumulate /
 #                   64 * Init_lr), again at the unfreeze epoch, and kept within 5e-4..5e-2 (sgd) or 3e-4..1e-3 (adam,
-#                   adamw).
+#                   adamw). Hundreds of images and few epochs want large steps: 8e-2 for sgd, 4e-3 for adamw. Thousands
+#                   of images, or hundreds of epochs: 1e-2 and 1e-3. Loss nan or jumping: a tenth.
 #   Min_lr          Lowest learning rate, at the end. None: a hundredth of Init_lr.
 #   momentum        Momentum of sgd, beta1 of adam and adamw.
 #   weight_decay    Pulls weights to zero against overfitting: 5e-4 for sgd, 1e-2 to 5e-2 for adamw. Biases and
@@ -158,7 +168,7 @@ accumulate = 1
 #                   nearly always better. It looks back over 5 % of the run.
 # ----------------------------------------------------------------------------------------------------------------------
 optimizer_type = "sgd"
-Init_lr = 1e-2
+Init_lr = 8e-2
 Min_lr = None
 momentum = 0.937
 weight_decay = 5e-4
@@ -357,11 +367,11 @@ def main(settings):
 
     scores, named = None, set()
     for phase in phases:
-        thaws = model.frozen and not phase.frozen
-        model.freeze(phase.frozen)
-        if thaws:
+        if model.frozen and not phase.frozen:
             train_loader.batch_sampler.set_epoch(phase.first, phase.batch_size)
-            refresh_statistics(model, train_loader, device)
+            adopt_statistics(model, train_loader, device)
+            judged.feature_extractor.load_state_dict(model.feature_extractor.state_dict())
+        model.freeze(phase.frozen)
         take_in(optimizer, model, settings.weight_decay, phase.first)
         network = machine.parallel(model, place)
         batch_size = phase.batch_size * settings.accumulate

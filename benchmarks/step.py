@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import utils.threads  # noqa: F401 # isort: skip
 import torch
 
 from nets import build_criterion, build_model

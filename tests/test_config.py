@@ -319,3 +319,8 @@ def test_a_library_inside_the_project_folder_is_still_a_library(monkeypatch):
     exec(compile("def main(settings):\n    raise ValueError('from the depths')", str(library), "exec"), scope)
     with pytest.raises(ValueError, match="from the depths"):
         run_with(monkeypatch, scope["main"])
+
+
+def test_arguments_of_the_launcher_are_no_parameters():
+    """Prevents torch.distributed.launch, which adds --local-rank=N, from ending in an unknown parameter."""
+    assert parse_overrides(CONSTANTS, ["--local-rank=1", "--local_rank=0", "--seed=3"])["seed"] == 3

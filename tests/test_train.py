@@ -63,7 +63,7 @@ def test_a_weight_file_says_how_it_is_used(first_run):
     content = torch.load(first_run[0] / "best_epoch_weights.pth", weights_only=True)
     contract = content["contract"]
     assert contract["model_name"] == "yolox_nano"
-    assert contract["class_names"] == ["fish", "key", "leaf"]
+    assert contract["class_names"] == ["fish", "leaf", "mushroom"]
     assert contract["input_shape"] == [64, 64]
     assert contract["pixel_rule"] == {"channels": "BGR", "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
     assert contract["resize_rule"] == {"mode": "topleft", "pad": 114}

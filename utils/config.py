@@ -15,6 +15,8 @@ from types import SimpleNamespace
 
 LITERAL_TYPES = (bool, int, float, str, list, type(None))
 
+# torch.distributed.launch adds its own argument to ours; the same number stands in the environment.
+LAUNCHER_ARGUMENTS = ("--local-rank=", "--local_rank=")
 PROJECT = Path(__file__).resolve().parent.parent
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -63,6 +65,8 @@ def parse_overrides(constants, arguments):
     """
     values = dict(constants)
     for argument in arguments:
+        if argument.startswith(LAUNCHER_ARGUMENTS):
+            continue
         name, equals, text = argument.partition("=")
         if not name.startswith("--"):
             raise ValueError(f"Argument {argument!r} is not understood; expected --name=value, as in --seed=3.")

@@ -1,14 +1,12 @@
 """One epoch of training. Receives everything it needs and builds nothing."""
 
 import time
-from itertools import islice
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-BATCHES_FOR_STATISTICS = 16
 LOSS_PARTS = ("loss", "box", "obj", "cls", "l1")
 # How often the progress bar reads losses from the device: each reading waits for the device.
 SECONDS_BETWEEN_READINGS = 1.0
@@ -50,26 +48,6 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(self.model)
-
-
-@torch.no_grad()
-def refresh_statistics(model, loader, device):
-    """Measure the running statistics of all BatchNorm layers anew, on the first batches of a loader.
-
-    When a frozen feature extractor begins to learn, its layers normalise by each batch, and all layers after it see
-    other numbers. The running statistics, which evaluation uses, would follow slowly, and the validation loss would
-    leap.
-    """
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # the plain mean over all batches
-    model.train()
-    for batch in islice(loader, BATCHES_FOR_STATISTICS):
-        model(batch.images.to(device))
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
 
 
 def train_one_epoch(network, criterion, loader, stepper, set_rates, accumulate, description):
