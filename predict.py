@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from utils.config import run_script, script_constants
+from utils.config import check_values, run_script, script_constants
 from utils.data.annotations import IMAGE_SUFFIXES, read_class_names
 from utils.data.letterbox import read_image, write_image
 from utils.device import choose_device
@@ -22,10 +22,10 @@ from utils.infer import Detector
 #                   'dir_predict'  draw boxes on every picture of a folder.
 #   image           The picture of mode 'predict'. '' asks for paths, one after another.
 #   dir_origin_path Folder of the pictures of mode 'dir_predict'.
-#   dir_save_path   Folder to which both modes write the pictures with boxes, as PNG or under their own type.
+#   dir_save_path   Folder to which both modes write the pictures with boxes, under their own names.
 # ----------------------------------------------------------------------------------------------------------------------
 mode = "predict"
-image = "VOCdevkit/Sample/JPEGImages/000121.jpg"
+image = "VOCdevkit/Sample/JPEGImages/000155.jpg"
 dir_origin_path = "VOCdevkit/Sample/JPEGImages"
 dir_save_path = "img_out"
 
@@ -52,9 +52,14 @@ Cuda = True
 
 def predict_one(detector, path, settings):
     """Detect on one picture, save it with boxes, and print what was found. Returns the path written."""
+    target = Path(settings.dir_save_path) / Path(path).name
+    if target.resolve() == Path(path).resolve():
+        raise ValueError(
+            f"dir_save_path is {settings.dir_save_path!r}, the folder of {path} itself, which would be overwritten; "
+            "choose another folder."
+        )
     picture = read_image(str(path))
     found = detector(picture, settings.confidence, settings.nms_iou)
-    target = Path(settings.dir_save_path) / Path(path).name
     target.parent.mkdir(parents=True, exist_ok=True)
     names = detector.class_names
     write_image(str(target), draw_boxes(picture, found.boxes_xyxy, found.class_ids, found.scores, names))
@@ -63,7 +68,9 @@ def predict_one(detector, path, settings):
 
 def predict(detector, settings):
     """Mode 'predict': the picture of `image`, or every path typed until an empty line."""
-    paths = [settings.image] if settings.image else iter(lambda: input("Picture (empty line ends): ").strip(), "")
+    # "Copy as path" of Windows puts quotation marks around a path.
+    typed = iter(lambda: input("Picture (empty line ends): ").strip("\"' "), "")
+    paths = [settings.image] if settings.image else typed
     for path in paths:
         try:
             found, target = predict_one(detector, path, settings)
@@ -107,11 +114,13 @@ def main(settings):
             f"model_path is {settings.model_path!r}, and there is no such file; train first (`python train.py` writes "
             "logs/best_epoch_weights.pth), or point model_path at your weights."
         )
-    device, _ = choose_device(settings.Cuda)
+    device, sentence = choose_device(settings.Cuda)
+    if sentence:
+        print(f"note: {sentence}")
     class_names = read_class_names(settings.classes_path) if settings.classes_path else None
     detector = Detector(settings.model_path, device, settings.model_name, class_names, settings.input_shape)
     MODES[settings.mode](detector, settings)
 
 
 if __name__ == "__main__":
-    run_script(main, script_constants(globals()))
+    run_script(main, script_constants(globals()), check_values)

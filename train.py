@@ -192,6 +192,11 @@ save_period = 10
 eval_flag = True
 eval_period = 5
 
+_OUT_OF_MEMORY = (
+    "The GPU's memory does not suffice. Lower Unfreeze_batch_size or Freeze_batch_size (and raise accumulate as much), "
+    "or input_shape, or take a smaller model_name. The last whole epoch is kept in last_epoch_weights.pth."
+)
+
 
 class Phase(NamedTuple):
     """Epochs first..last - 1 (counted from 0), with the backbone frozen or not."""
@@ -217,24 +222,37 @@ def phases_of(settings):
     return [phase for phase in phases if phase.first < phase.last]
 
 
-def steps_of(phase, images, accumulate):
-    """Optimiser steps of a phase."""
-    return (phase.last - phase.first) * math.ceil(math.ceil(images / phase.batch_size) / accumulate)
+def steps_of(phases, images, accumulate):
+    """Optimiser steps of all phases."""
+    return sum((p.last - p.first) * math.ceil(math.ceil(images / p.batch_size) / accumulate) for p in phases)
 
 
-def advice(settings, phases, images):
+def check_batches(phases, ranks):
+    """Raise ValueError where a batch cannot be shared out evenly between the ranks."""
+    for phase in phases:
+        if phase.batch_size % ranks.world_size:
+            name = "Freeze_batch_size" if phase.frozen else "Unfreeze_batch_size"
+            nearest = max(phase.batch_size // ranks.world_size, 1) * ranks.world_size
+            raise ValueError(
+                f"{name} is {phase.batch_size}, which {ranks.world_size} processes cannot share evenly; set it to "
+                f"{nearest}, or another multiple of {ranks.world_size}."
+            )
+
+
+def advice(settings, phases, images, ranks):
     """Sentences on settings that will train badly, before time is spent on them."""
     if settings.Freeze_Train and not settings.model_path:
         yield "Freeze_Train is True, but the backbone is untrained (model_path = ''): nothing is worth freezing."
-    if any(min(phase.batch_size, images) == 1 for phase in phases):
+    if any(min(phase.batch_size // ranks.world_size, images) == 1 for phase in phases):
         yield "A batch of 1 image gives BatchNorm no statistics: use batch sizes of 2 or more."
-    steps = sum(steps_of(phase, images, settings.accumulate) for phase in phases)
+    steps = steps_of(phases, images, settings.accumulate)
     wanted = 300 if settings.model_path else 1000
-    if steps < wanted:
+    if steps < wanted and not settings.Init_Epoch:
         start = "from weights" if settings.model_path else "from scratch"
+        name = "Freeze_Epoch and UnFreeze_Epoch" if phases[-1].frozen else "UnFreeze_Epoch"
         yield (
-            f"Only {steps} optimiser steps in all; training {start} wants at least {wanted}: raise UnFreeze_Epoch to "
-            f"about {math.ceil(settings.UnFreeze_Epoch * wanted / steps)}, or lower the batch size."
+            f"Only {steps} optimiser steps in all; training {start} wants at least {wanted}: raise {name} to about "
+            f"{math.ceil(settings.UnFreeze_Epoch * wanted / steps)}, or lower the batch size."
         )
 
 
@@ -263,7 +281,23 @@ def make_model(settings, class_names, say):
         f"{settings.model_name} from {settings.model_path} ({weights.source}): "
         + describe_fit(fit, len(model.state_dict()))
     )
+    for sentence in unlike(weights.contract, class_names, settings):
+        say(f"note: {sentence}")
     return model
+
+
+def unlike(contract, class_names, settings):
+    """Sentences on what a weight file says about itself and the constants do not follow."""
+    if len(contract.get("class_names", ())) == len(class_names) and contract["class_names"] != class_names:
+        yield (
+            f"the weights were trained for the classes {', '.join(contract['class_names'])}, yours are "
+            f"{', '.join(class_names)}; their predictions are taken over in this order."
+        )
+    if contract.get("epoch") and not settings.Init_Epoch:
+        yield (
+            f"these weights have seen {contract['epoch']} epochs; this is a new training from them. To go on with that "
+            f"one instead, set Init_Epoch = {contract['epoch']}."
+        )
 
 
 def augmentation(settings):
@@ -294,18 +328,28 @@ def epoch_line(row, last_epoch):
     return text if row["map50"] is None else f"{text}  mAP@0.5 {row['map50']:.3f}  AP {row['ap']:.3f}"
 
 
-def result_row(epoch, phase, result, val_loss, scores):
+def stop_if_not_finite(loss, epoch):
+    """Raise ValueError where the mean loss of an epoch, counted from 0, is no number."""
+    if not math.isfinite(loss):
+        raise ValueError(
+            f"The loss became {loss} in epoch {epoch + 1}: lower Init_lr, set clip_grad_norm = 10, or rule out mixed "
+            "precision by fp16 = False. The weights of the epochs before are kept."
+        )
+
+
+def result_row(epoch, phase, result, evaluation, world_size):
     """One epoch as History takes it; epoch counts from 0."""
+    scores = evaluation.scores
     losses = {key if key == "loss" else f"loss_{key}": value for key, value in result.losses.items()}
     return {
         "epoch": epoch + 1,
         "phase": phase.name,
         **losses,
-        "val_loss": val_loss,
+        "val_loss": evaluation.loss,
         "lr": result.learning_rate,
         "map50": scores["map50"] if scores else None,
         "ap": scores["AP"] if scores else None,
-        "images_per_second": result.images_per_second,
+        "images_per_second": result.images_per_second * world_size,
         "data_wait": result.data_wait,
         "seconds": result.seconds,
     }
@@ -314,14 +358,16 @@ def result_row(epoch, phase, result, val_loss, scores):
 def report(files, scores, settings, say):
     """Say at the end what came out and where it lies."""
     if scores:
-        say("\n" + format_scores(scores))
+        say(f"\nThe last evaluation:\n{format_scores(scores)}")
     if files.best_score is None:
         say("\nNo epoch could be scored: the validation set holds no boxes, or its loss was not a number.")
         return
     best = f"mAP@0.5 {files.best_score:.3f}" if settings.eval_flag else f"validation loss {-files.best_score:.3f}"
     say(f"\nBest weights: {files.folder / outputs.BEST} ({best}, epoch {files.best_epoch})")
     say(f"Last weights: {files.folder / outputs.LAST}")
-    say(f"Both are also in {settings.save_dir}/, where `python predict.py` finds them.")
+    newest = files.folder.parent / outputs.BEST
+    command = "python predict.py" if settings.save_dir == "logs" else f"python predict.py --model_path={newest}"
+    say(f"Both are also in {settings.save_dir}/. Draw boxes with them: {command}")
 
 
 def main(settings):
@@ -334,25 +380,26 @@ def main(settings):
     model = make_model(settings, class_names, say).to(device, memory_format=torch.channels_last)
     model = machine.with_sync_bn(model, settings.sync_bn, place)
     criterion = build_criterion(model)
-    contract = make_contract(model, class_names, settings.input_shape, settings=vars(settings))
+    augment = augmentation(settings)
+    contract = make_contract(model, class_names, augment.input_shape, augment.rule, settings=vars(settings))
     phases = phases_of(settings)
-    for sentence in advice(settings, phases, len(train_records)):
+    check_batches(phases, ranks)
+    for sentence in advice(settings, phases, len(train_records), ranks):
         say(f"note: {sentence}")
 
-    augment = augmentation(settings)
     workers = place.workers(settings.num_workers)
     train_loader = build_train_loader(
         train_records, augment, settings.seed, phases[0].batch_size, workers, ranks.rank, ranks.world_size, place.on_gpu
     )
     val_loader = build_val_loader(
-        val_records, augment.input_shape, augment.rule, 2 * settings.Unfreeze_batch_size, workers, place.on_gpu
+        val_records, augment.input_shape, augment.rule, 2 * settings.Unfreeze_batch_size, min(workers, 2), place.on_gpu
     )
 
     # What moves it: the frozen part joins the optimiser when it is unfrozen
     model.freeze(phases[0].frozen)
     groups = parameter_groups(model, settings.weight_decay, settings.Init_Epoch)
     optimizer = build_optimizer(settings.optimizer_type, groups, settings.momentum)
-    total_steps = sum(steps_of(phase, len(train_records), settings.accumulate) for phase in phases)
+    total_steps = steps_of(phases, len(train_records), settings.accumulate)
     average = ModelEma(model, total_steps) if settings.ema else None
     stepper = Stepper(model, optimizer, average, place.precision, device, settings.clip_grad_norm)
     judged = average.model if average else model
@@ -366,57 +413,60 @@ def main(settings):
         say(f"results go to {files.folder}\n")
 
     scores, named = None, set()
-    for phase in phases:
-        if model.frozen and not phase.frozen:
-            train_loader.batch_sampler.set_epoch(phase.first, phase.batch_size)
-            adopt_statistics(model, train_loader, device)
-            judged.feature_extractor.load_state_dict(model.feature_extractor.state_dict())
-        model.freeze(phase.frozen)
-        take_in(optimizer, model, settings.weight_decay, phase.first)
-        network = machine.parallel(model, place)
-        batch_size = phase.batch_size * settings.accumulate
-        rates = scaled_rates(settings.Init_lr, settings.Min_lr, settings.optimizer_type, batch_size)
+    try:
+        for phase in phases:
+            if settings.Freeze_Train and settings.model_path and not phase.frozen:
+                train_loader.batch_sampler.set_epoch(phase.first, phase.batch_size)
+                adopt_statistics(model, train_loader, device)
+                judged.feature_extractor.load_state_dict(model.feature_extractor.state_dict())
+            model.freeze(phase.frozen)
+            take_in(optimizer, model, settings.weight_decay, phase.first)
+            network = machine.parallel(model, place)
+            batch_size = phase.batch_size * settings.accumulate
+            rates = scaled_rates(settings.Init_lr, settings.Min_lr, settings.optimizer_type, batch_size)
 
-        for epoch in range(phase.first, phase.last):
-            network.train()
-            criterion.use_l1 = not augment.mosaic or epoch >= augment.augment_epochs
-            train_loader.batch_sampler.set_epoch(epoch, phase.batch_size)
+            for epoch in range(phase.first, phase.last):
+                network.train()
+                criterion.use_l1 = not augment.mosaic or epoch >= augment.augment_epochs
+                train_loader.batch_sampler.set_epoch(epoch, phase.batch_size)
 
-            def set_rates_at(share, epoch=epoch, rates=rates):
-                return set_rates(optimizer, epoch + share, settings.UnFreeze_Epoch, *rates)
+                def set_rates_at(share, epoch=epoch, rates=rates):
+                    return set_rates(optimizer, epoch + share, settings.UnFreeze_Epoch, *rates)
 
-            name = f"epoch {epoch + 1}/{settings.UnFreeze_Epoch}"
-            result = train_one_epoch(network, criterion, train_loader, stepper, set_rates_at, settings.accumulate, name)
-            if not math.isfinite(result.losses["loss"]):
-                raise ValueError(
-                    f"The loss became {result.losses['loss']} in epoch {epoch + 1}: lower Init_lr, set "
-                    "clip_grad_norm = 10, or rule out mixed precision by fp16 = False. Earlier weights are kept."
+                bar = f"epoch {epoch + 1}/{settings.UnFreeze_Epoch}" if ranks.is_main else ""
+                result = train_one_epoch(
+                    network, criterion, train_loader, stepper, set_rates_at, settings.accumulate, bar
                 )
-            if not ranks.is_main:
-                continue
+                stop_if_not_finite(result.losses["loss"], epoch)
+                if not ranks.is_main:
+                    continue
 
-            is_last = epoch + 1 == settings.UnFreeze_Epoch
-            scored = settings.eval_flag and (is_last or (epoch + 1) % settings.eval_period == 0)
-            judged.eval()
-            criterion.use_l1 = False  # so that validation losses of all epochs compare
-            val_loss, epoch_scores, unreadable = evaluate(
-                judged, val_loader, val_records, class_names, device, place.precision.dtype, criterion, scored
-            )
-            scores = epoch_scores or scores
-            row = result_row(epoch, phase, result, val_loss, epoch_scores)
-            history.add_epoch(row)
-            for path in sorted({*result.unreadable, *unreadable} - named):
-                say(f"note: {path} cannot be decoded any more and is left out")
-            named |= {*result.unreadable, *unreadable}
-            say(epoch_line(row, settings.UnFreeze_Epoch))
-            contract |= {"epoch": epoch + 1, "scores": {key: row[key] for key in ("map50", "ap")}}
-            score = row["map50"] if settings.eval_flag else -val_loss
-            files.save(judged, contract, epoch + 1, is_last, row["loss"], val_loss, score)
+                is_last = epoch + 1 == settings.UnFreeze_Epoch
+                scored = settings.eval_flag and (is_last or (epoch + 1) % settings.eval_period == 0)
+                judged.eval()
+                criterion.use_l1 = False  # so that validation losses of all epochs compare
+                evaluation = evaluate(
+                    judged, val_loader, val_records, class_names, device, place.precision.dtype, criterion, scored
+                )
+                scores = evaluation.scores or scores
+                row = result_row(epoch, phase, result, evaluation, ranks.world_size)
+                history.add_epoch(row)
+                for path in sorted({*result.unreadable, *evaluation.unreadable} - named):
+                    say(f"note: {path} cannot be decoded any more and is left out")
+                    named.add(path)
+                say(epoch_line(row, settings.UnFreeze_Epoch))
+                contract |= {"epoch": epoch + 1, "scores": {key: row[key] for key in ("map50", "ap")}}
+                score = row["map50"] if settings.eval_flag else -row["val_loss"]
+                files.save(judged, contract, epoch + 1, is_last, row["loss"], row["val_loss"], score)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(_OUT_OF_MEMORY) from error
+    finally:
+        if ranks.is_main:
+            history.close()
+        machine.leave_ranks()
 
     if ranks.is_main:
-        history.close()
         report(files, scores, settings, say)
-    machine.leave_ranks()
     return (files.folder if files else None), scores
 
 

@@ -19,7 +19,7 @@ import torch
 
 from nets import build_criterion, build_model
 from utils import device as machine
-from utils.config import run_script, script_constants
+from utils.config import check_values, run_script, script_constants
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   model_name, num_classes, input_shape   The network measured.
@@ -118,4 +118,4 @@ def main(settings):
 
 
 if __name__ == "__main__":
-    run_script(main, script_constants(globals()))
+    run_script(main, script_constants(globals()), check_values)

@@ -157,7 +157,7 @@ def test_missing_split_names_the_command(tmp_path):
     """Prevents people from being left alone with annotations that are not split yet."""
     split = make_voc(tmp_path, {"a": []})
     os.remove(split)
-    with pytest.raises(FileNotFoundError, match=r"python tools/voc_annotation\.py --VOCdevkit_path="):
+    with pytest.raises(FileNotFoundError, match=r"voc_annotation\.py --annotation_mode=1 --VOCdevkit_path="):
         read_annotations(split, NAMES)
     with pytest.raises(FileNotFoundError, match="has no Annotations folder"):
         read_annotations(str(tmp_path / "none/ImageSets/Main/train.txt"), NAMES)
@@ -210,7 +210,7 @@ def test_list_file_missing_image(tmp_path):
     """Prevents a malformed box from being swallowed: it becomes part of a path that does not exist, and is shown."""
     Image.new("RGB", (100, 50)).save(tmp_path / "a.jpg")
     (tmp_path / "list.txt").write_text("a.jpg 1,2,3,4 1,2,3,4,0\n")
-    with pytest.raises(FileNotFoundError, match=r"1 images are missing: a\.jpg 1,2,3,4\."):
+    with pytest.raises(FileNotFoundError, match=r"1 images .*x1,y1,x2,y2,class.* are missing: a\.jpg 1,2,3,4\."):
         read_annotations(str(tmp_path / "list.txt"), NAMES)
 
 

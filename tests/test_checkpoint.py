@@ -7,6 +7,7 @@ from torch import nn
 from nets import build_model
 from utils import checkpoint
 from utils.checkpoint import (
+    YOLOX_RESIZE,
     copy_weights,
     describe_fit,
     load_matching,
@@ -15,6 +16,7 @@ from utils.checkpoint import (
     save_weights,
 )
 
+ABOUT = {"epoch": 5, "scores": {"map50": 0.5, "ap": None}}
 NAMES = ["fish", "key", "叶"]
 
 
@@ -27,13 +29,13 @@ def model():
 def weights_path(model, tmp_path_factory):
     """A weight file of this project for three classes."""
     path = tmp_path_factory.mktemp("weights") / "best.pth"
-    save_weights(path, model, make_contract(model, NAMES, (320, 416), epoch=5, scores={"map50": 0.5, "ap": None}))
+    save_weights(path, model, make_contract(model, NAMES, (320, 416), YOLOX_RESIZE, **ABOUT))
     return path
 
 
 def test_the_contract_says_all_that_use_needs(model):
     """Prevents weights that are used with other pixels, sizes or classes than they were trained with."""
-    assert make_contract(model, NAMES, (320, 416), epoch=5) == {
+    assert make_contract(model, NAMES, (320, 416), YOLOX_RESIZE, epoch=5) == {
         "format": 1,
         "model_name": "yolox_nano",
         "class_names": ["fish", "key", "叶"],
@@ -51,7 +53,9 @@ def test_what_is_written_is_what_is_read(model, weights_path):
     own = model.state_dict()
     assert list(weights.state) == list(own)
     assert all(torch.equal(value, own[key]) and value.dtype == own[key].dtype for key, value in weights.state.items())
-    assert weights.contract == make_contract(model, NAMES, (320, 416), epoch=5, scores={"map50": 0.5, "ap": None})
+    assert weights.contract == make_contract(
+        model, NAMES, (320, 416), YOLOX_RESIZE, epoch=5, scores={"map50": 0.5, "ap": None}
+    )
     assert weights.source == "yolox_nano, 3 classes, written by this project"
     assert weights.path == str(weights_path)
     assert torch.load(weights_path, weights_only=True)["contract"]["class_names"] == NAMES

@@ -75,7 +75,7 @@ def test_native_bfloat16_where_torch_names_no_capabilities(monkeypatch):
 def test_the_device_falls_back_to_the_cpu_and_says_so(monkeypatch):
     """Prevents a crash, or a silent slow run, where there is no usable GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    sentence = "Cuda is True, but torch finds no usable GPU: training runs on the CPU."
+    sentence = "Cuda is True, but torch finds no usable GPU: the CPU is used."
     assert machine.choose_device(True) == (CPU, sentence)
     assert machine.choose_device(False) == (CPU, "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -163,6 +163,7 @@ def test_distributed_without_a_launcher_shows_the_command(monkeypatch):
         ("cuda", 1, 6, -1, 6),
         ("cuda", 1, 32, -1, 8),
         ("cuda", 4, 16, -1, 4),
+        ("cuda", 8, 4, -1, 1),
         ("cuda", 1, None, -1, 1),
         ("cuda", 1, 32, 0, 0),
         ("cuda", 1, 4, 12, 12),
@@ -171,6 +172,7 @@ def test_distributed_without_a_launcher_shows_the_command(monkeypatch):
 def test_workers(monkeypatch, device, world_size, cores, asked, expected):
     """Prevents loaders that take the CPU from the network, or more processes than the machine has cores."""
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(world_size))
     assert place(device, world_size).workers(asked) == expected
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from utils.draw import class_colour, contact_sheet, draw_boxes
+from utils.draw import class_colour, draw_boxes
 
 GREY = np.full((320, 320, 3), 128, np.uint8)
 
@@ -80,22 +80,3 @@ def test_no_boxes_leave_the_picture_as_it_is():
     """An image without detections has arrays of length 0, in which maxima and sorts may fail."""
     drawn = draw_boxes(GREY, np.zeros((0, 4)), np.zeros(0, int), np.zeros(0), ["dog"])
     assert (drawn == GREY).all() and drawn is not GREY
-
-
-def test_contact_sheet_places_images_row_by_row():
-    """Images of unequal size must neither be cut nor shift those after them."""
-    images = [np.full((4, 6, 3), 10, np.uint8), np.full((2, 6, 3), 20, np.uint8), np.full((4, 2, 3), 30, np.uint8)]
-    sheet = contact_sheet(images, 2)
-    assert sheet.shape == (12, 16, 3)
-    assert (sheet[0:4, 0:6] == 10).all()
-    assert (sheet[1:3, 10:16] == 20).all() and (sheet[0, 10:16] == 32).all()
-    assert (sheet[8:12, 2:4] == 30).all() and (sheet[8:12, 10:16] == 32).all()
-    assert contact_sheet(images[:1], 5).shape == (4, 6, 3)
-
-
-def test_contact_sheet_refuses_nothing_to_show():
-    """An empty list would end in numpy's message about an empty maximum."""
-    with pytest.raises(ValueError, match="0 images"):
-        contact_sheet([], 2)
-    with pytest.raises(ValueError, match="0 columns"):
-        contact_sheet([GREY], 0)

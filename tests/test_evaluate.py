@@ -8,7 +8,7 @@ from utils.data.dataset import Batch
 from utils.data.letterbox import boxes_to_input, placement
 from utils.data.records import Records
 from utils.eval.evaluate import evaluate, ground_truth, join_detections, run_network
-from utils.infer import Detections
+from utils.infer import ImageDetections
 
 CPU = torch.device("cpu")
 NAMES = ["cat", "dog"]
@@ -141,9 +141,9 @@ def test_ground_truth_is_flat(records):
 
 def test_detections_are_joined_in_order():
     """Prevents boxes under the id of another image, and arrays of another type for images without boxes."""
-    first = Detections(np.array([[0, 0, 1, 1]], np.float32), np.array([0.5], np.float32), np.array([1], np.int64))
-    none = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
-    pair = Detections(np.ones((2, 4), np.float32), np.array([0.9, 0.8], np.float32), np.array([0, 0], np.int64))
+    first = ImageDetections(np.array([[0, 0, 1, 1]], np.float32), np.array([0.5], np.float32), np.array([1], np.int64))
+    none = ImageDetections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
+    pair = ImageDetections(np.ones((2, 4), np.float32), np.array([0.9, 0.8], np.float32), np.array([0, 0], np.int64))
     joined = join_detections([(4, first), (0, none), (2, pair)])
     assert joined.image_ids.tolist() == [4, 2, 2]
     assert joined.boxes_xyxy.tolist() == [[0, 0, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]

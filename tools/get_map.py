@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.config import run_script, script_constants
+from utils.config import check_values, run_script, script_constants
 from utils.data.annotations import read_annotations, read_class_names
 from utils.data.dataset import build_val_loader
 from utils.device import choose_device, choose_precision
@@ -93,4 +93,4 @@ def without_nan(value):
 
 
 if __name__ == "__main__":
-    run_script(main, script_constants(globals()))
+    run_script(main, script_constants(globals()), check_values)

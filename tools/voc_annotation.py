@@ -128,6 +128,8 @@ def read_split(root: Path, name: str, ids: list[str] | None, class_names: list[s
         records, notes = read_annotations(path, class_names)
     else:
         records, notes = read_voc(root, ids, class_names, str(path))
+    if records.difficult.any():
+        notes.append(f"{records.difficult.sum()} boxes are marked difficult; a list file cannot say so.")
     print(f"{name}: {len(records)} images, {len(records.classes)} boxes", *notes, sep="\n  ")
     return records
 

@@ -34,14 +34,14 @@ class Fit(NamedTuple):
     unused: list
 
 
-def make_contract(model, class_names, input_shape, **about):
+def make_contract(model, class_names, input_shape, resize_rule, **about):
     """What a weight file says about its own use: model, classes, input size, resize and pixel rules, and `about`."""
     return {
         "format": FORMAT,
         "model_name": model.name,
         "class_names": list(class_names),
         "input_shape": list(input_shape),
-        "resize_rule": dict(YOLOX_RESIZE),
+        "resize_rule": dict(resize_rule),
         "pixel_rule": model.normalize.rule,
         "strides": list(model.strides),
         **about,

@@ -7,6 +7,7 @@ the type of a constant is the type of its value; a constant that is None takes a
 import ast
 import math
 import os
+import re
 import sys
 import traceback
 from difflib import get_close_matches
@@ -29,22 +30,26 @@ def run_script(main, constants, check=None):
     check: {name: value} -> namespace, raising ValueError; None for no checks. A user's mistake ends in one sentence on
     the error stream and exit status 1, without a trace; anything else keeps its trace.
     """
+    is_main_rank = os.environ.get("RANK", "0") == "0"
     try:
         values = parse_overrides(constants, sys.argv[1:])
         settings = check(values) if check else SimpleNamespace(**values)
-        if os.environ.get("RANK", "0") == "0":
+        if is_main_rank:
             print(settings_table(values, constants))
         main(settings)
     except (ValueError, FileNotFoundError) as error:
         if not _is_ours(error):
             raise
-        sys.exit(f"\nError: {error}")
+        sys.exit(f"\nError: {error}" if is_main_rank else 1)
+    except KeyboardInterrupt:
+        sys.exit("\nStopped by Ctrl-C." if is_main_rank else 1)
 
 
 def _is_ours(error):
-    """Whether an error was raised by this project's code, whose messages are written for people."""
-    path = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    return PROJECT in path.parents and "site-packages" not in path.parts
+    """Whether an error comes from a raise statement of this project, whose messages are written for people."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    path = Path(frame.filename)
+    return PROJECT in path.parents and "site-packages" not in path.parts and frame.line.startswith("raise")
 
 
 def script_constants(module_globals):
@@ -120,15 +125,31 @@ def settings_table(values, defaults):
     return "\n".join(lines)
 
 
+def check_values(values, rules=None):
+    """Check each constant by itself.
+
+    values: {name: value}. rules: as RULES; None for those of predict.py and the tools. Returns the values as a
+    namespace. Raises ValueError: parameter, got, expected.
+    """
+    rules = RULES | TOOL_RULES if rules is None else rules
+    for name, value in values.items():
+        holds, expected = rules.get(name, (None, ""))
+        if holds and not holds(value):
+            raise ValueError(f"{name} is {value!r}; expected {expected}")
+    return SimpleNamespace(**values)
+
+
 def check_training(values):
     """Check train.py's constants before anything is built.
 
     values: {name: value}. Returns them as a namespace. Raises ValueError: parameter, got, expected, what to do.
     """
-    config = SimpleNamespace(**values)
-    for name, (holds, expected) in RULES.items():
-        if not holds(values[name]):
-            raise ValueError(f"{name} is {values[name]!r}; expected {expected}")
+    config = check_values(values, RULES)
+    if config.Min_lr is not None and config.Min_lr > config.Init_lr:
+        raise ValueError(
+            f"Min_lr is {config.Min_lr} and Init_lr is {config.Init_lr}; Min_lr is the rate at the end: set it below "
+            "Init_lr, or to None for a hundredth of it."
+        )
     if config.UnFreeze_Epoch <= config.Init_Epoch:
         raise ValueError(
             f"UnFreeze_Epoch is {config.UnFreeze_Epoch} and Init_Epoch is {config.Init_Epoch}, so no epoch is left "
@@ -171,6 +192,10 @@ def _is_range(value):
     return _list_of(2, _number(0, above=True))(value) and value[0] <= value[1]
 
 
+def _is_gpu_list(value):
+    return isinstance(value, str) and re.fullmatch(r"(\d+(,\d+)*)?", value.replace(" ", "")) is not None
+
+
 def _is_input_side(value):
     return _whole(32)(value) and value % 32 == 0
 
@@ -187,8 +212,9 @@ INPUT_SHAPE = (
 RULES = {
     **dict.fromkeys(("Cuda", "distributed", "sync_bn", "fp16", "mosaic", "mixup", "Freeze_Train"), _FLAG),
     **dict.fromkeys(("ema", "eval_flag"), _FLAG),
-    **dict.fromkeys(("gpu_ids", "classes_path", "train_annotation_path", "val_annotation_path"), _TEXT),
+    **dict.fromkeys(("classes_path", "train_annotation_path", "val_annotation_path"), _TEXT),
     **dict.fromkeys(("model_name", "model_path", "save_dir"), _TEXT),
+    "gpu_ids": (_is_gpu_list, "numbers with commas, such as '0' or '0,2', or '' for all GPUs."),
     **dict.fromkeys(("mosaic_prob", "mixup_prob", "special_aug_ratio", "flip_prob"), _FRACTION),
     **dict.fromkeys(("Freeze_batch_size", "Unfreeze_batch_size"), _BATCH),
     **dict.fromkeys(("save_period", "eval_period"), (_whole(1), "1 or more epochs.")),
@@ -209,4 +235,10 @@ RULES = {
     "momentum": (_number(0, 0.9999), "a number from 0 to below 1, such as 0.937 for sgd or 0.9 for adamw."),
     "weight_decay": (_number(0), "0 or more, such as 5e-4 for sgd."),
     "clip_grad_norm": (_number(0), "the largest norm of the gradient, 0 for no clipping."),
+}
+# Constants of predict.py and the tools that train.py lacks, or that may be left open there.
+TOOL_RULES = {
+    **dict.fromkeys(("confidence", "nms_iou", "MINOVERLAP"), _FRACTION),
+    "batch_size": _BATCH,
+    "input_shape": (lambda value: value == [] or INPUT_SHAPE[0](value), INPUT_SHAPE[1]),
 }

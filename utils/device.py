@@ -3,6 +3,7 @@
 import os
 import platform
 from collections.abc import Callable
+from datetime import timedelta
 from typing import NamedTuple
 
 import torch
@@ -49,7 +50,8 @@ class Place(NamedTuple):
         """Loader processes: num_workers, or for -1 what suits: on a CPU the network needs the cores itself."""
         if num_workers >= 0:
             return num_workers
-        return min(MAX_WORKERS, (os.cpu_count() or 1) // self.ranks.world_size) if self.on_gpu else 0
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // processes)) if self.on_gpu else 0
 
 
 def set_up(settings):
@@ -61,6 +63,13 @@ def set_up(settings):
     ranks = join_ranks(settings.distributed, settings.Cuda)
     say = print if ranks.is_main else _say_nothing
     device, sentence = choose_device(settings.Cuda, ranks.local_rank)
+    wanted = settings.gpu_ids.count(",") + 1
+    if device.type == "cuda" and settings.gpu_ids and torch.cuda.device_count() != wanted:
+        sentence = (
+            f"gpu_ids is {settings.gpu_ids!r}, but only {torch.cuda.device_count()} of these {wanted} GPUs exist."
+        )
+    elif sentence and settings.gpu_ids:
+        sentence += f" gpu_ids is {settings.gpu_ids!r}: do these GPUs exist?"
     precision = choose_precision(settings.fp16, device)
     torch.manual_seed(settings.seed)
     for name, text in (*describe(device), ("precision", precision.sentence)):
@@ -84,7 +93,7 @@ def choose_device(use_cuda, local_rank=0):
     """The device to train on, and a sentence where it is not what was asked for (else '')."""
     if use_cuda and torch.cuda.is_available():
         return torch.device("cuda", local_rank), ""
-    sentence = "Cuda is True, but torch finds no usable GPU: training runs on the CPU." if use_cuda else ""
+    sentence = "Cuda is True, but torch finds no usable GPU: the CPU is used." if use_cuda else ""
     return torch.device("cpu"), sentence
 
 
@@ -95,6 +104,11 @@ def join_ranks(distributed, use_cuda):
     a launcher.
     """
     if not distributed:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError(
+                "A launcher started several processes, but distributed is False: add --distributed=True, or start one "
+                "process with: python train.py"
+            )
         return Ranks()
     if "RANK" not in os.environ:
         raise ValueError(
@@ -105,7 +119,8 @@ def join_ranks(distributed, use_cuda):
     on_gpu = use_cuda and torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(ranks.local_rank)
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    # Rank 0 evaluates while the others wait: a long validation shall not count as a dead rank.
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(hours=3))
     return ranks
 
 

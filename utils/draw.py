@@ -1,4 +1,4 @@
-"""Boxes with labels on images, and sheets of images. All images are RGB uint8 of shape (H, W, 3)."""
+"""Boxes with labels on images. All images are RGB uint8 of shape (H, W, 3)."""
 
 import numpy as np
 
@@ -53,27 +53,6 @@ def draw_boxes(image_rgb, boxes_xyxy, class_ids, scores, class_names):
         _draw_tab(image, tab_xyxy, text, size, class_colour(class_ids[i]))
         taken_xyxy = np.concatenate([taken_xyxy, tab_xyxy[None]])
     return image
-
-
-def contact_sheet(images, columns):
-    """Lay RGB images out in a grid, row by row, each centred in a cell of the largest height and width.
-
-    images: list of (H, W, 3) uint8, sizes may differ; columns: at least 1. Returns one (H', W', 3) uint8 image with
-    a thin dark gap between the cells. Raises ValueError where there is no image or no column.
-    """
-    if not len(images) or columns < 1:
-        raise ValueError(
-            f"contact_sheet got {len(images)} images and {columns} columns, expected at least one of each."
-        )
-    columns, gap = min(columns, len(images)), 4
-    rows = -(-len(images) // columns)
-    cell_height, cell_width = (max(image.shape[axis] for image in images) for axis in (0, 1))
-    sheet = np.full((rows * (cell_height + gap) - gap, columns * (cell_width + gap) - gap, 3), 32, np.uint8)
-    for i, image in enumerate(images):
-        top = i // columns * (cell_height + gap) + (cell_height - image.shape[0]) // 2
-        left = i % columns * (cell_width + gap) + (cell_width - image.shape[1]) // 2
-        sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
-    return sheet
 
 
 def _fit(text, size, image_width):

@@ -1,5 +1,6 @@
 """One epoch of training. Receives everything it needs and builds nothing."""
 
+import math
 import time
 from typing import NamedTuple
 
@@ -55,13 +56,14 @@ def train_one_epoch(network, criterion, loader, stepper, set_rates, accumulate, 
 
     network: the model, possibly wrapped for several devices, in train mode. set_rates: called before each step
     with the share of the epoch done, 0..1, and returns the learning rate. accumulate: batches per optimiser step; the
-    last step of an epoch takes those that are left. Returns an EpochResult.
+    last step of an epoch takes those that are left. description: of the progress bar, '' for none. An epoch whose loss
+    is no longer finite is broken off. Returns an EpochResult.
     """
     batches, device = len(loader), stepper.device
     sums = torch.zeros(len(LOSS_PARTS), device=device)
     rate, images_seen, waited, unreadable, last_reading = 0.0, 0, 0.0, [], 0.0
     start = ready = time.perf_counter()
-    with tqdm(total=batches, desc=description, leave=False, disable=None) as bar:
+    with tqdm(total=batches, desc=description, leave=False, disable=None if description else True) as bar:
         for number, batch in enumerate(loader):
             waited += time.perf_counter() - ready
             images = batch.images.to(device, non_blocking=True)
@@ -77,8 +79,11 @@ def train_one_epoch(network, criterion, loader, stepper, set_rates, accumulate, 
             unreadable += batch.unreadable
             bar.update()
             ready = time.perf_counter()
-            if not bar.disable and ready - last_reading > SECONDS_BETWEEN_READINGS:
-                bar.set_postfix(loss=f"{sums[0].item() / images_seen:.3f}")
+            if ready - last_reading > SECONDS_BETWEEN_READINGS:
+                mean = sums[0].item() / images_seen
+                bar.set_postfix(loss=f"{mean:.3f}")
+                if not math.isfinite(mean):
+                    break
                 last_reading = time.perf_counter()
     means = (sums / max(images_seen, 1)).tolist()
     seconds = time.perf_counter() - start

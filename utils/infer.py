@@ -16,7 +16,7 @@ from utils.data.letterbox import boxes_to_image, letterbox, read_image
 MAX_CANDIDATES = 3000
 
 
-class Detections(NamedTuple):
+class ImageDetections(NamedTuple):
     """Boxes of one image, best first: boxes_xyxy (n, 4) float32, scores (n,) 0..1, class_ids (n,) int64; numpy."""
 
     boxes_xyxy: np.ndarray
@@ -46,9 +46,9 @@ def suppress(decoded, confidence, nms_iou, max_boxes=100):
 
 
 def to_image(result, placement, size_hw):
-    """One entry of suppress -> Detections in pixels of the original image, clipped to it."""
+    """One entry of suppress -> ImageDetections in pixels of the original image, clipped to it."""
     boxes_xyxy, scores, class_ids = (part.float().cpu().numpy() for part in result)
-    return Detections(boxes_to_image(boxes_xyxy, placement, size_hw), scores, class_ids.astype(np.int64))
+    return ImageDetections(boxes_to_image(boxes_xyxy, placement, size_hw), scores, class_ids.astype(np.int64))
 
 
 class Detector:
@@ -62,22 +62,28 @@ class Detector:
     def __init__(self, weights_path, device="cpu", model_name="", class_names=None, input_shape=None):
         weights = read_weights(weights_path)
         contract = weights.contract
-        for name, given in (("model_name", model_name), ("class_names", list(class_names or ()))):
-            if contract and given and given != contract[name]:
+        for name, key, given in (
+            ("model_name", "model_name", model_name),
+            ("classes_path", "class_names", list(class_names or ())),
+        ):
+            if contract and given and given != contract[key]:
                 raise ValueError(
-                    f"{name} is {given!r}, but {weights_path} was trained with {contract[name]!r}: leave it empty."
+                    f"{name} is {given!r}, but {weights_path} was trained with {contract[key]!r}: leave it empty."
                 )
             if not contract and not given:
-                raise ValueError(f"{weights_path} is an official release and does not say its {name}: give it.")
+                raise ValueError(
+                    f"{weights_path} is an official release and does not say its {key}: set {name} to "
+                    + ("'model_data/coco_classes.txt'." if name == "classes_path" else "'yolox_nano' or the like.")
+                )
         self.device = torch.device(device)
         self.model_name = contract.get("model_name", model_name)
         self.class_names = contract.get("class_names", class_names)
-        self.input_shape = tuple(input_shape or contract.get("input_shape", (416, 416)))
+        official_shape = (416, 416) if self.model_name in ("yolox_nano", "yolox_tiny") else (640, 640)
+        self.input_shape = tuple(input_shape or contract.get("input_shape", official_shape))
         is_valid, expected = INPUT_SHAPE
         if not is_valid(self.input_shape):
             raise ValueError(f"input_shape is {list(self.input_shape)}; expected {expected}")
         self.resize_rule = contract.get("resize_rule", YOLOX_RESIZE)
-        self.scores = contract.get("scores", {})
         self.model = build_model(self.model_name, len(self.class_names), contract.get("pixel_rule"))
         fit = load_matching(self.model, weights)
         if fit.missing:
@@ -89,8 +95,8 @@ class Detector:
         self.model.to(self.device, memory_format=torch.channels_last).eval()
 
     @torch.no_grad()
-    def __call__(self, image, confidence=0.5, nms_iou=0.5, max_boxes=100):
-        """Detect on one image: a path, or RGB uint8 (H, W, 3). Returns Detections in the image's pixels."""
+    def __call__(self, image, confidence=0.5, nms_iou=0.5, max_boxes=300):
+        """Detect on one image: a path, or RGB uint8 (H, W, 3). Returns ImageDetections in the image's pixels."""
         image = read_image(str(image)) if isinstance(image, (str, Path)) else image
         canvas, placement = letterbox(image, self.input_shape, self.resize_rule)
         batch = torch.from_numpy(canvas).permute(2, 0, 1).unsqueeze(0).to(self.device)

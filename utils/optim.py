@@ -32,20 +32,22 @@ def rate_at(progress, epochs, highest, lowest):
     """The cos schedule: half a cosine from highest to lowest after the warm-up, then a flat end.
 
     progress: epochs done, fractions allowed, 0..epochs. highest, lowest: from scaled_rates. The warm-up and the flat
-    end take 5 % of the epochs each, 1 to 3 and 1 to 15 epochs. Source: the schedule of the YOLOX release.
+    end take 5 % of the epochs each, 1 to 3 and 1 to 15 epochs, at most a quarter. Source: the schedule of the YOLOX
+    release.
     """
-    warmup, final = warmup_epochs(epochs), _bounded(FINAL_SHARE * epochs, FINAL_EPOCHS)
+    warmup, final = warmup_epochs(epochs), _part_of(epochs, FINAL_SHARE, FINAL_EPOCHS)
     share = (progress - warmup) / max(epochs - warmup - final, 1e-9)
     return lowest + (highest - lowest) * 0.5 * (1 + math.cos(math.pi * min(max(share, 0.0), 1.0)))
 
 
 def warmup_epochs(epochs):
     """How many epochs newly joined parameters take to reach the full learning rate."""
-    return _bounded(WARMUP_SHARE * epochs, WARMUP_EPOCHS)
+    return _part_of(epochs, WARMUP_SHARE, WARMUP_EPOCHS)
 
 
-def _bounded(value, limits):
-    return min(max(value, limits[0]), limits[1])
+def _part_of(epochs, share, limits):
+    # A quarter at most, so that trainings of two or three epochs keep a course between warm-up and end.
+    return min(max(share * epochs, limits[0]), limits[1], epochs / 4)
 
 
 def set_rates(optimizer, progress, epochs, highest, lowest):
@@ -116,6 +118,7 @@ class ModelEma:
         self.steps += 1
         # Early on there is little to look back on: the horizon grows with the steps taken.
         weight = 1 / min(self.horizon, (self.steps + 9) / 10 + 1)
+        # The list functions, which torch's own optimisers use: one call instead of one per tensor.
         torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), weight)
         # BatchNorm's running statistics are averages already: averaged again they would lag behind the weights.
         torch._foreach_copy_(list(self.model.buffers()), list(model.buffers()))

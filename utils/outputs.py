@@ -53,8 +53,10 @@ class WeightFiles:
         """
         self._save_and_copy(LAST, model, contract)
         is_scored = score is not None and not math.isnan(score)
-        if is_scored and (self.best_score is None or score > self.best_score):
-            self.best_score, self.best_epoch = score, epoch
+        # Until one epoch is scored the newest counts as the best: predict.py must not find the weights of an older run.
+        if self.best_score is None or (is_scored and score > self.best_score):
+            if is_scored:
+                self.best_score, self.best_epoch = score, epoch
             self._save_and_copy(BEST, model, contract)
         if epoch % self.save_period == 0 or is_last:
             copy_weights(self.folder / LAST, self.folder / f"ep{epoch:03d}-loss{loss:.3f}-val_loss{val_loss:.3f}.pth")

@@ -154,7 +154,7 @@ def _missing_list_message(annotation_path: str, root: Path | None) -> str:
         present = sorted(path.name for path in Path(annotation_path).parent.glob("*.txt"))
         return (
             f"{annotation_path} does not exist; the splits there are: {_listed(present) or 'none'}. "
-            f'Make them by `python tools/voc_annotation.py --VOCdevkit_path="{root}"`.'
+            f'Make them by `python tools/voc_annotation.py --annotation_mode=1 --VOCdevkit_path="{root}"`.'
         )
     return (
         f"{annotation_path} does not exist, and {root} has no Annotations folder. Copy your data set there "
@@ -228,7 +228,7 @@ def _read_list(annotation_path: str, lines: list[tuple[int, str]], class_count: 
                 f"Make classes_path name the file with which this list was made."
             )
         entries.append(Entry(path, [tuple(row[:4]) for row in rows], classes, [False] * len(rows)))
-    _raise_missing(annotation_path, "images", missing)
+    _raise_missing(annotation_path, "images (or their boxes are not x1,y1,x2,y2,class)", missing)
     return entries
 
 

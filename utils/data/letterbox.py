@@ -96,6 +96,8 @@ def read_image(path: str) -> np.ndarray:
 
     Raises FileNotFoundError when the file is missing, ValueError naming the file when it cannot be decoded.
     """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"There is no picture {path!r} (relative to {os.getcwd()}); correct the path.")
     # Not cv2.imread: on Windows it cannot open paths outside the system's code page.
     encoded = np.fromfile(path, np.uint8)
     try:

@@ -10,8 +10,8 @@ from utils.eval.inputs import Detections, GroundTruth
 from utils.eval.scores import score_detections
 from utils.infer import suppress, to_image
 
-# Low, so that the curve behind an AP is whole; COCO counts at most 100 boxes per image.
-CONFIDENCE, NMS_IOU, MAX_BOXES = 0.001, 0.65, 100
+# Low, so that the curve behind an AP is whole. COCO counts at most 100 boxes per image and class.
+CONFIDENCE, NMS_IOU, MAX_BOXES = 0.001, 0.65, 1000
 
 
 class Evaluation(NamedTuple):
@@ -50,7 +50,7 @@ def run_network(
 
 
 def join_detections(found):
-    """[(image index, utils.infer.Detections)] -> Detections of all images as flat arrays."""
+    """[(image index, utils.infer.ImageDetections)] -> Detections of all images as flat arrays."""
     ids = [np.full(len(item.scores), index, np.int64) for index, item in found]
     parts = [(item.boxes_xyxy, item.scores, item.class_ids) for _, item in found]
     empty = [np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)]
