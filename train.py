@@ -458,6 +458,10 @@ def main(settings):
                 contract |= {"epoch": epoch + 1, "scores": {key: row[key] for key in ("map50", "ap")}}
                 score = row["map50"] if settings.eval_flag else -row["val_loss"]
                 files.save(judged, contract, epoch + 1, is_last, row["loss"], row["val_loss"], score)
+    except KeyboardInterrupt:
+        if files:
+            say(f"\nThe last whole epoch, if there was one, is in {files.folder / outputs.LAST}")
+        raise
     except torch.OutOfMemoryError as error:
         raise ValueError(_OUT_OF_MEMORY) from error
     finally:

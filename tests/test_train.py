@@ -6,9 +6,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+
+import train
+from utils.config import script_constants
+from utils.device import Ranks
 
 PROJECT = Path(__file__).resolve().parent.parent
 # Small and quick: two epochs on a few images at the smallest useful size.
@@ -170,6 +175,62 @@ def test_a_mistake_is_one_clear_message(argument, expected):
     """Prevents traces and late failures: each mistake names the constant, what was found, what was expected."""
     message = error_of(run("train.py", argument))
     assert all(part in message for part in expected), message
+
+
+def settings_of(**changes):
+    """train.py's constants with changes, as main gets them."""
+    return SimpleNamespace(**(script_constants(vars(train)) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"model_path": "a.pth"}, [(True, 0, 10, 16), (False, 10, 100, 8)]),
+        ({"model_path": ""}, [(False, 0, 100, 8)]),
+        ({"model_path": "a.pth", "Freeze_Train": False}, [(False, 0, 100, 8)]),
+        ({"model_path": "a.pth", "Init_Epoch": 4}, [(True, 4, 10, 16), (False, 10, 100, 8)]),
+        ({"model_path": "a.pth", "Init_Epoch": 10}, [(False, 10, 100, 8)]),
+        ({"model_path": "a.pth", "Init_Epoch": 40}, [(False, 40, 100, 8)]),
+        ({"model_path": "a.pth", "Freeze_Epoch": 100}, [(True, 0, 100, 16)]),
+    ],
+)
+def test_the_phases_are_those_that_the_constants_describe(changes, expected):
+    """Prevents epochs trained twice, left out, or with the batch size of the other phase."""
+    assert [tuple(phase) for phase in train.phases_of(settings_of(**changes))] == expected
+
+
+def test_advice_comes_before_the_time_is_spent():
+    """Prevents hours spent on too few steps or on batches of one image, and advice that contradicts the user's plan."""
+
+    def said(images, world_size=1, **changes):
+        settings = settings_of(model_path="a.pth", **changes)
+        return " ".join(train.advice(settings, train.phases_of(settings), images, Ranks(world_size=world_size)))
+
+    assert said(200) == ""
+    assert "Only 190 optimiser steps" in said(10) and said(10, Init_Epoch=50) == ""
+    assert "raise Freeze_Epoch and UnFreeze_Epoch" in said(10, Freeze_Epoch=100)
+    assert "BatchNorm" in said(200, Unfreeze_batch_size=1)
+    assert "BatchNorm" in said(200, world_size=8)
+
+
+def test_a_batch_that_the_ranks_cannot_share_is_refused_at_once():
+    """Prevents a run that fails at the unfreeze epoch, after hours."""
+    phases = train.phases_of(settings_of(model_path="a.pth", Unfreeze_batch_size=6))
+    train.check_batches(phases, Ranks(world_size=2))
+    with pytest.raises(
+        ValueError, match="Unfreeze_batch_size is 6, which 4 processes cannot share evenly; set it to 4"
+    ):
+        train.check_batches(phases, Ranks(world_size=4))
+
+
+def test_weights_that_say_other_things_than_the_constants_are_named():
+    """Prevents classes that change places silently, and a forgotten Init_Epoch."""
+    contract = {"class_names": ["cat", "dog"], "epoch": 40}
+    swapped, seen = train.unlike(contract, ["dog", "cat"], settings_of())
+    assert "trained for the classes cat, dog, yours are dog, cat" in swapped
+    assert "set Init_Epoch = 40" in seen
+    assert list(train.unlike(contract, ["cat", "dog"], settings_of(Init_Epoch=40))) == []
+    assert list(train.unlike({}, ["cat"], settings_of())) == []
 
 
 def test_weights_of_another_network_are_refused(first_run):
