@@ -95,8 +95,8 @@ input_shape = [224, 224]
 #   mosaic_prob         per step. The strongest help on small data sets. 0.5 for short trainings, up to 1 for long ones.
 #   mixup               Blend a sample with a second one (mosaic again) with probability mixup_prob. Helps large models
 #   mixup_prob          and long trainings; small models on little data are better without.
-#   special_aug_ratio   Mosaic, mixup and the changes of scale and aspect stop after this share of the epochs: their
-#                       images are far from real ones, and the last epochs should see real ones. Flip and colour go on.
+#   special_aug_ratio   All augmentation stops after this share of the epochs: its images are far from real ones, and
+#                       the last epochs should see real ones.
 #   scale_range         Zoom of each image, relative to the size at which it just fits: [smallest, largest]. [0.5, 1.5]
 #                       where objects come in very different sizes, closer to [1, 1] where they do not.
 #   aspect_jitter       Stretch: width / height changes by up to this share.

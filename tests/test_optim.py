@@ -68,7 +68,7 @@ def test_groups_that_join_later_warm_up_on_their_own():
     optimizer = build_optimizer("sgd", groups, 0.9)
     expected = {0: (0.0, 0.0), 1.5: (0.025, 0.0), 3: (0.1, 0.0), 10: (0.1, 0.0), 11: (0.1, 0.1 / 9), 13: (0.1, 0.1)}
     for progress, rates in expected.items():
-        assert set_rates(optimizer, progress, 80, 0.1, 0.1) == pytest.approx(0.1)
+        assert set_rates(optimizer, progress, 80, 0.1, 0.1) == pytest.approx(max(rates))
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(rates)
 
 

@@ -48,7 +48,7 @@ def test_index_beyond_the_records_is_the_same_image_again():
     plain = replace(SETTINGS, augment_epochs=0)
     first, again = (plan_sample(RECORDS, index, 0, 0, plain) for index in (1, 6))
     assert first.tiles == again.tiles
-    assert first.gains != again.gains
+    assert plan_sample(RECORDS, 1, 0, 0, SETTINGS).gains != plan_sample(RECORDS, 6, 0, 0, SETTINGS).gains
 
 
 def test_augmentation_stops_by_epoch():
@@ -57,8 +57,7 @@ def test_augmentation_stops_by_epoch():
     plans = [plan_sample(RECORDS, 0, epoch, 0, always) for epoch in range(5)]
     assert [len(plan.tiles) for plan in plans] == [4, 4, 4, 1, 1]
     assert [plan.partner is not None for plan in plans] == [True, True, True, False, False]
-    dark = [plan_sample(RECORDS, 0, epoch, 0, replace(always, light_until_end=False)) for epoch in range(5)]
-    assert [plan.gains == (0.0, 1.0, 1.0) and not plan.flip for plan in dark] == [False, False, False, True, True]
+    assert [plan.gains == (0.0, 1.0, 1.0) and not plan.flip for plan in plans] == [False, False, False, True, True]
 
 
 @pytest.mark.parametrize("mode", ["topleft", "center", "stretch"])

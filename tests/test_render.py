@@ -58,7 +58,7 @@ def run_around(values, position):
 @pytest.mark.parametrize("mode", ["topleft", "center", "stretch"])
 def test_plain_sample_equals_letterbox(mode):
     """Prevents another interpolation or padding in training than in inference."""
-    plain = AugmentSettings((256, 320), light_until_end=False, resize_mode=mode)
+    plain = AugmentSettings((256, 320), resize_mode=mode)
     rng = np.random.default_rng(0)
     _, records = drawn_data()
     for index, size_hw in enumerate(SIZES_HW):

@@ -143,6 +143,11 @@ def _draw_loss(rows, path):
             axes.plot(epochs, smooth(losses), color=colour, linewidth=2.2, label=label)
         else:
             axes.plot(epochs, losses, color=colour, linewidth=2.2, marker="o", markersize=5, label=label)
+    train = np.array([_number(row, "loss") for row in rows])
+    if np.isfinite(train).any():
+        # From scratch the first validation losses can be hundreds: they shall not flatten all that follows.
+        lowest, highest = axes.get_ylim()
+        axes.set_ylim(lowest if highest < 2 * np.nanmax(train) else 0, min(highest, 1.5 * np.nanmax(train)))
     lr = np.array([_number(row, "lr") for row in rows])
     if np.isfinite(lr).any():
         right = axes.twinx()

@@ -54,13 +54,13 @@ def set_rates(optimizer, progress, epochs, highest, lowest):
     """Set the learning rate of every parameter group for the next step.
 
     progress: epochs done, 0..epochs. A group rises quadratically to the schedule's rate from the epoch it joined at, so
-    that neither the first steps nor those after unfreezing throw over what the weights know. Returns the full rate.
+    that neither the first steps nor those after unfreezing undo what the weights know. Returns the highest rate set.
     """
     rate = rate_at(progress, epochs, highest, lowest)
     for group in optimizer.param_groups:
         share = min((progress - group["joined"]) / warmup_epochs(epochs), 1.0)
         group["lr"] = rate * max(share, 0.0) ** 2
-    return rate
+    return max(group["lr"] for group in optimizer.param_groups)
 
 
 def parameter_groups(module, weight_decay, joined):

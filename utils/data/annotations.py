@@ -187,7 +187,8 @@ def _voc_entries(annotation_path: str, root: Path, lines: Sequence[str], class_n
         counts = ", ".join(f"{name!r} ({count} boxes)" for name, count in unknown.most_common())
         raise ValueError(
             f"{annotation_path}: the annotations hold classes that the file of classes_path lacks: {counts}. "
-            f"It names {_listed(class_names)}. Add the missing names to it, or correct the annotations."
+            f"It names {_listed(class_names)}. Set classes_path to the file of these classes, add the names to it, or "
+            "correct the annotations."
         )
     return entries
 

@@ -38,7 +38,6 @@ class AugmentSettings:
     hue_gain: float = 0.015  # share of the colour circle
     saturation_gain: float = 0.7
     value_gain: float = 0.4
-    light_until_end: bool = True  # flip and colour go on when the rest has stopped
     resize_mode: str = "topleft"
     pad: int = PAD
 
@@ -76,17 +75,12 @@ def plan_sample(records: Records, index: int, epoch: int, seed: int, settings: A
     """The plan of sample `index` of an epoch. Index i + len(records) is image i again, with choices of its own."""
     random = np.random.default_rng((seed, epoch, index))
     image = index % len(records)
-    augmented = epoch < settings.augment_epochs
-    partner, weight = None, 1.0
-    if augmented:
-        tiles = _augmented_tiles(records, image, random, settings)
-        if settings.mixup and random.random() < settings.mixup_prob:
-            partner = SamplePlan(_augmented_tiles(records, int(random.integers(len(records))), random, settings))
-            weight = float(random.beta(MIXUP_BETA, MIXUP_BETA))
-    else:
-        tiles = (_plain_tile(records, image, settings),)
-    if not augmented and not settings.light_until_end:
-        return SamplePlan(tiles)
+    if epoch >= settings.augment_epochs:
+        return SamplePlan((_plain_tile(records, image, settings),))
+    tiles, partner, weight = _augmented_tiles(records, image, random, settings), None, 1.0
+    if settings.mixup and random.random() < settings.mixup_prob:
+        partner = SamplePlan(_augmented_tiles(records, int(random.integers(len(records))), random, settings))
+        weight = float(random.beta(MIXUP_BETA, MIXUP_BETA))
     hue, saturation, value = random.uniform(-1, 1, 3).tolist()
     gains = (hue * settings.hue_gain, 1 + saturation * settings.saturation_gain, 1 + value * settings.value_gain)
     return SamplePlan(tiles, partner, weight, gains, bool(random.random() < settings.flip_prob))
