@@ -43,24 +43,6 @@ class Records:
         """(n,) int64 classes of the boxes of one image."""
         return self.classes[self.first[index] : self.first[index + 1]]
 
-    def difficult_of(self, index: int) -> np.ndarray:
-        """(n,) bool VOC `difficult` flags of the boxes of one image."""
-        return self.difficult[self.first[index] : self.first[index + 1]]
-
-    def subset(self, indices: Sequence[int]) -> "Records":
-        """The images with these indices, in this order, as a data set of their own."""
-        indices = np.asarray(indices, np.int64)
-        rows = [np.arange(self.first[index], self.first[index + 1]) for index in indices]
-        rows = np.concatenate(rows) if rows else np.zeros(0, np.int64)
-        return Records(
-            [self.path(index) for index in indices],
-            self.sizes_hw[indices],
-            np.diff(self.first)[indices],
-            self.boxes_xyxy[rows],
-            self.classes[rows],
-            self.difficult[rows],
-        )
-
 
 def _offsets(counts) -> np.ndarray:
     """(N + 1,) int64 running sum of counts, starting at 0."""
