@@ -102,13 +102,13 @@ def dir_predict(detector, settings):
         raise ValueError(f"{len(failed)} pictures could not be read: " + " ".join(failed[:10]))
 
 
-MODES = {"predict": predict, "dir_predict": dir_predict}
+_MODES = {"predict": predict, "dir_predict": dir_predict}
 
 
 def main(settings):
     """Open the detector and do what mode says."""
-    if settings.mode not in MODES:
-        raise ValueError(f"mode is {settings.mode!r}; expected one of {', '.join(MODES)}.")
+    if settings.mode not in _MODES:
+        raise ValueError(f"mode is {settings.mode!r}; expected one of {', '.join(_MODES)}.")
     if not Path(settings.model_path).is_file():
         raise ValueError(
             f"model_path is {settings.model_path!r}, and there is no such file; train first (`python train.py` writes "
@@ -119,7 +119,7 @@ def main(settings):
         print(f"note: {sentence}")
     class_names = read_class_names(settings.classes_path) if settings.classes_path else None
     detector = Detector(settings.model_path, device, settings.model_name, class_names, settings.input_shape)
-    MODES[settings.mode](detector, settings)
+    _MODES[settings.mode](detector, settings)
 
 
 if __name__ == "__main__":

@@ -6,25 +6,53 @@ As shipped it trains yolox_nano from scratch on the drawn sample in VOCdevkit/Sa
 """
 
 import utils.threads  # noqa: F401 # isort: skip
-import math
-from typing import NamedTuple
-
 import torch
 
-from nets import build_criterion, build_model
+from nets import LossOptions, build_criterion, build_model
 from utils import device as machine
 from utils import outputs
+from utils.anchors import choose_decode_rule
 from utils.checkpoint import describe_fit, load_matching, make_contract, read_weights
-from utils.config import check_training, run_script, script_constants
+from utils.compiling import compile_if_faster
+from utils.config import check_training, plain, run_script, script_constants
 from utils.data.annotations import read_annotations, read_class_names
 from utils.data.dataset import build_train_loader, build_val_loader
 from utils.data.plan import AugmentSettings
+from utils.data.shapes import TrainShapes, multi_scale_shapes
 from utils.engine import Stepper, train_one_epoch
 from utils.eval.evaluate import evaluate
-from utils.eval.scores import format_scores
-from utils.history import History
-from utils.optim import ModelEma, build_optimizer, parameter_groups, scaled_rates, set_rates, take_in
+from utils.freezing import frozen_parameters, rate_factors, training_table
+from utils.history import History, draw_planned_rates
+from utils.optim import ModelEma, build_optimizer, parameter_groups, take_in
+from utils.phases import advice, check_batches, phases_of, steps_of, unlike
+from utils.report import epoch_line, report, result_row, stop_if_not_finite
+from utils.schedule import Schedule, planned_rates, rates_of
 from utils.unfreeze import adopt_statistics
+
+# ----------------------------------------------------------------------------------------------------------------------
+#   RECIPES: what to change below in typical situations. All else stays as it is.
+#
+#   From the weights of a whole model  model_path = 'model_data/yolox_nano.pth', input_shape = [416, 416],
+#   (nearly always the right one)      Freeze_Epoch = 10, UnFreeze_Epoch = 30 for hundreds of images, 50 and 100 for
+#                                      thousands, and then Init_lr = 1e-2
+#       the same with adamw            optimizer_type = 'adamw', Init_lr = 4e-3, momentum = 0.9, weight_decay = 0.05
+#       the same with adam             optimizer_type = 'adam', Init_lr = 4e-3, momentum = 0.9, weight_decay = 0
+#   From a backbone alone              model_path = its file, input_shape = [416, 416], Freeze_Epoch = 50,
+#                                      UnFreeze_Epoch = 200: neck and head have everything to learn
+#   From scratch                       model_path = '', input_shape = [416, 416], UnFreeze_Epoch = 300, Init_lr = 1e-2,
+#                                      mosaic_prob = 1.0. The drawn sample gets by with less, as shipped.
+#
+#   Your own pictures, and a whole model's weights from COCO (everyday things in photographs):
+#   few, and similar to COCO           train_only = ['head'], Freeze_Train = False
+#   few, and different                 freeze_blocks = 3, Freeze_Train = False
+#   many, and similar                  Freeze_Train = False, Init_lr = 8e-3: everything at a tenth of the rate
+#   many, and different                from scratch; or from the weights, with twice the epochs
+#
+#   A weak GPU, or a CPU               Freeze_Epoch = 30, UnFreeze_Epoch = 30: only the frozen phase;
+#                                      Freeze_batch_size = 4, accumulate = 4, fp16 = True, yolox_nano at [416, 416]
+#   Batch sizes                        as large as memory allows; Freeze_batch_size 1 to 2 times Unfreeze_batch_size
+#   Go on from weights in logs/        model_path = 'logs/last_epoch_weights.pth', Init_Epoch = epochs they have seen
+# ----------------------------------------------------------------------------------------------------------------------
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   THE MACHINE
@@ -43,6 +71,13 @@ from utils.unfreeze import adopt_statistics
 #   num_workers     Processes that prepare images beside the training. -1 chooses: one per core up to 8 with a GPU, none
 #                   on a CPU, where they would take the cores that the network needs. Raise it where an epoch's line
 #                   shows much "data wait"; lower it where main memory is short.
+#   cpu_threads     Threads of the network's computations on a CPU. 0 takes one per core; fewer leave cores for others.
+#   compile         torch.compile: translates the network for this machine, which takes some minutes per phase and pays
+#                   in long trainings on a GPU. It is tried on a few steps first, and dropped where it fails or is not
+#                   faster. With multi_scale only batches of input_shape itself gain: choose one of the two.
+#   cudnn_benchmark Let cuDNN try which algorithm is fastest for each size of input; leave it on.
+#   deterministic   Only algorithms on the GPU that give the same numbers every time: slower, for comparing experiments.
+#                   It switches cudnn_benchmark off. On a CPU numbers repeat anyway.
 #   seed            Same seed, same settings: same augmentation and same start weights.
 # ----------------------------------------------------------------------------------------------------------------------
 Cuda = True
@@ -51,6 +86,10 @@ distributed = False
 sync_bn = False
 fp16 = True
 num_workers = -1
+cpu_threads = 0
+compile = False
+cudnn_benchmark = True
+deterministic = False
 seed = 11
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -72,21 +111,28 @@ val_annotation_path = "VOCdevkit/Sample/ImageSets/Main/val.txt"
 # ----------------------------------------------------------------------------------------------------------------------
 #   THE NETWORK
 #
-#   model_name      yolox_nano, yolox_tiny, yolox_s, yolox_m, yolox_l or yolox_x: 0.9 to 99 million parameters. Larger
-#                   is more accurate and slower; on a CPU stay with nano or tiny, on a weak GPU with s.
+#   model_name      yolox_nano, yolox_tiny, yolox_s, yolox_m, yolox_l or yolox_x: 0.9 to 99 million parameters;
+#                   yolov4_tiny, yolov4: 6 and 64 million, with anchors. Larger is more accurate and slower; on a CPU
+#                   stay with nano or one of the tiny ones, on a weak GPU with yolox_s.
 #   model_path      Weights to start from: an official YOLOX release file (.pth) of the same size, or any .pth that a
 #                   training wrote into logs/, to go on from it. '' starts from scratch.
 #                   Real pictures want pretrained weights in nearly every case: from scratch takes thousands of images
 #                   and hundreds of epochs. The number of classes may differ; then only the class predictions start
-#                   fresh. A start from a whole model's weights: set model_path, Freeze_Train = True.
-#                   From scratch: model_path = '', at least 100 epochs, Freeze_Train does not matter.
+#                   fresh (with anchors: the last layer of each head). A file that holds the backbone alone will do.
 #   input_shape     [height, width] the network sees, multiples of 32. [224, 224] does for the drawn sample; photographs
 #                   want [416, 416] or [640, 640], which finds small objects better and takes 2.4 times the time and
 #                   memory. The smallest objects should measure 10 pixels or more in it.
+#   anchors_path    Only for yolov4 and yolov4_tiny: a file of box sizes, width,height, in pixels of the input. '' takes
+#                   those of the weights, else the usual ones, which are those of model_data/yolo_anchors.txt and
+#                   model_data/yolo_tiny_anchors.txt. Anchors of your own help where all objects have unusual shapes.
+#   anchors_mask    Which anchors each map has, counted from 0, coarse map (large objects) first. [] takes those of the
+#                   weights, else the usual ones: [[6, 7, 8], [3, 4, 5], [0, 1, 2]], tiny [[3, 4, 5], [1, 2, 3]].
 # ----------------------------------------------------------------------------------------------------------------------
 model_name = "yolox_nano"
 model_path = ""
 input_shape = [224, 224]
+anchors_path = ""
+anchors_mask = []
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   AUGMENTATION
@@ -104,6 +150,10 @@ input_shape = [224, 224]
 #                       signs).
 #   colour_jitter       [hue, saturation, brightness]: largest random change. Lower the hue where colour decides the
 #                       class.
+#   multi_scale         Train on inputs of several sizes: input_shape times multi_scale_range (smallest, largest), in
+#   multi_scale_range   steps of 32 pixels, another one every multi_scale_period batches. It makes the network sure of
+#   multi_scale_period  objects at sizes that the data rarely show, and wants more epochs. The largest size decides the
+#                       memory: 1.25 takes 1.6 times as much. It ends with the other augmentation.
 # ----------------------------------------------------------------------------------------------------------------------
 mosaic = True
 mosaic_prob = 0.5
@@ -114,6 +164,32 @@ scale_range = [0.7, 1.4]
 aspect_jitter = 0.2
 flip_prob = 0.5
 colour_jitter = [0.015, 0.5, 0.4]
+multi_scale = False
+multi_scale_range = [0.75, 1.25]
+multi_scale_period = 10
+
+# ----------------------------------------------------------------------------------------------------------------------
+#   THE LOSS
+#
+#   iou_type        How a predicted box is compared with the right one: 'iou', 'ciou' (also distance and aspect ratio)
+#                   or 'siou' (also the direction of the distance). '' takes the network's own: 'iou' squared for YOLOX,
+#                   'ciou' for YOLOv4. They differ by a point or so; try it last.
+#   label_smoothing Class targets of 1 - label_smoothing instead of 1: softer against wrong labels. 0.01 or less; 0 off.
+#   focal_loss      Let the many easy cells without an object count less: p is raised to focal_gamma (0 none, 2 usual),
+#   focal_alpha     and cells with an object weigh focal_alpha, the others 1 - focal_alpha. Try it where objects are
+#   focal_gamma     very rare; for ordinary data leave it off.
+#   ignore_iou      Only with anchors: a prediction that overlaps an object more than this, and was not chosen to learn
+#                   it, is not taught that nothing is there. 1 switches that off.
+#   map_weights     Only with anchors: how much the objectness of each map counts, fine map (small objects) first, such
+#                   as [2.0, 1.0, 1.0] where small objects are missed. [] is 1 for all.
+# ----------------------------------------------------------------------------------------------------------------------
+iou_type = ""
+label_smoothing = 0.0
+focal_loss = False
+focal_alpha = 0.25
+focal_gamma = 2.0
+ignore_iou = 0.7
+map_weights = []
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   EPOCHS AND BATCHES: first with the backbone frozen, then everything
@@ -132,14 +208,18 @@ colour_jitter = [0.015, 0.5, 0.4]
 #                           because BatchNorm has no statistics in a batch of 1. "Out of memory": lower this or
 #                           input_shape.
 #   accumulate              Sum the gradients of this many batches before each step: the effect of a large batch in the
-#                           memory of a small one.
+#                           memory of a small one, but for BatchNorm, which sees the small batches. The learning rate
+#                           follows batch size times accumulate.
 #
-#   Recipes
-#   From whole-model weights   model_path = 'model_data/yolox_nano.pth', Freeze_Train = True, Freeze_Epoch = 10,
-#                              UnFreeze_Epoch = 30 for hundreds of images, 50 and 100 for thousands.
-#   From scratch               model_path = '', UnFreeze_Epoch = 100 at least, 300 for photographs.
-#   A weak GPU, or a CPU       UnFreeze_Epoch = Freeze_Epoch (only the frozen phase), yolox_nano, [416, 416].
-#   Go on from weights         model_path = 'logs/last_epoch_weights.pth', Init_Epoch = the epochs they have seen.
+#   Which layers are frozen. After set-up a table shows what trains in which phase, and how fast.
+#   freeze_layers           Names of what shall rest: 'backbone', 'neck', 'head', or the beginning of parameter names,
+#                           such as 'head.cls_preds' or 'backbone.stages.0'.
+#   freeze_blocks           The first so many blocks of the backbone rest: 2 or 3 of its 5 or 6. They know edges and
+#                           colours, which all pictures share.
+#   train_only              The opposite of both: only these names train.
+#   freeze_whole_run        True: the layers named here rest from the first epoch to the last, and Freeze_Train adds the
+#                           whole backbone up to Freeze_Epoch. False: they rest up to Freeze_Epoch only, in the place of
+#                           the whole backbone.
 # ----------------------------------------------------------------------------------------------------------------------
 Freeze_Train = True
 Init_Epoch = 0
@@ -148,22 +228,45 @@ Freeze_batch_size = 16
 UnFreeze_Epoch = 100
 Unfreeze_batch_size = 8
 accumulate = 1
+freeze_layers = []
+freeze_blocks = 0
+train_only = []
+freeze_whole_run = True
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   LEARNING
 #
-#   optimizer_type  'sgd' with momentum 0.937, 'adam' or 'adamw' with momentum 0.9. With adam set weight_decay = 0:
+#   optimizer_type  'sgd' with momentum 0.937; 'adam' or 'adamw' with momentum 0.9; 'rmsprop' with momentum 0.9;
+#                   'adagrad', which has none. sgd and adamw are the ones to choose. With adam set weight_decay = 0:
 #                   there it acts wrongly; adamw does it right.
 #   Init_lr         Highest learning rate for a batch of 64 images. It is scaled to the real batch (batch * accumulate /
-#                   64 * Init_lr), again at the unfreeze epoch, and kept within 5e-4..5e-2 (sgd) or 3e-4..1e-3 (adam,
-#                   adamw). Hundreds of images and few epochs want large steps: 8e-2 for sgd, 4e-3 for adamw. Thousands
-#                   of images, or hundreds of epochs: 1e-2 and 1e-3. Loss nan or jumping: a tenth.
-#   Min_lr          Lowest learning rate, at the end. None: a hundredth of Init_lr.
-#   momentum        Momentum of sgd, beta1 of adam and adamw.
-#   weight_decay    Pulls weights to zero against overfitting: 5e-4 for sgd, 1e-2 to 5e-2 for adamw. Biases and
-#                   BatchNorm are left out.
-#   lr_decay_type   'cos': warm-up, half a cosine down to Min_lr, a flat end.
-#   clip_grad_norm  Shorten gradients longer than this, a safeguard against single wild steps. 0: off.
+#                   64 * Init_lr), again at the unfreeze epoch, and kept within 5e-4..5e-2 (sgd), 3e-4..1e-3 (adam,
+#                   adamw), 1e-4..5e-4 (rmsprop) or 1e-3..2e-2 (adagrad).
+#                       sgd                 8e-2 for hundreds of images and few epochs, 1e-2 for thousands of images
+#                       adamw, adam         4e-3 for hundreds of images and few epochs, 1e-3 for thousands of images
+#                       rmsprop, adagrad    1e-3, 8e-2
+#                   Where the loss jumps or becomes NaN: a tenth.
+#   Min_lr          Lowest learning rate, for a batch of 64, scaled likewise. None is a hundredth of Init_lr.
+#   momentum        0.937 for sgd, 0.9 for adam, adamw and rmsprop.
+#   weight_decay    Pull of the weights to zero against learning by heart: 5e-4 for sgd, 0 for adam, 1e-2 to 5e-2 for
+#                   adamw. BatchNorm and biases are left out.
+#   lr_decay_type   How the rate falls. Every course begins with a warm-up, and again for layers that are unfrozen; the
+#                   log folder gets a picture of it, planned_lr.png.
+#                       'cos'        a half cosine, then a flat end: the one to choose
+#                       'step'       times lr_gamma every lr_step_size epochs (None: a tenth, every third of the run)
+#                       'multistep'  times lr_gamma at each of lr_milestones ([]: at 70 % and 90 % of the epochs)
+#                       'exp'        times lr_gamma every epoch (None: so that the last one ends at Min_lr)
+#                       'plateau'    times lr_factor once the validation loss has not fallen for more than lr_patience
+#                                    epochs; then it waits lr_cooldown epochs. For trainings of unknown length.
+#                       'constant'   stays
+#                   or a function of your own, epoch (from 0) -> factor of the rate, written above the constant:
+#                       def my_course(epoch):
+#                           return 1.0 if epoch < 20 else 0.1
+#                       lr_decay_type = my_course
+#   lr_scale        Factors of the rate by name, as in freeze_layers: {'backbone': 0.1} lets the backbone learn at a
+#                   tenth of the rate, which keeps good features; 0 freezes for the whole run.
+#   clip_grad_norm  Longest gradient allowed; 0 is off. 10 is a safeguard against single wild steps.
+#   clip_norm_type  How its length is measured: 2.0 as usual, float("inf") by its largest entry.
 #   ema             Evaluate and save the running average of the weights instead of their last values: smoother and
 #                   nearly always better. It looks back over 5 % of the run.
 # ----------------------------------------------------------------------------------------------------------------------
@@ -173,7 +276,15 @@ Min_lr = None
 momentum = 0.937
 weight_decay = 5e-4
 lr_decay_type = "cos"
+lr_step_size = None
+lr_milestones = []
+lr_gamma = None
+lr_factor = 0.5
+lr_patience = 5
+lr_cooldown = 0
+lr_scale = {}
 clip_grad_norm = 0.0
+clip_norm_type = 2.0
 ema = True
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -198,64 +309,6 @@ _OUT_OF_MEMORY = (
 )
 
 
-class Phase(NamedTuple):
-    """Epochs first..last - 1 (counted from 0), with the backbone frozen or not."""
-
-    frozen: bool
-    first: int
-    last: int
-    batch_size: int
-
-    @property
-    def name(self):
-        return "frozen" if self.frozen else "unfrozen"
-
-
-def phases_of(settings):
-    """The one or two phases that the constants describe. A frozen one takes pretrained weights."""
-    freezes = settings.Freeze_Train and settings.model_path
-    border = min(settings.Freeze_Epoch, settings.UnFreeze_Epoch) if freezes else 0
-    phases = [
-        Phase(True, settings.Init_Epoch, border, settings.Freeze_batch_size),
-        Phase(False, max(settings.Init_Epoch, border), settings.UnFreeze_Epoch, settings.Unfreeze_batch_size),
-    ]
-    return [phase for phase in phases if phase.first < phase.last]
-
-
-def steps_of(phases, images, accumulate):
-    """Optimiser steps of all phases."""
-    return sum((p.last - p.first) * math.ceil(math.ceil(images / p.batch_size) / accumulate) for p in phases)
-
-
-def check_batches(phases, ranks):
-    """Raise ValueError where a batch cannot be shared out evenly between the ranks."""
-    for phase in phases:
-        if phase.batch_size % ranks.world_size:
-            name = "Freeze_batch_size" if phase.frozen else "Unfreeze_batch_size"
-            nearest = max(phase.batch_size // ranks.world_size, 1) * ranks.world_size
-            raise ValueError(
-                f"{name} is {phase.batch_size}, which {ranks.world_size} processes cannot share evenly; set it to "
-                f"{nearest}, or another multiple of {ranks.world_size}."
-            )
-
-
-def advice(settings, phases, images, ranks):
-    """Sentences on settings that will train badly, before time is spent on them."""
-    if settings.Freeze_Train and not settings.model_path:
-        yield "Freeze_Train is True, but the backbone is untrained (model_path = ''): nothing is worth freezing."
-    if any(min(phase.batch_size // ranks.world_size, images) == 1 for phase in phases):
-        yield "A batch of 1 image gives BatchNorm no statistics: use batch sizes of 2 or more."
-    steps = steps_of(phases, images, settings.accumulate)
-    wanted = 300 if settings.model_path else 1000
-    if steps < wanted and not settings.Init_Epoch:
-        start = "from weights" if settings.model_path else "from scratch"
-        name = "Freeze_Epoch and UnFreeze_Epoch" if phases[-1].frozen else "UnFreeze_Epoch"
-        yield (
-            f"Only {steps} optimiser steps in all; training {start} wants at least {wanted}: raise {name} to about "
-            f"{math.ceil(settings.UnFreeze_Epoch * wanted / steps)}, or lower the batch size."
-        )
-
-
 def read_data(settings, say):
     """Class names, training records, validation records; what is odd about them is said."""
     class_names = read_class_names(settings.classes_path)
@@ -273,31 +326,31 @@ def make_model(settings, class_names, say):
     """The network, with the weights of model_path where one is given."""
     if not settings.model_path:
         say(f"{settings.model_name} from scratch")
-        return build_model(settings.model_name, len(class_names))
+        return build_model(settings.model_name, len(class_names), None, choose_decode_rule(settings, {}))
     weights = read_weights(settings.model_path)
-    model = build_model(settings.model_name, len(class_names), weights.contract.get("pixel_rule"))
+    decode_rule = choose_decode_rule(settings, weights.contract)
+    model = build_model(settings.model_name, len(class_names), weights.contract.get("pixel_rule"), decode_rule)
     fit = load_matching(model, weights)
     say(
         f"{settings.model_name} from {settings.model_path} ({weights.source}): "
         + describe_fit(fit, len(model.state_dict()))
     )
-    for sentence in unlike(weights.contract, class_names, settings):
+    for sentence in unlike(weights.contract, class_names, settings, model.decode_rule):
         say(f"note: {sentence}")
     return model
 
 
-def unlike(contract, class_names, settings):
-    """Sentences on what a weight file says about itself and the constants do not follow."""
-    if len(contract.get("class_names", ())) == len(class_names) and contract["class_names"] != class_names:
-        yield (
-            f"the weights were trained for the classes {', '.join(contract['class_names'])}, yours are "
-            f"{', '.join(class_names)}; their predictions are taken over in this order."
-        )
-    if contract.get("epoch") and not settings.Init_Epoch:
-        yield (
-            f"these weights have seen {contract['epoch']} epochs; this is a new training from them. To go on with that "
-            f"one instead, set Init_Epoch = {contract['epoch']}."
-        )
+def loss_options(settings):
+    """The constants of the loss block as the networks take them."""
+    return LossOptions(
+        settings.iou_type,
+        settings.label_smoothing,
+        settings.focal_loss,
+        settings.focal_alpha,
+        settings.focal_gamma,
+        settings.ignore_iou,
+        tuple(settings.map_weights),
+    )
 
 
 def augmentation(settings):
@@ -319,55 +372,15 @@ def augmentation(settings):
     )
 
 
-def epoch_line(row, last_epoch):
-    """What a person reads of one epoch; row: as in History.add_epoch."""
-    parts = " ".join(f"{key.removeprefix('loss_')} {row[key]:.2f}" for key in row if key.startswith("loss_"))
-    text = f"epoch {row['epoch']:3d}/{last_epoch} {row['phase']:8s}  loss {row['loss']:6.3f} ({parts})"
-    text += f"  val {row['val_loss']:6.3f}  lr {row['lr']:.1e}  {row['images_per_second']:.0f} images/s"
-    text += f"  data wait {row['data_wait']:.0%}  {row['seconds']:.1f} s"
-    return text if row["map50"] is None else f"{text}  mAP@0.5 {row['map50']:.3f}  AP {row['ap']:.3f}"
-
-
-def stop_if_not_finite(loss, epoch):
-    """Raise ValueError where the mean loss of an epoch, counted from 0, is no number."""
-    if not math.isfinite(loss):
-        raise ValueError(
-            f"The loss became {loss} in epoch {epoch + 1}: lower Init_lr, set clip_grad_norm = 10, or rule out mixed "
-            "precision by fp16 = False. The weights of the epochs before are kept."
-        )
-
-
-def result_row(epoch, phase, result, evaluation, world_size):
-    """One epoch as History takes it; epoch counts from 0."""
-    scores = evaluation.scores
-    losses = {key if key == "loss" else f"loss_{key}": value for key, value in result.losses.items()}
-    return {
-        "epoch": epoch + 1,
-        "phase": phase.name,
-        **losses,
-        "val_loss": evaluation.loss,
-        "lr": result.learning_rate,
-        "map50": scores["map50"] if scores else None,
-        "ap": scores["AP"] if scores else None,
-        "images_per_second": result.images_per_second * world_size,
-        "data_wait": result.data_wait,
-        "seconds": result.seconds,
-    }
-
-
-def report(files, scores, settings, say):
-    """Say at the end what came out and where it lies."""
-    if scores:
-        say(f"\nThe last evaluation:\n{format_scores(scores)}")
-    if files.best_score is None:
-        say("\nNo epoch could be scored: the validation set holds no boxes, or its loss was not a number.")
-        return
-    best = f"mAP@0.5 {files.best_score:.3f}" if settings.eval_flag else f"validation loss {-files.best_score:.3f}"
-    say(f"\nBest weights: {files.folder / outputs.BEST} ({best}, epoch {files.best_epoch})")
-    say(f"Last weights: {files.folder / outputs.LAST}")
-    newest = files.folder.parent / outputs.BEST
-    command = "python predict.py" if settings.save_dir == "logs" else f"python predict.py --model_path={newest}"
-    say(f"Both are also in {settings.save_dir}/. Draw boxes with them: {command}")
+def train_shapes(settings, augment, say):
+    """The input shapes of training batches: one, or several with multi_scale."""
+    if not settings.multi_scale:
+        return TrainShapes([augment.input_shape])
+    shapes = multi_scale_shapes(
+        augment.input_shape, settings.multi_scale_range, settings.multi_scale_period, augment.augment_epochs
+    )
+    say("input sizes: " + ", ".join(f"{height}x{width}" for height, width in sorted(shapes.shapes)))
+    return shapes
 
 
 def main(settings):
@@ -379,59 +392,64 @@ def main(settings):
     class_names, train_records, val_records = read_data(settings, say)
     model = make_model(settings, class_names, say).to(device, memory_format=torch.channels_last)
     model = machine.with_sync_bn(model, settings.sync_bn, place)
-    criterion = build_criterion(model)
+    criterion = build_criterion(model, loss_options(settings))
     augment = augmentation(settings)
-    contract = make_contract(model, class_names, augment.input_shape, augment.rule, settings=vars(settings))
+    contract = make_contract(model, class_names, augment.input_shape, augment.rule, settings=plain(vars(settings)))
     phases = phases_of(settings)
     check_batches(phases, ranks)
     for sentence in advice(settings, phases, len(train_records), ranks):
         say(f"note: {sentence}")
 
     workers = place.workers(settings.num_workers)
+    shapes = train_shapes(settings, augment, say)
     train_loader = build_train_loader(
-        train_records, augment, settings.seed, phases[0].batch_size, workers, ranks.rank, ranks.world_size, place.on_gpu
+        train_records, augment, settings.seed, shapes, phases[0].batch_size, workers, *ranks.of_all, place.on_gpu
     )
     val_loader = build_val_loader(
         val_records, augment.input_shape, augment.rule, 2 * settings.Unfreeze_batch_size, min(workers, 2), place.on_gpu
     )
 
     # What moves it: the frozen part joins the optimiser when it is unfrozen
-    model.freeze(phases[0].frozen)
-    groups = parameter_groups(model, settings.weight_decay, settings.Init_Epoch)
+    schedule = Schedule(settings)
+    say(f"\n{training_table(model, settings, phases)}")
+    model.freeze(frozen_parameters(model, settings, phases[0].frozen))
+    factor_of = rate_factors(model, settings.lr_scale)
+    groups = parameter_groups(model, settings.weight_decay, settings.Init_Epoch, factor_of)
     optimizer = build_optimizer(settings.optimizer_type, groups, settings.momentum)
-    total_steps = steps_of(phases, len(train_records), settings.accumulate)
-    average = ModelEma(model, total_steps) if settings.ema else None
-    stepper = Stepper(model, optimizer, average, place.precision, device, settings.clip_grad_norm)
+    average = ModelEma(model, steps_of(phases, len(train_records), settings.accumulate)) if settings.ema else None
+    stepper = Stepper(
+        model, optimizer, average, place.precision, device, settings.clip_grad_norm, settings.clip_norm_type
+    )
     judged = average.model if average else model
 
-    files = (
-        outputs.WeightFiles(outputs.new_run_folder(settings.save_dir), settings.save_period) if ranks.is_main else None
-    )
-    history = History(files.folder) if ranks.is_main else None
     if ranks.is_main:
-        outputs.save_settings(files.folder, vars(settings))
-        say(f"results go to {files.folder}\n")
+        files = outputs.WeightFiles(outputs.new_run_folder(settings.save_dir), settings.save_period)
+        history = History(files.folder)
+        outputs.save_settings(files.folder, plain(vars(settings)))
+        draw_planned_rates(planned_rates(settings, phases), settings, files.folder / "planned_lr.png")
+        say(f"\nresults go to {files.folder}\n")
 
     scores, named = None, set()
     try:
         for phase in phases:
-            if settings.Freeze_Train and settings.model_path and not phase.frozen:
+            woken = model.freeze(frozen_parameters(model, settings, phase.frozen))
+            if woken:
                 train_loader.batch_sampler.set_epoch(phase.first, phase.batch_size)
-                adopt_statistics(model, train_loader, device)
-                judged.feature_extractor.load_state_dict(model.feature_extractor.state_dict())
-            model.freeze(phase.frozen)
-            take_in(optimizer, model, settings.weight_decay, phase.first)
-            network = machine.parallel(model, place)
-            batch_size = phase.batch_size * settings.accumulate
-            rates = scaled_rates(settings.Init_lr, settings.Min_lr, settings.optimizer_type, batch_size)
+                adopt_statistics(model, woken, train_loader, device)
+                average.take_over(model, woken) if average else None
+            take_in(optimizer, parameter_groups(model, settings.weight_decay, phase.first, factor_of))
+            shape = (phase.batch_size // ranks.world_size, 3, *augment.input_shape)
+            network = compile_if_faster(model, criterion, stepper, shape, place) if settings.compile else model
+            network = machine.parallel(network, place)
+            rates = rates_of(settings, phase)
 
             for epoch in range(phase.first, phase.last):
                 network.train()
-                criterion.use_l1 = not augment.mosaic or epoch >= augment.augment_epochs
+                criterion.use_l1 = not augment.mosaic or epoch >= augment.augment_epochs  # for the losses that have it
                 train_loader.batch_sampler.set_epoch(epoch, phase.batch_size)
 
                 def set_rates_at(share, epoch=epoch, rates=rates):
-                    return set_rates(optimizer, epoch + share, settings.UnFreeze_Epoch, *rates)
+                    return schedule.set_rates(optimizer, epoch + share, *rates)
 
                 bar = f"epoch {epoch + 1}/{settings.UnFreeze_Epoch}" if ranks.is_main else ""
                 result = train_one_epoch(
@@ -439,6 +457,7 @@ def main(settings):
                 )
                 stop_if_not_finite(result.losses["loss"], epoch)
                 if not ranks.is_main:
+                    schedule.end_epoch(machine.told_by_main(None, device))
                     continue
 
                 is_last = epoch + 1 == settings.UnFreeze_Epoch
@@ -448,6 +467,7 @@ def main(settings):
                 evaluation = evaluate(
                     judged, val_loader, val_records, class_names, device, place.precision.dtype, criterion, scored
                 )
+                schedule.end_epoch(machine.told_by_main(evaluation.loss, device))
                 scores = evaluation.scores or scores
                 row = result_row(epoch, phase, result, evaluation, ranks.world_size)
                 history.add_epoch(row)
@@ -459,7 +479,7 @@ def main(settings):
                 score = row["map50"] if settings.eval_flag else -row["val_loss"]
                 files.save(judged, contract, epoch + 1, is_last, row["loss"], row["val_loss"], score)
     except KeyboardInterrupt:
-        if files:
+        if ranks.is_main:
             say(f"\nThe last whole epoch, if there was one, is in {files.folder / outputs.LAST}")
         raise
     except torch.OutOfMemoryError as error:
@@ -471,7 +491,7 @@ def main(settings):
 
     if ranks.is_main:
         report(files, scores, settings, say)
-    return (files.folder if files else None), scores
+    return (files.folder if ranks.is_main else None), scores
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import torch
 from nets import build_criterion, build_model
 from utils import device as machine
 from utils.config import check_values, run_script, script_constants
+from utils.freezing import select
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   model_name, num_classes, input_shape   The network measured.
@@ -82,7 +83,7 @@ def measure(model, criterion, batch, device, dtype, steps):
 def make(settings, device, memory_format, frozen):
     """A network in train mode, its criterion and a fixed batch."""
     model = build_model(settings.model_name, settings.num_classes).to(device, memory_format=memory_format)
-    model.freeze(frozen).train()
+    model.freeze(select(model, ["backbone"], "frozen") if frozen else ()).train()
     batch = fixed_batch(settings.frozen_batch if frozen else settings.unfrozen_batch, settings, device)
     return model, build_criterion(model), batch
 

@@ -2,10 +2,13 @@
 
 from difflib import get_close_matches
 
+from nets.anchor_loss import AnchorLoss
+from nets.losses import LossOptions
+from nets.yolov4 import YOLOv4, YOLOv4Tiny
 from nets.yolox import YOLOX
 from nets.yolox_loss import YOLOXLoss
 
-# name: (network, loss, size of the network). Sizes: YOLOX paper, table 3; parameters at 80 classes in millions.
+# name: (network, loss, size of the network). Parameters at 80 classes in millions. Sizes: YOLOX paper, table 3.
 MODELS = {
     "yolox_nano": (YOLOX, YOLOXLoss, {"depth": 0.33, "width": 0.25, "depthwise": True}),  # 0.91
     "yolox_tiny": (YOLOX, YOLOXLoss, {"depth": 0.33, "width": 0.375, "depthwise": False}),  # 5.06
@@ -13,25 +16,35 @@ MODELS = {
     "yolox_m": (YOLOX, YOLOXLoss, {"depth": 0.67, "width": 0.75, "depthwise": False}),  # 25.3
     "yolox_l": (YOLOX, YOLOXLoss, {"depth": 1.0, "width": 1.0, "depthwise": False}),  # 54.2
     "yolox_x": (YOLOX, YOLOXLoss, {"depth": 1.33, "width": 1.25, "depthwise": False}),  # 99.1
+    "yolov4_tiny": (YOLOv4Tiny, AnchorLoss, {}),  # 6.06
+    "yolov4": (YOLOv4, AnchorLoss, {}),  # 64.4
 }
 
 
-def build_model(model_name, num_classes, pixel_rule=None):
+def build_model(model_name, num_classes, pixel_rule=None, decode_rule=None):
     """Make a network with fresh weights.
 
     model_name: a key of MODELS. num_classes: at least 1. pixel_rule: channel order, mean and std that the weights
-    expect (see PixelNormalize), None for the network's own. Raises ValueError for an unknown name.
+    expect (see PixelNormalize); decode_rule: anchors and the like (see AnchorNetwork), entries that are left out are
+    the network's own, as is None. Raises ValueError for an unknown name, and for anchors where the network has none.
     """
     if model_name not in MODELS:
         nearest = get_close_matches(str(model_name), MODELS, n=1)
         hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
         raise ValueError(f"model_name is {model_name!r}; expected one of {', '.join(MODELS)}.{hint}")
     network, _, size = MODELS[model_name]
+    if decode_rule:
+        if not network.decode_defaults:
+            raise ValueError(f"{model_name} has no anchors: set anchors_path = '' and anchors_mask = [].")
+        size = size | {"decode_rule": network.decode_defaults | decode_rule}
     model = network(num_classes, pixel_rule=pixel_rule, **size)
     model.name = model_name
     return model
 
 
-def build_criterion(model):
-    """The loss that belongs to a network from build_model: criterion(raw, targets) -> dict of scalars."""
-    return MODELS[model.name][1](model)
+def build_criterion(model, options=None):
+    """The loss that belongs to a network from build_model: criterion(raw, targets) -> dict of scalars.
+
+    options: a LossOptions, None for the usual ones.
+    """
+    return MODELS[model.name][1](model, options or LossOptions())

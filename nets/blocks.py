@@ -2,9 +2,11 @@
 
 import torch
 from torch import nn
+from torch.nn.functional import max_pool2d
 
 BATCHNORM_EPS = 1e-3
 BATCHNORM_MOMENTUM = 0.03
+DARKNET_BATCHNORM_EPS = 1e-5
 
 
 class PixelNormalize(nn.Module):
@@ -45,6 +47,15 @@ class BaseConv(nn.Module):
 
     def forward(self, x):
         return self.act(self.bn(self.conv(x)))
+
+
+class DarknetConv(BaseConv):
+    """BaseConv as Darknet computes it: LeakyReLU 0.1 or another activation, a smaller epsilon in BatchNorm."""
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, activation=None):
+        super().__init__(in_channels, out_channels, kernel_size, stride)
+        self.bn.eps = DARKNET_BATCHNORM_EPS
+        self.act = activation(inplace=True) if activation else nn.LeakyReLU(0.1, inplace=True)
 
 
 class DWConv(nn.Module):
@@ -100,15 +111,19 @@ class SPPBottleneck(nn.Module):
         super().__init__()
         hidden = in_channels // 2
         self.conv1 = BaseConv(in_channels, hidden, 1, 1)
-        self.pool = nn.MaxPool2d(5, stride=1, padding=2)
         self.conv2 = BaseConv(4 * hidden, out_channels, 1, 1)
 
     def forward(self, x):
-        x = self.conv1(x)
+        return self.conv2(torch.cat(pyramid_pool(self.conv1(x)), dim=1))
+
+
+def pyramid_pool(x):
+    """A map (B, C, h, w) and its maxima over 5x5, 9x9 and 13x13 neighbours: four maps of that shape."""
+    maps = [x]
+    for _ in range(3):
         # Two 5x5 maxima in a row are one 9x9 maximum, three are one 13x13: the same numbers for less work.
-        pool_5 = self.pool(x)
-        pool_9 = self.pool(pool_5)
-        return self.conv2(torch.cat((x, pool_5, pool_9, self.pool(pool_9)), dim=1))
+        maps.append(max_pool2d(maps[-1], 5, stride=1, padding=2))
+    return maps
 
 
 class Focus(nn.Module):

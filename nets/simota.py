@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import logsigmoid
 
+from nets.assignment import resolve_conflicts
 from utils.boxes import paired_iou
 
 # Cells within 1.5 strides of the centre: the one the centre lies in and its eight neighbours.
@@ -46,7 +47,7 @@ def assign(decoded, targets, map_sizes, strides):
     cost, order = cost.topk(selectable, largest=False)
     rank = torch.arange(selectable, device=cost.device)
     cost = cost.masked_fill(rank >= wanted.unsqueeze(-1), torch.inf)
-    return resolve_conflicts(cost, cells.gather(-1, order), decoded.shape[1])
+    return Assignment(*resolve_conflicts(cost, cells.gather(-1, order), decoded.shape[1]))
 
 
 def candidate_cells(targets, map_sizes, strides):
@@ -89,20 +90,3 @@ def matching_cost(decoded, targets, cells):
     true_class = cells * num_classes + targets[..., 4:].long().clamp(min=0)
     correction = (log_not_p - log_p.clamp(min=LOG_ZERO)).flatten(1).gather(1, true_class.flatten(1)).view_as(cells)
     return as_background + correction - IOU_WEIGHT * torch.log(iou + 1e-8), iou
-
-
-def resolve_conflicts(cost, cells, num_cells):
-    """Give each cell to one box at most.
-
-    cost: (B, G, S), infinite where a cell is not selected; cells: (B, G, S) positions. Returns an Assignment over
-    num_cells cells.
-    """
-    batch, boxes, _ = cost.shape
-    flat_cost, flat_cells = cost.flatten(1), cells.flatten(1)
-    lowest = flat_cost.new_full((batch, num_cells), torch.inf).scatter_reduce(1, flat_cells, flat_cost, "amin")
-    wins = flat_cost.isfinite() & (flat_cost == lowest.gather(1, flat_cells))
-    box = torch.arange(boxes, device=cost.device).view(1, -1, 1).expand_as(cells).flatten(1)
-    owner = cells.new_full((batch, num_cells), boxes)
-    owner = owner.scatter_reduce(1, flat_cells, torch.where(wins, box, boxes), "amin")
-    positive = owner < boxes
-    return Assignment(positive, owner.masked_fill(~positive, 0))

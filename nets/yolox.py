@@ -11,18 +11,12 @@ from torch.nn.functional import interpolate
 
 from nets.blocks import BaseConv, CSPLayer, conv_class
 from nets.darknet import CSPDarknet
-from nets.detector import DetectionNetwork
+from nets.detector import MAX_LOG_SIZE, DetectionNetwork, cell_grid, prior_logits
 from utils.boxes import centre_size_to_xyxy
 
 # The official release works on BGR pixels 0..255 as OpenCV reads them.
 PIXEL_RULE = {"channels": "BGR", "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
-# A side of exp(7) = 1,100 strides is beyond any image; without a bound one wild logit turns the loss into NaN.
-MAX_LOG_SIZE = 7.0
-# What an untrained head predicts. Objects are rare, so that the many negatives do not swamp the first steps; a class is
-# one of C with an overlap of a half; a side is four cells, as it typically is on the map that learns it. A head that
-# had to reach these numbers from far away would spend a short training on its biases.
-OBJECT_PRIOR = 0.01
-CLASS_PRIOR = 0.5
+# The side of a box that an untrained head predicts, in strides: as it typically is on the map that learns it.
 SIDE_PRIOR = 4.0
 
 
@@ -61,10 +55,6 @@ class PAFPN(nn.Module):
         return [p3, p4, p5]
 
 
-def _logit(probability):
-    return math.log(probability / (1 - probability))
-
-
 def _upsample(x):
     return interpolate(x, scale_factor=2, mode="nearest")
 
@@ -91,9 +81,10 @@ class DecoupledHead(nn.Module):
         self.reg_preds = prediction(4)
         self.obj_preds = prediction(1)
         self.stems = nn.ModuleList(BaseConv(channels, hidden, 1, 1) for channels in in_channels)
+        objectness, *classes = prior_logits(num_classes)
         for level in range(len(in_channels)):
-            nn.init.constant_(self.obj_preds[level].bias, _logit(OBJECT_PRIOR))
-            nn.init.constant_(self.cls_preds[level].bias, _logit(CLASS_PRIOR / num_classes))
+            nn.init.constant_(self.obj_preds[level].bias, objectness)
+            nn.init.constant_(self.cls_preds[level].bias, classes[0])
             nn.init.constant_(self.reg_preds[level].bias[2:], math.log(SIDE_PRIOR))
 
     def forward(self, features):
@@ -113,6 +104,8 @@ class YOLOX(DetectionNetwork):
     num_classes: C >= 1. depth, width, depthwise: size of the model, see nets.MODELS. pixel_rule: see PixelNormalize.
     Input sides are multiples of 32.
     """
+
+    head_prefixes = ("head.",)
 
     def __init__(self, num_classes, depth, width, depthwise, pixel_rule=None):
         super().__init__(num_classes, pixel_rule or PIXEL_RULE)
@@ -142,14 +135,3 @@ class YOLOX(DetectionNetwork):
             size = cells[..., 2:4].clamp(max=MAX_LOG_SIZE).exp() * stride
             decoded.append(torch.cat((centre_size_to_xyxy(torch.cat((centre, size), -1)), cells[..., 4:]), dim=-1))
         return torch.cat(decoded, dim=1)
-
-
-def cell_grid(level):
-    """Column and row of each cell of a raw map (B, channels, h, w), row by row: float32 (h * w, 2) on its device."""
-    height, width = level.shape[-2:]
-    rows, columns = torch.meshgrid(
-        torch.arange(height, device=level.device, dtype=torch.float32),
-        torch.arange(width, device=level.device, dtype=torch.float32),
-        indexing="ij",
-    )
-    return torch.stack((columns, rows), dim=-1).view(-1, 2)

@@ -2,28 +2,29 @@
 
 import torch
 from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 
+from nets.detector import cell_grid
+from nets.losses import box_loss, class_loss, class_targets, objectness_loss, scaled
 from nets.simota import assign
-from nets.yolox import cell_grid
-from utils.boxes import paired_iou
 
 BOX_WEIGHT = 5.0
 
 
 class YOLOXLoss(nn.Module):
-    """criterion(raw, targets) -> {"loss", "box", "obj", "cls", "l1"}: scalars, scaled and ready to log.
+    """criterion(raw, targets) -> {"loss", "box", "obj", "cls", "l1"}: scalars, scaled and ready to log, and "count".
 
-    model: the network whose raw maps are judged; its decode and strides are used. use_l1 may be switched between steps
-    (the paper adds L1 for the last epochs, when mosaic is off). raw: maps (B, 5 + C, h, w); targets: (B, G, 5) x1, y1,
-    x2, y2 in input pixels and class, -1 marks padding. All terms are divided by the number of positive cells of the
-    batch, at least 1. Boxes without area, and images without boxes, give finite losses.
+    model: the network whose raw maps are judged; its decode and strides are used. options: LossOptions. use_l1 may be
+    switched between steps (the paper adds L1 for the last epochs, when mosaic is off). raw: maps (B, 5 + C, h, w);
+    targets: (B, G, 5) x1, y1, x2, y2 in input pixels and class, -1 marks padding. For scale and count see
+    nets.losses.scaled. Boxes without area, and images without boxes, give finite losses.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, options):
         super().__init__()
         self.decode = model.decode
         self.strides = model.strides
+        self.options = options
+        self.iou_type = options.iou_type or "iou"
         self.use_l1 = False
 
     def forward(self, raw, targets):
@@ -31,17 +32,18 @@ class YOLOXLoss(nn.Module):
         map_sizes = [tuple(level.shape[-2:]) for level in raw]
         positive, box_index = assign(decoded, targets, map_sizes, self.strides)
         matched = targets.gather(1, box_index.unsqueeze(-1).expand(-1, -1, 5))
-        positives = positive.sum().clamp(min=1)
 
-        iou = paired_iou(decoded[..., :4], matched[..., :4])
-        box = BOX_WEIGHT * ((1 - iou.square()) * positive).sum() / positives
-        objectness = binary_cross_entropy_with_logits(decoded[..., 4], positive.float(), reduction="sum") / positives
+        box, iou = box_loss(self.iou_type, decoded[..., :4], matched[..., :4])
         # A class is as certain as its box is good: the target is the IoU, not 1.
-        classes = one_hot(matched[..., 4].long().clamp(min=0), decoded.shape[-1] - 5) * iou.detach().unsqueeze(-1)
-        class_loss = binary_cross_entropy_with_logits(decoded[..., 5:], classes, reduction="none")
-        class_loss = (class_loss.sum(-1) * positive).sum() / positives
-        l1 = self.l1_loss(raw, matched, positive) / positives if self.use_l1 else torch.zeros_like(box)
-        return {"loss": box + objectness + class_loss + l1, "box": box, "obj": objectness, "cls": class_loss, "l1": l1}
+        wanted = class_targets(matched[..., 4], decoded.shape[-1] - 5, self.options.label_smoothing)
+        classes = class_loss(decoded[..., 5:], wanted * iou.unsqueeze(-1))
+        sums = {
+            "box": BOX_WEIGHT * (box * positive).sum(),
+            "obj": objectness_loss(decoded[..., 4], positive.float(), self.options).sum(),
+            "cls": (classes * positive).sum(),
+            "l1": self.l1_loss(raw, matched, positive) if self.use_l1 else torch.zeros_like(box[0, 0]),
+        }
+        return scaled(sums, positive)
 
     def l1_loss(self, raw, matched, positive):
         """Sum of |raw - what the head should have said| over dx, dy, log w, log h of the positive cells."""

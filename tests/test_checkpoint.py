@@ -42,9 +42,31 @@ def test_the_contract_says_all_that_use_needs(model):
         "input_shape": [320, 416],
         "resize_rule": {"mode": "topleft", "pad": 114},
         "pixel_rule": {"channels": "BGR", "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]},
+        "decode_rule": {},
         "strides": [8, 16, 32],
         "epoch": 5,
     }
+
+
+def test_a_network_with_anchors_carries_them(tmp_path):
+    """Prevents weights that are decoded with other anchors than they learned, and a file that needs code to be read."""
+    rule = {"anchors": [[5.0, 6.0], [90.0, 100.5]], "anchors_mask": [[1], [0]]}
+    path = tmp_path / "tiny.pth"
+    with torch.device("meta"):
+        layout = build_model("yolov4_tiny", 3, decode_rule=rule)
+    contract = make_contract(layout, NAMES, (64, 64), YOLOX_RESIZE)
+    save_weights(path, nn.Linear(1, 1), contract)
+    read = read_weights(path).contract
+    assert read["decode_rule"] == rule | {"scale_x_y": [1.05, 1.05]}
+    assert (read["strides"], read["pixel_rule"]["std"]) == ([16, 32], [255.0, 255.0, 255.0])
+
+
+def test_a_contract_may_hold_every_kind_of_setting(tmp_path):
+    """Prevents settings, infinity among them, that torch.load(weights_only=True) refuses after hours of training."""
+    settings = {"clip_norm_type": float("inf"), "lr_scale": {"backbone": 0.1}, "lr_milestones": [], "Min_lr": None}
+    contract = make_contract(build_model("yolox_nano", 3), NAMES, (64, 64), YOLOX_RESIZE, settings=settings)
+    save_weights(tmp_path / "a.pth", nn.Linear(1, 1), contract)
+    assert read_weights(tmp_path / "a.pth").contract["settings"] == settings
 
 
 def test_what_is_written_is_what_is_read(model, weights_path):
@@ -92,7 +114,10 @@ def test_an_official_release_has_no_contract(model, tmp_path):
     path = tmp_path / "yolox_nano.pth"
     torch.save({"model": model.state_dict(), "start_epoch": 300, "optimizer": {"state": {}}}, path)
     weights = read_weights(path)
-    assert (weights.contract, weights.source) == ({}, "official release, BGR pixels 0-255")
+    assert (weights.contract, weights.source) == (
+        {},
+        "weights without a contract, pixels as the network's official release expects them",
+    )
     assert len(weights.state) == 642
 
 

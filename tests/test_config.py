@@ -1,4 +1,5 @@
 import ast
+import functools
 import importlib
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from utils.config import (
     RULES,
     check_training,
     parse_overrides,
+    plain,
     run_script,
     script_constants,
     settings_table,
@@ -28,6 +30,11 @@ CONSTANTS = {
     "model_path": "",
     "Min_lr": None,
 }
+
+
+def a_course(epoch):
+    """A learning rate's course, as users write it."""
+    return 1.0 if epoch < 20 else 0.1
 
 
 @pytest.fixture
@@ -112,9 +119,67 @@ def test_a_wrong_override_is_one_sentence(argument, message):
 
 def test_script_constants_are_the_literals_in_their_order():
     """Prevents modules, functions and private names from turning up as parameters."""
-    found = script_constants({"__name__": "x", "_hidden": 1, "b": 2, "math": ast, "a": [1], "main": len, "none": None})
-    assert list(found.items()) == [("b", 2), ("a", [1]), ("none", None)]
+    module = {"__name__": "x", "_hidden": 1, "b": 2, "math": ast, "a": [1], "len": len, "none": None, "d": {"x": 1}}
+    found = script_constants(module)
+    assert list(found.items()) == [("b", 2), ("a", [1]), ("none", None), ("d", {"x": 1})]
     assert script_constants({}) == {}
+
+
+def test_a_function_under_another_name_is_a_constant():
+    """Prevents `lr_decay_type = my_course` from being no parameter, and functions of the script, or imported ones, from
+    being some."""
+    scope = {"a_course": a_course, "lr_decay_type": a_course, "lr_scale": {"backbone": 0.1}, "_helper": a_course}
+    assert script_constants(scope) == {"lr_decay_type": a_course, "lr_scale": {"backbone": 0.1}}
+    assert script_constants({"lr_decay_type": lambda epoch: 1.0}).keys() == {"lr_decay_type"}
+    assert script_constants({"lr_decay_type": functools.partial(a_course), "Path": Path}).keys() == {"lr_decay_type"}
+    assert all(not callable(value) for value in script_constants(vars(train)).values())
+
+
+def test_files_and_the_table_show_a_functions_name():
+    """Prevents settings.json, the weight file or the table from failing on a function, or from showing its address."""
+    values = {"lr_decay_type": a_course, "seed": 3, "lr_scale": {}}
+    assert plain(values) == {"lr_decay_type": "a_course", "seed": 3, "lr_scale": {}}
+    assert plain({}) == {}
+    assert settings_table(values, values) == "  lr_decay_type  'a_course'\n  seed           3\n  lr_scale       {}"
+    assert settings_table(values, values | {"lr_decay_type": "cos"}).startswith("* lr_decay_type  'a_course'\n")
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("--lr_decay_type=cos", {"lr_decay_type": "cos"}),  # the file's value is a function
+        ("--clip_norm_type=inf", {"clip_norm_type": float("inf")}),
+        ("--clip_norm_type=1", {"clip_norm_type": 1.0}),
+        ("--lr_scale={'backbone': 0.1, 'neck': 0}", {"lr_scale": {"backbone": 0.1, "neck": 0}}),
+        ("--lr_scale={}", {"lr_scale": {}}),
+        ("--freeze_layers=['backbone','neck']", {"freeze_layers": ["backbone", "neck"]}),
+        ("--freeze_layers='backbone','neck'", {"freeze_layers": ["backbone", "neck"]}),
+        ("--anchors_mask=[[3,4,5],[0,1,2]]", {"anchors_mask": [[3, 4, 5], [0, 1, 2]]}),
+        ("--lr_step_size=5", {"lr_step_size": 5}),
+        ("--lr_gamma=0.5", {"lr_gamma": 0.5}),
+        ("--Init_lr=inf", {"Init_lr": float("inf")}),  # which the rules refuse
+    ],
+)
+def test_overrides_of_every_kind_of_constant(constants, argument, expected):
+    """Prevents constants that can be written into the file and not on the command line."""
+    constants = constants | {"lr_decay_type": a_course}
+    assert parse_overrides(constants, [argument]) == constants | expected
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--lr_scale=backbone", "lr_scale is 'backbone'; expected a dict, as in --lr_scale={}."),
+        ("--lr_scale=['backbone']", "lr_scale is ['backbone']; expected a dict, as in --lr_scale={}."),
+        ("--freeze_layers=backbone", "freeze_layers is 'backbone'; expected a list, as in --freeze_layers=[]."),
+        ("--compile=1", "compile is 1; expected True or False, as in --compile=False."),
+    ],
+)
+def test_a_wrong_kind_of_value(constants, argument, message):
+    """Prevents a name without brackets from being read as a list of letters."""
+    with pytest.raises(ValueError) as error:
+        parse_overrides(constants, [argument])
+    assert str(error.value) == message
 
 
 @pytest.mark.parametrize("script", ["train", "predict", "tools.get_map", "tools.voc_annotation"])
@@ -146,9 +211,56 @@ def test_shipped_constants_pass_their_checks(constants):
 
 BAD_VALUES = [
     *[(name, "yes") for name in ("Cuda", "distributed", "sync_bn", "fp16", "mosaic", "mixup", "Freeze_Train")],
-    *[(name, 1) for name in ("ema", "eval_flag")],
+    *[(name, 1) for name in ("ema", "eval_flag", "compile", "cudnn_benchmark", "deterministic", "focal_loss")],
+    *[(name, None) for name in ("multi_scale", "freeze_whole_run")],
     *[(name, 0) for name in ("gpu_ids", "classes_path", "train_annotation_path", "val_annotation_path")],
-    *[(name, None) for name in ("model_name", "model_path", "save_dir")],
+    *[(name, None) for name in ("model_name", "model_path", "anchors_path", "save_dir")],
+    ("gpu_ids", "0;1"),
+    ("gpu_ids", "0,"),
+    ("cpu_threads", -1),
+    ("cpu_threads", 2.0),
+    ("anchors_mask", [3, 4, 5]),
+    ("anchors_mask", [[3, 4], [-1, 0]]),
+    ("anchors_mask", "[[0]]"),
+    ("iou_type", "giou"),
+    ("iou_type", None),
+    ("label_smoothing", 0.6),
+    ("label_smoothing", -0.01),
+    ("focal_alpha", 1.1),
+    ("focal_gamma", -1.0),
+    ("ignore_iou", 1.5),
+    ("map_weights", [2.0, 0.0]),
+    ("map_weights", 2.0),
+    ("multi_scale_range", [1.25, 0.75]),
+    ("multi_scale_range", 1.25),
+    ("multi_scale_period", 0),
+    ("freeze_layers", "backbone"),
+    ("freeze_layers", [""]),
+    ("freeze_layers", [0]),
+    ("train_only", "head"),
+    ("freeze_blocks", -1),
+    ("freeze_blocks", 1.5),
+    ("lr_step_size", 0),
+    ("lr_step_size", 2.5),
+    ("lr_milestones", [20, 10]),
+    ("lr_milestones", [10, 10]),
+    ("lr_milestones", [0, 10]),
+    ("lr_milestones", 10),
+    ("lr_gamma", 0.0),
+    ("lr_gamma", 1.5),
+    ("lr_factor", 1.0),
+    ("lr_factor", 0.0),
+    ("lr_factor", None),
+    ("lr_patience", -1),
+    ("lr_cooldown", 0.5),
+    ("lr_scale", {"backbone": -0.1}),
+    ("lr_scale", {"backbone": "slow"}),
+    ("lr_scale", {3: 0.1}),
+    ("lr_scale", ["backbone"]),
+    ("clip_norm_type", 0.5),
+    ("clip_norm_type", float("nan")),
+    ("clip_norm_type", "2"),
+    ("clip_grad_norm", float("inf")),
     ("UnFreeze_Epoch", 80.5),
     ("UnFreeze_Epoch", "80"),
     ("input_shape", 640),
@@ -188,7 +300,9 @@ BAD_VALUES = [
     ("Min_lr", "low"),
     ("optimizer_type", "SGD"),
     ("optimizer_type", ""),
-    ("lr_decay_type", "step"),
+    ("optimizer_type", "lion"),
+    ("lr_decay_type", "linear"),
+    ("lr_decay_type", None),
     ("momentum", 1.0),
     ("weight_decay", -5e-4),
     ("clip_grad_norm", -1.0),
@@ -229,6 +343,13 @@ def test_every_constant_has_a_rule(constants):
         ({"classes_path": "none.txt"}, "classes_path is 'none.txt', and there is no such file"),
         ({"classes_path": "model_data"}, "classes_path is 'model_data', and there is no such file"),
         ({"model_path": "none.pth"}, "model_path is 'none.pth', and there is no such file"),
+        (
+            {"anchors_path": "none.txt"},
+            "anchors_path is 'none.txt', and there is no such file; expected a text file of",
+        ),
+        ({"train_only": ["head"], "freeze_layers": ["neck"]}, "train_only says what trains, freeze_layers and freeze_"),
+        ({"train_only": ["head"], "freeze_blocks": 1}, "train_only says what trains, freeze_layers and freeze_blocks"),
+        ({"Min_lr": 1e-1, "Init_lr": 1e-2}, "Min_lr is 0.1 and Init_lr is 0.01; Min_lr is the rate at the end: set it"),
     ],
 )
 def test_constants_that_contradict_each_other(constants, changes, message):
@@ -248,6 +369,19 @@ def test_constants_that_contradict_each_other(constants, changes, message):
         {"num_workers": -1},
         {"scale_range": [1.0, 1.0]},
         {"input_shape": [32, 2048]},
+        {"anchors_path": "model_data/yolo_anchors.txt", "anchors_mask": [(6, 7, 8), (3, 4, 5), (0, 1, 2)]},
+        {"iou_type": "siou", "label_smoothing": 0.5, "focal_alpha": 1, "focal_gamma": 0, "ignore_iou": 1},
+        {"map_weights": [2, 1.0, 0.5], "multi_scale_range": [1.0, 1.0], "multi_scale_period": 1},
+        {"freeze_layers": ("backbone", "neck"), "freeze_blocks": 2, "cpu_threads": 64},
+        {"train_only": ["head"], "freeze_whole_run": False},
+        {"lr_decay_type": "step", "lr_step_size": 1, "lr_gamma": 1},
+        {"lr_decay_type": "multistep", "lr_milestones": [1, 200]},
+        {"lr_decay_type": "plateau", "lr_factor": 0.1, "lr_patience": 0, "lr_cooldown": 0},
+        {"lr_decay_type": a_course},
+        {"lr_scale": {"backbone": 0, "head": 10}, "clip_norm_type": float("inf")},
+        {"clip_norm_type": 1.0},
+        {"optimizer_type": "rmsprop"},
+        {"optimizer_type": "adagrad", "momentum": 0},
     ],
 )
 def test_allowed_corner_cases(constants, changes):

@@ -18,8 +18,12 @@ from utils.data.dataset import (
 from utils.data.letterbox import boxes_to_image
 from utils.data.plan import AugmentSettings
 from utils.data.records import Records
+from utils.data.shapes import TrainShapes
 
 SETTINGS = AugmentSettings((64, 96), augment_epochs=2)
+ONE = TrainShapes([(64, 96)])
+# Two shapes besides the input's own, drawn anew with every batch of the first two epochs.
+THREE = TrainShapes([(64, 96), (32, 64), (96, 128)], 1, 2)
 RULE = {"mode": "center", "pad": 114}
 
 
@@ -40,8 +44,9 @@ def epoch_batches(loader, epoch, batch_size=3):
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
 def test_same_batches_for_any_number_of_workers(records):
-    """Prevents runs that depend on num_workers, and persistent workers that miss the epoch or the end of mosaic."""
-    loaders = [build_train_loader(records, SETTINGS, 5, 3, workers) for workers in (0, 1, 3)]
+    """Prevents runs that depend on num_workers, and persistent workers that miss the epoch, the end of mosaic or the
+    size of a batch."""
+    loaders = [build_train_loader(records, SETTINGS, 5, THREE, 3, workers) for workers in (0, 1, 3)]
     for epoch, batch_size in ((0, 3), (1, 2), (2, 3), (0, 3)):
         expected, *others = (epoch_batches(loader, epoch, batch_size) for loader in loaders)
         assert len(expected) == {3: 3, 2: 4}[batch_size]
@@ -55,7 +60,7 @@ def test_same_batches_for_any_number_of_workers(records):
 
 def test_epochs_differ_and_global_random_state_is_untouched(records):
     """Prevents the same epoch over and over, and a loader that changes what the model's initialisation draws."""
-    loader = build_train_loader(records, SETTINGS, 5, 7, 0)
+    loader = build_train_loader(records, SETTINGS, 5, ONE, 7, 0)
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     first, second = (epoch_batches(loader, epoch, 7)[0] for epoch in (0, 1))
@@ -67,7 +72,7 @@ def test_epochs_differ_and_global_random_state_is_untouched(records):
 
 def test_batch_layout(records):
     """Prevents images that must be copied to become channels_last, and targets whose padding looks like boxes."""
-    batch = epoch_batches(build_train_loader(records, SETTINGS, 0, 7, 0), 5, 7)[0]
+    batch = epoch_batches(build_train_loader(records, SETTINGS, 0, ONE, 7, 0), 5, 7)[0]
     assert (batch.images.shape, batch.images.dtype) == ((7, 3, 64, 96), torch.uint8)
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
     assert (batch.targets.shape, batch.targets.dtype) == ((7, 16, 5), torch.float32)
@@ -98,12 +103,12 @@ def keys(sampler, epoch, batch_size=None):
 
 def test_sampler_covers_every_image_once():
     """Prevents dropped or doubled images, and an order that does not change."""
-    sampler = EpochBatchSampler(11, 4, seed=3)
+    sampler = EpochBatchSampler(11, 4, 3, ONE)
     first, second = keys(sampler, 0), keys(sampler, 1)
     assert [len(batch) for batch in first] == [4, 4, 3]
     assert len(sampler) == 3
-    assert sorted(index for batch in first for _, index in batch) == list(range(11))
-    assert {epoch for batch in second for epoch, _ in batch} == {1}
+    assert sorted(index for batch in first for _, index, _ in batch) == list(range(11))
+    assert {epoch for batch in second for epoch, _, _ in batch} == {1}
     assert [key[1] for key in first[0]] != [key[1] for key in second[0]]
     assert keys(sampler, 0) == first
     assert len(keys(sampler, 0, 6)) == len(sampler) == 2
@@ -114,10 +119,10 @@ def test_sampler_covers_every_image_once():
 )
 def test_small_sets_and_short_last_batches(count, batch_size, lengths):
     """Prevents sets smaller than a batch from training nothing, and BatchNorm from seeing a single image."""
-    sampler = EpochBatchSampler(count, batch_size, seed=0)
+    sampler = EpochBatchSampler(count, batch_size, 0, ONE)
     batches = keys(sampler, 0)
     assert [len(batch) for batch in batches] == lengths
-    drawn = [index for batch in batches for _, index in batch]
+    drawn = [index for batch in batches for _, index, _ in batch]
     assert len(set(drawn)) == len(drawn)
     assert {index % count for index in drawn} == set(range(count))
 
@@ -125,8 +130,8 @@ def test_small_sets_and_short_last_batches(count, batch_size, lengths):
 @pytest.mark.parametrize("count", [1, 3, 16, 17, 23])
 def test_ranks_share_the_single_process_batches(count):
     """Prevents ranks that see the same images, or a last batch that only some of the ranks have."""
-    ranks = [keys(EpochBatchSampler(count, 8, 0, rank, 4), 2) for rank in range(4)]
-    single = keys(EpochBatchSampler(count, 8, 0), 2)
+    ranks = [keys(EpochBatchSampler(count, 8, 0, THREE, rank, 4), 1) for rank in range(4)]
+    single = keys(EpochBatchSampler(count, 8, 0, THREE), 1)
     assert {len(batches) for batches in ranks} == {len(single)}
     for parts, whole in zip(zip(*ranks, strict=True), single, strict=True):
         assert min(len(part) for part in parts) >= 2
@@ -134,15 +139,49 @@ def test_ranks_share_the_single_process_batches(count):
         assert len(together) == len(set(together))
         assert set(whole) <= set(together)
         assert len(together) == max(8, len(whole))
+        assert len({shape for _, _, shape in together}) == 1
+
+
+def test_batches_change_their_size_and_end_with_the_inputs_own():
+    """Prevents multi_scale without effect, samples of one batch that differ in size, and last epochs on other sizes."""
+    sampler = EpochBatchSampler(40, 2, 3, THREE)
+    for epoch, expected in ((0, set(THREE.shapes)), (1, set(THREE.shapes)), (2, {(64, 96)}), (7, {(64, 96)})):
+        shapes = [{shape for _, _, shape in batch} for batch in keys(sampler, epoch)]
+        assert all(len(shape) == 1 for shape in shapes)
+        assert set.union(*shapes) == expected
+    slow = EpochBatchSampler(40, 2, 3, THREE._replace(period=5))
+    shapes = [batch[0][2] for batch in keys(slow, 0)]
+    assert all(len(set(shapes[start : start + 5])) == 1 for start in range(0, 20, 5))
+
+
+@pytest.mark.parametrize("augment_epochs", [0, 1])
+@pytest.mark.parametrize("shape", [(32, 64), (64, 96), (96, 128), (128, 32)])
+def test_samples_have_the_drawn_shape_and_boxes_inside_it(records, shape, augment_epochs):
+    """Prevents boxes that belong to an image of another size, with mosaic and without."""
+    settings = AugmentSettings((64, 96), augment_epochs)
+    boxes = 0
+    for index in range(6):
+        sample = TrainSamples(records, settings, 0)[0, index, shape]
+        height, width = shape
+        assert sample.image_rgb.shape == (height, width, 3)
+        assert (sample.boxes_xyxy >= 0).all() and (sample.boxes_xyxy <= [width, height, width, height]).all()
+        boxes += len(sample.boxes_xyxy)
+        if not augment_epochs:
+            # An image of 50 x 40, in the upper left corner; its box keeps its share of it.
+            scale = min(width / 50, height / 40)
+            expected = np.array([index, 5, index + 20, 30]) * scale
+            np.testing.assert_allclose(sample.boxes_xyxy, [expected], atol=1.0)
+    assert boxes >= 6
+    assert settings.input_shape == (64, 96)
 
 
 def test_sampler_errors():
     """Prevents a training on nothing and uneven ranks."""
     with pytest.raises(ValueError, match="no images"):
-        EpochBatchSampler(0, 4, 0)
+        EpochBatchSampler(0, 4, 0, ONE)
     for batch_size, world_size in ((0, 1), (6, 4)):
         with pytest.raises(ValueError, match=f"batch size {batch_size} "):
-            EpochBatchSampler(9, batch_size, 0, 0, world_size)
+            EpochBatchSampler(9, batch_size, 0, ONE, 0, world_size)
 
 
 def test_unreadable_image_is_replaced_and_named(records):
@@ -151,9 +190,9 @@ def test_unreadable_image_is_replaced_and_named(records):
     with open(bad, "wb") as file:
         file.write(b"nothing")
     single = AugmentSettings((64, 96), augment_epochs=1, mosaic=False, mixup=False)
-    sample = TrainSamples(records, single, 0)[0, 3]
+    sample = TrainSamples(records, single, 0)[0, 3, (64, 96)]
     assert (sample.index, sample.unreadable) == (4, [bad])
-    batch = epoch_batches(build_train_loader(records, single, 0, 7, 0), 0, 7)[0]
+    batch = epoch_batches(build_train_loader(records, single, 0, ONE, 7, 0), 0, 7)[0]
     assert batch.unreadable == [bad]
     assert sorted(batch.indices) == [0, 1, 2, 4, 4, 5, 6]
     first, second = (batch.images[row] for row, index in enumerate(batch.indices) if index == 4)
@@ -163,7 +202,7 @@ def test_unreadable_image_is_replaced_and_named(records):
 def test_changed_image_size_counts_as_unreadable(records):
     """Prevents boxes of an image that was replaced by another one during training from being trained."""
     cv2.imencode(".png", np.zeros((50, 40, 3), np.uint8))[1].tofile(records.path(0))
-    assert TrainSamples(records, AugmentSettings((64, 96)), 0)[0, 0].unreadable == [records.path(0)]
+    assert TrainSamples(records, AugmentSettings((64, 96)), 0)[0, 0, (64, 96)].unreadable == [records.path(0)]
 
 
 def test_nothing_readable_is_an_error(records, tmp_path):
@@ -171,7 +210,7 @@ def test_nothing_readable_is_an_error(records, tmp_path):
     for path in tmp_path.iterdir():
         path.unlink()
     with pytest.raises(ValueError, match="7 samples in a row"):
-        TrainSamples(records, SETTINGS, 0)[0, 0]
+        TrainSamples(records, SETTINGS, 0)[0, 0, (64, 96)]
 
 
 def test_validation_batches_lead_back_to_the_images(records):
@@ -206,12 +245,13 @@ def test_images_can_come_from_elsewhere(records):
         return np.full((40, 50, 3), 200, np.uint8)
 
     plain = AugmentSettings((40, 50))
-    sample = TrainSamples(records, plain, 0, load)[0, 2]
+    sample = TrainSamples(records, plain, 0, load)[0, 2, (40, 50)]
     assert (asked, np.unique(sample.image_rgb).tolist()) == ([2], [200])
 
 
 def test_datasets_pickle(records):
     """Prevents a loader that cannot start its workers on Windows."""
     train = pickle.loads(pickle.dumps(TrainSamples(records, SETTINGS, 0)))
-    assert np.array_equal(train[1, 2].image_rgb, TrainSamples(records, SETTINGS, 0)[1, 2].image_rgb)
+    key = 1, 2, (64, 96)
+    assert np.array_equal(train[key].image_rgb, TrainSamples(records, SETTINGS, 0)[key].image_rgb)
     assert len(pickle.loads(pickle.dumps(ValSamples(records, (64, 96), RULE)))) == 7

@@ -16,6 +16,20 @@ ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
 FLOAT32 = Precision(torch.float32, False, "")
 SETTINGS = {"gpu_ids": "", "Cuda": False, "distributed": False, "fp16": False, "seed": 11}
+SETTINGS |= {"cudnn_benchmark": True, "deterministic": False, "cpu_threads": 0}
+
+
+@pytest.fixture(autouse=True)
+def flags_of_torch(monkeypatch):
+    """Puts torch's flags and threads back, which hold for the whole process."""
+    # Set first, so that monkeypatch knows to delete it in the end, whoever has set it meanwhile.
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    before = torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
+    yield
+    torch.backends.cudnn.benchmark = before[0]
+    torch.use_deterministic_algorithms(before[1])
+    torch.set_num_threads(before[2])
 
 
 def place(device="cpu", world_size=1, say=print):
@@ -133,6 +147,58 @@ def test_set_up_says_what_runs_where_and_seeds(capsys):
     assert "note:" not in lines
 
 
+@pytest.mark.parametrize(
+    ("cudnn_benchmark", "deterministic", "benchmark"),
+    [(True, False, True), (False, False, False), (True, True, False), (False, True, False)],
+)
+def test_algorithms(cudnn_benchmark, deterministic, benchmark):
+    """Prevents constants without effect, and a search for fast algorithms that undoes deterministic."""
+    machine.set_up(SimpleNamespace(**SETTINGS | {"cudnn_benchmark": cudnn_benchmark, "deterministic": deterministic}))
+    assert torch.backends.cudnn.benchmark is benchmark
+    assert torch.are_deterministic_algorithms_enabled() is deterministic
+    # An operation that has no such algorithm warns, and does not end the training.
+    assert torch.is_deterministic_algorithms_warn_only_enabled()
+    assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if deterministic else None)
+
+
+def test_a_workspace_that_the_user_set_stays(monkeypatch):
+    """Prevents a choice made in the shell from being undone."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    machine.choose_algorithms(cudnn_benchmark=True, deterministic=True)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+
+
+def test_cpu_threads(capsys):
+    """Prevents cpu_threads without effect, and 0 from undoing what the environment has set."""
+    torch.set_num_threads(1)
+    machine.set_up(SimpleNamespace(**SETTINGS | {"cpu_threads": 2}))
+    assert torch.get_num_threads() == 2
+    assert "CPU, 2 threads" in capsys.readouterr().out
+    torch.set_num_threads(1)
+    machine.set_up(SimpleNamespace(**SETTINGS))
+    assert torch.get_num_threads() == 1
+
+
+def test_one_process_has_nobody_to_ask():
+    """Prevents a call into a process group that does not exist."""
+    values = torch.tensor([3.0, 4.0])
+    assert machine.told_by_main(2.5, CPU) == 2.5
+    assert machine.told_by_main(None, CPU) is None
+    assert machine.sum_over_ranks(values) is values
+    assert machine.world_size() == 1
+    assert Ranks(2, 0, 4).of_all == (2, 4)
+    with machine.without_sync(nn.Linear(1, 1)) as nothing:
+        assert nothing is None
+
+
+def test_several_gpus_in_one_process(monkeypatch):
+    """Prevents DataParallel where there is one GPU, or none."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert place("cuda").uses_data_parallel and not place("cpu").uses_data_parallel
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert not place("cuda").uses_data_parallel
+
+
 def test_other_ranks_are_silent(monkeypatch, capsys):
     """Prevents every line from appearing once per GPU."""
     monkeypatch.setattr(machine, "join_ranks", lambda *_: Ranks(1, 1, 2))
@@ -198,7 +264,8 @@ DISTRIBUTED = """
 import torch
 from utils import device as machine
 from types import SimpleNamespace
-found = machine.set_up(SimpleNamespace(gpu_ids="", Cuda=False, distributed=True, fp16=False, seed=11))
+settings = dict(gpu_ids="", Cuda=False, fp16=False, seed=11, cudnn_benchmark=True, deterministic=False, cpu_threads=0)
+found = machine.set_up(SimpleNamespace(**settings, distributed=True))
 assert found.ranks == (0, 0, 1) and machine.is_distributed()
 network = machine.parallel(torch.nn.Linear(2, 1), found)
 assert type(network).__name__ == "DistributedDataParallel"

@@ -1,12 +1,13 @@
 import csv
 import math
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
 from utils import history
-from utils.history import History, smooth
+from utils.history import History, draw_planned_rates, smooth
 
 
 def row(epoch, **changes):
@@ -115,6 +116,35 @@ def test_tensorboard_gets_the_scalars(tmp_path):
     }
     assert [(e.step, e.value) for e in events.Scalars("loss/train")] == [(1, 4.0), (2, 2.0)]
     assert [(e.step, e.value) for e in events.Scalars("mAP/0.5")] == [(2, 0.5)]
+
+
+BLUE, ORANGE, GREY = (0x00, 0x72, 0xCE), (0xF0, 0x78, 0x00), (0x99, 0x99, 0x99)
+
+
+def pixels(path, colour):
+    """How many pixels inside the axes have this colour."""
+    assert path.read_bytes().startswith(b"\x89PNG\r\n")
+    image_rgb = cv2.imread(str(path))[60:440, 80:700, ::-1].astype(int)
+    return int((abs(image_rgb - colour) < 12).all(2).sum())
+
+
+def my_course(epoch):
+    return 1.0
+
+
+@pytest.mark.parametrize("kind", ["cos", "plateau", my_course])
+def test_the_planned_rates_are_drawn(tmp_path, kind):
+    """A picture without its curves is still a valid PNG, so look for the colours: the rate, that of layers which join
+    later, and a dotted line for each factor of lr_scale."""
+    alone = [(part / 10, 0.01 * part, None) for part in range(1, 41)]
+    joined = [(progress, rate, rate / 2 if progress > 2 else None) for progress, rate, _ in alone]
+    path = tmp_path / "planned_lr.png"
+    shown = []
+    for points, lr_scale in ((alone, {}), (joined, {}), (joined, {"backbone": 0.25, "head.cls_preds": 0})):
+        draw_planned_rates(points, SimpleNamespace(lr_decay_type=kind, lr_scale=lr_scale), path)
+        assert pixels(path, BLUE) > 500
+        shown.append((pixels(path, ORANGE) > 100, pixels(path, GREY) > 100))
+    assert shown == [(False, False), (True, False), (True, True)]
 
 
 def test_smooth_leaves_out_what_is_no_number():

@@ -181,6 +181,24 @@ def test_an_official_file_with_model_and_classes(official):
     assert detector.model.normalize.rule == {"channels": "BGR", "mean": [0.0] * 3, "std": [1.0] * 3}
 
 
+def test_a_network_with_anchors_reads_them_from_its_file(tmp_path):
+    """Prevents weights trained with the user's anchors from being decoded with the usual ones: with raw maps of zeros
+    each box is its anchor, around the middle of a cell."""
+    rule = {"anchors": [[10, 20], [30, 40]], "anchors_mask": [[1], [0]]}
+    model = build_model("yolov4_tiny", 2, decode_rule=rule)
+    path = tmp_path / "tiny.pth"
+    save_weights(path, model, make_contract(model, ["cat", "dog"], (32, 32), YOLOX_RESIZE))
+    detector = Detector(path)
+    assert detector.model_name == "yolov4_tiny"
+    boxes_xyxy = detector.model.decode([torch.zeros(1, 7, 2, 2), torch.zeros(1, 7, 1, 1)])[0, :, :4]
+    assert boxes_xyxy[0].tolist() == pytest.approx([3, -2, 13, 18])  # stride 16, the middle of the cell at 8
+    assert boxes_xyxy[4].tolist() == pytest.approx([1, -4, 31, 36])  # stride 32, at 16
+    images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        ours, theirs = detector.model(images), model.eval()(images)
+    assert all(torch.allclose(first, second, atol=1e-4) for first, second in zip(ours, theirs, strict=True))
+
+
 def test_detections_are_in_pixels_of_the_image(trained, tmp_path):
     """Prevents boxes in pixels of the input: a 200 x 100 image shown at 0.48 of its size in a 96 x 64 input."""
     detector = Detector(trained)

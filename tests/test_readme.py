@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.config import convert, script_constants
+from utils.config import RULES, check_values, convert, script_constants
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README_zh.md")
@@ -19,7 +19,8 @@ USER_MADE = re.compile(
     r"logs/(?!README)|img_out/|map_out/|VOCdevkit/VOC2007/(?!README)|my_images/|BCCD_Dataset/"
     r"|(?:Annotations|JPEGImages|ImageSets)(?:/|$)|model_data/(?:my|bccd)_classes\.txt|model_data/[\w.]+\.pth"
 )
-OLD_FILES = {"yolo.py", "get_map.py", "voc_annotation.py", "summary.py", "nets/yolo.py", "nets/yolo_training.py"}
+OLD_FILES = {"yolo.py", "get_map.py", "voc_annotation.py", "summary.py", "kmeans_for_anchors.py", "nets/yolo.py"}
+OLD_FILES |= {"nets/yolo_training.py"}
 OLD_FILES |= {f"utils/{name}.py" for name in ("dataloader", "utils_fit", "callbacks", "utils_bbox")}
 
 
@@ -65,6 +66,26 @@ def differences(rows, constants):
             value = f"{written}, which is no Python value"
         if value != constants[name] or type(value) is not type(constants[name]):
             found.append(f"{name} is `{written}` in the table; the script has `{constants[name]!r}`")
+    return found
+
+
+def recipes(text):
+    """[(situation, {constant: value})] of the recipe tables, values read as the command line reads them."""
+    for marker in ("<!-- recipes -->", "<!-- end of recipes -->"):
+        assert text.count(marker) == 1, f"expected one line {marker}"
+    part = text.split("<!-- recipes -->")[1].split("<!-- end of recipes -->")[0]
+    constants, found = constants_of("train.py"), []
+    for line in re.findall(r"^\|(?!---).*\|$", part, re.MULTILINE):
+        situation, items, why = (cell.strip() for cell in line.strip("|").split("|"))
+        if items in ("Constants", "常量"):
+            continue
+        assert re.fullmatch(r"`\w+=[^`]+`( `\w+=[^`]+`)*", items), f"expected `name=value` `name=value`, found: {items}"
+        assert why, f"{situation}: no word on why"
+        pairs = re.findall(r"`(\w+)=([^`]+)`", items)
+        unknown = [name for name, _ in pairs if name not in constants]
+        assert not unknown, f"{situation}: train.py has no constant {unknown}"
+        assert len(pairs) == len(dict(pairs)), f"{situation}: a constant stands there twice"
+        found.append((situation, {name: convert(name, value, constants[name]) for name, value in pairs}))
     return found
 
 
@@ -148,6 +169,60 @@ def test_commands_can_be_typed_as_shown(readme):
         for name, _, value in (argument.partition("=") for argument in arguments):
             assert name in constants, f"{readme}: {script} has no parameter {name}"
             convert(name, value, constants[name])
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_recipes_hold_values_that_train_accepts(readme):
+    """Prevents a recipe that ends in an error, or that changes nothing."""
+    found, defaults = recipes(text_of(readme)), constants_of("train.py")
+    assert len({situation for situation, _ in found}) == len(found) >= 15
+    for situation, changes in found:
+        check_values(changes, RULES)
+        values = defaults | changes
+        assert values != defaults, f"{situation}: these are the defaults"
+        assert values["Init_Epoch"] < values["UnFreeze_Epoch"] >= values["Freeze_Epoch"], situation
+        assert not (values["train_only"] and (values["freeze_layers"] or values["freeze_blocks"])), situation
+        if {"Freeze_batch_size", "Unfreeze_batch_size"} <= set(changes):
+            assert 1 <= values["Freeze_batch_size"] / values["Unfreeze_batch_size"] <= 2, situation
+
+
+def test_broken_recipes_are_found():
+    """Prevents a reader of the tables that passes over what it does not understand."""
+
+    def read(items):
+        table = f"| Situation | Constants | Why |\n|---|---|---|\n| a | {items} | why |\n"
+        return recipes(f"<!-- recipes -->\n{table}<!-- end of recipes -->\n")
+
+    assert read("`Init_lr=1e-2` `train_only=['head']`") == [("a", {"Init_lr": 0.01, "train_only": ["head"]})]
+    assert recipes("<!-- recipes --><!-- end of recipes -->") == []
+    for items, message in [
+        ("", "expected `name=value`"),
+        ("`Init_lr=1e-2`, or so", "expected `name=value`"),
+        ("`Init_rl=1e-2`", "no constant"),
+        ("`seed=1` `seed=2`", "twice"),
+    ]:
+        with pytest.raises(AssertionError, match=message):
+            read(items)
+    with pytest.raises(ValueError, match="Freeze_Train"):
+        read("`Freeze_Train=no`")
+
+
+def test_both_readmes_have_the_same_recipes():
+    """Prevents a recipe that was corrected in one language only."""
+    english, chinese = ([changes for _, changes in recipes(text_of(readme))] for readme in READMES)
+    assert english == chinese
+
+
+def test_the_recipes_of_train_stand_in_the_readme():
+    """Prevents recipes in train.py and in the README that give different advice."""
+    source = (ROOT / "train.py").read_text(encoding="utf-8")
+    block = source.split("#   RECIPES")[1].split("\n# ----")[0]
+    pairs = re.findall(r"(\w+) = ('[^']*'|\[[^\]]*\]|[\d.e-]+\d|\d|True|False)", block)
+    assert ("train_only", "['head']") in pairs and ("Init_lr", "8e-3") in pairs and ("fp16", "True") in pairs
+    constants = constants_of("train.py")
+    in_readme = [item for _, changes in recipes(text_of("README.md")) for item in changes.items()]
+    missing = [pair for pair in pairs if (pair[0], convert(*pair, constants[pair[0]])) not in in_readme]
+    assert not missing, f"README.md has no recipe with {missing}"
 
 
 @pytest.mark.parametrize("readme", READMES)

@@ -3,17 +3,13 @@
 import csv
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-
-import train
-from utils.config import script_constants
-from utils.device import Ranks
 
 PROJECT = Path(__file__).resolve().parent.parent
 # Small and quick: two epochs on a few images at the smallest useful size.
@@ -50,7 +46,13 @@ def test_a_training_leaves_all_its_files(first_run):
     (folder,) = save_dir.glob("loss_20*")
     names = {path.name for path in folder.iterdir()}
     assert {"epoch_loss.txt", "epoch_val_loss.txt", "epoch_loss.png", "epoch_map.txt", "epoch_map.png"} <= names
-    assert {"results.csv", "settings.json", "best_epoch_weights.pth", "last_epoch_weights.pth"} <= names
+    assert {
+        "results.csv",
+        "settings.json",
+        "planned_lr.png",
+        "best_epoch_weights.pth",
+        "last_epoch_weights.pth",
+    } <= names
     assert sum(name.startswith("ep0") and name.endswith(".pth") for name in names) == 2
     assert any(name.startswith("events.out.tfevents") for name in names)
     with open(folder / "results.csv", newline="", encoding="utf-8") as file:
@@ -169,68 +171,160 @@ def test_a_list_file_trains_like_the_voc_folder(first_run, tmp_path):
         ("--train_annotation_path=VOCdevkit/VOC2007/ImageSets/Main/train.txt", ["does not exist", "VOC2007"]),
         ("--distributed=True", ["distributed", "torchrun --nproc_per_node=2 train.py"]),
         ("--fp16=maybe", ["fp16", "'maybe'", "True or False"]),
+        ("--freeze_layers=['haed']", ["freeze_layers", "'haed'", "The nearest is 'head'"]),
+        ("--freeze_blocks=9", ["freeze_blocks is 9", "has 5 blocks"]),
+        (
+            "--lr_scale={'backbone':0,'neck':0,'head':0}",
+            ["Everything is frozen", "Free one of backbone, neck and head"],
+        ),
+        ("--anchors_path=model_data/yolo_anchors.txt", ["yolox_nano has no anchors", "anchors_path = ''"]),
     ],
 )
-def test_a_mistake_is_one_clear_message(argument, expected):
+def test_a_mistake_is_one_clear_message(argument, expected, tmp_path):
     """Prevents traces and late failures: each mistake names the constant, what was found, what was expected."""
-    message = error_of(run("train.py", argument))
+    message = error_of(run("train.py", *QUICK, f"--save_dir={tmp_path}", argument))
     assert all(part in message for part in expected), message
 
 
-def settings_of(**changes):
-    """train.py's constants with changes, as main gets them."""
-    return SimpleNamespace(**(script_constants(vars(train)) | changes))
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"model_path": "a.pth"}, [(True, 0, 10, 16), (False, 10, 100, 8)]),
-        ({"model_path": ""}, [(False, 0, 100, 8)]),
-        ({"model_path": "a.pth", "Freeze_Train": False}, [(False, 0, 100, 8)]),
-        ({"model_path": "a.pth", "Init_Epoch": 4}, [(True, 4, 10, 16), (False, 10, 100, 8)]),
-        ({"model_path": "a.pth", "Init_Epoch": 10}, [(False, 10, 100, 8)]),
-        ({"model_path": "a.pth", "Init_Epoch": 40}, [(False, 40, 100, 8)]),
-        ({"model_path": "a.pth", "Freeze_Epoch": 100}, [(True, 0, 100, 16)]),
-    ],
+OPTIONS = (
+    "--model_name=yolov4_tiny",
+    "--input_shape=[64,64]",
+    "--UnFreeze_Epoch=2",
+    "--eval_period=1",
+    "--fp16=False",
+    "--Unfreeze_batch_size=10",
+    "--accumulate=2",
+    "--multi_scale=True",
+    "--multi_scale_range=[0.5,1.5]",
+    "--multi_scale_period=2",
+    "--special_aug_ratio=0.5",
+    "--lr_decay_type=multistep",
+    "--lr_milestones=[1]",
+    "--lr_scale={'backbone': 0.1}",
+    "--freeze_blocks=2",
+    "--clip_grad_norm=10",
+    "--clip_norm_type=inf",
+    "--label_smoothing=0.01",
+    "--focal_loss=True",
+    "--iou_type=siou",
+    "--map_weights=[2.0,1.0]",
+    "--optimizer_type=rmsprop",
+    "--Init_lr=1e-3",
+    "--momentum=0.9",
+    "--save_period=1",
+    "--ema=False",
 )
-def test_the_phases_are_those_that_the_constants_describe(changes, expected):
-    """Prevents epochs trained twice, left out, or with the batch size of the other phase."""
-    assert [tuple(phase) for phase in train.phases_of(settings_of(**changes))] == expected
 
 
-def test_advice_comes_before_the_time_is_spent():
-    """Prevents hours spent on too few steps or on batches of one image, and advice that contradicts the user's plan."""
-
-    def said(images, world_size=1, **changes):
-        settings = settings_of(model_path="a.pth", **changes)
-        return " ".join(train.advice(settings, train.phases_of(settings), images, Ranks(world_size=world_size)))
-
-    assert said(200) == ""
-    assert "Only 190 optimiser steps" in said(10) and said(10, Init_Epoch=50) == ""
-    assert "raise Freeze_Epoch and UnFreeze_Epoch" in said(10, Freeze_Epoch=100)
-    assert "BatchNorm" in said(200, Unfreeze_batch_size=1)
-    assert "BatchNorm" in said(200, world_size=8)
+@pytest.fixture(scope="module")
+def run_with_options(tmp_path_factory):
+    """A short training with anchors and many options at once: (its folder, the finished process)."""
+    save_dir = tmp_path_factory.mktemp("options")
+    anchors = save_dir / "anchors.txt"
+    anchors.write_text("5,7 9,11 14,17 20,20 34,42 60,58\n")
+    process = run("train.py", *OPTIONS, f"--anchors_path={anchors}", f"--save_dir={save_dir}")
+    assert process.returncode == 0, process.stderr
+    (folder,) = save_dir.glob("loss_20*")
+    return folder, process
 
 
-def test_a_batch_that_the_ranks_cannot_share_is_refused_at_once():
-    """Prevents a run that fails at the unfreeze epoch, after hours."""
-    phases = train.phases_of(settings_of(model_path="a.pth", Unfreeze_batch_size=6))
-    train.check_batches(phases, Ranks(world_size=2))
-    with pytest.raises(
-        ValueError, match="Unfreeze_batch_size is 6, which 4 processes cannot share evenly; set it to 4"
-    ):
-        train.check_batches(phases, Ranks(world_size=4))
+def test_options_work_together(run_with_options):
+    """Prevents options that each work alone: rates of 1e-3 * 20 / 64, and a tenth of them for the backbone, and for
+    everything from the milestone on; two blocks rest; the table and the picture say so."""
+    folder, process = run_with_options
+    assert (
+        "part      parameters  epochs 1-2\n"
+        "backbone  3,629,728   3,610,240 at 3.1e-05, rest frozen\n"
+        "neck      164,608     all at 3.1e-04\n"
+        "head      2,084,400   all at 3.1e-04\n"
+    ) in process.stdout
+    assert "Layers are frozen that were never trained" in process.stdout
+    assert (folder / "planned_lr.png").read_bytes().startswith(b"\x89PNG")
+    with open(folder / "results.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["lr"]) for row in rows] == pytest.approx([3.125e-4, 3.125e-5])
+    assert all(float(row["loss"]) > 0 and float(row["val_loss"]) > 0 for row in rows)
+    settings = json.loads((folder / "settings.json").read_text())
+    assert (settings["lr_scale"], settings["clip_norm_type"]) == ({"backbone": 0.1}, float("inf"))
+    first, second = (
+        torch.load(next(folder.glob(f"ep00{epoch}-*.pth")), weights_only=True)["model"] for epoch in (1, 2)
+    )
+    resting = ("backbone.conv1.", "backbone.conv2.")
+    assert {key for key in first if torch.equal(first[key], second[key])} == {
+        key for key in first if key.startswith(resting)
+    }
 
 
-def test_weights_that_say_other_things_than_the_constants_are_named():
-    """Prevents classes that change places silently, and a forgotten Init_Epoch."""
-    contract = {"class_names": ["cat", "dog"], "epoch": 40}
-    swapped, seen = train.unlike(contract, ["dog", "cat"], settings_of())
-    assert "trained for the classes cat, dog, yours are dog, cat" in swapped
-    assert "set Init_Epoch = 40" in seen
-    assert list(train.unlike(contract, ["cat", "dog"], settings_of(Init_Epoch=40))) == []
-    assert list(train.unlike({}, ["cat"], settings_of())) == []
+def test_weights_with_the_users_anchors_are_used_with_them(run_with_options, tmp_path):
+    """Prevents boxes of a wrong size: the file carries the anchors, and predict.py asks for no constant."""
+    folder, _ = run_with_options
+    weights = folder / "best_epoch_weights.pth"
+    contract = torch.load(weights, weights_only=True)["contract"]
+    assert contract["model_name"] == "yolov4_tiny"
+    assert contract["decode_rule"] == {
+        "anchors": [[5, 7], [9, 11], [14, 17], [20, 20], [34, 42], [60, 58]],
+        "anchors_mask": [[3, 4, 5], [1, 2, 3]],
+        "scale_x_y": [1.05, 1.05],
+    }
+    assert contract["input_shape"] == [64, 64]
+    process = run("predict.py", f"--model_path={weights}", f"--dir_save_path={tmp_path}", "--confidence=0.01")
+    assert process.returncode == 0, process.stderr
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_function_of_the_user_sets_the_rate(tmp_path):
+    """Prevents a course of one's own that works in tests and not in train.py: it is written above the constant."""
+    constant = 'lr_decay_type = "cos"\n'
+    source = (PROJECT / "train.py").read_text(encoding="utf-8")
+    assert source.count(constant) == 1
+    course = "def my_course(epoch):\n    return 1.0 if epoch < 1 else 0.25\n\n\nlr_decay_type = my_course\n"
+    (tmp_path / "train.py").write_text(source.replace(constant, course), encoding="utf-8")
+    process = run(
+        tmp_path / "train.py", *QUICK, f"--save_dir={tmp_path / 'logs'}", environment={"PYTHONPATH": str(PROJECT)}
+    )
+    assert process.returncode == 0, process.stderr
+    assert "lr_decay_type          'my_course'" in process.stdout
+    (folder,) = tmp_path.glob("logs/loss_20*")
+    assert json.loads((folder / "settings.json").read_text())["lr_decay_type"] == "my_course"
+    with open(folder / "results.csv", newline="", encoding="utf-8") as file:
+        rates = [float(row["lr"]) for row in csv.DictReader(file)]
+    assert rates == pytest.approx([1e-2, 2.5e-3])
+    weights = torch.load(folder / "last_epoch_weights.pth", weights_only=True)
+    assert weights["contract"]["settings"]["lr_decay_type"] == "my_course"
+
+
+def test_two_ranks_train_both_phases(first_run, tmp_path):
+    """Prevents ranks that wait for each other for ever: at the unfreeze epoch, where the main rank alone validates, and
+    where it tells the others the loss that `plateau` looks at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    arguments = (*QUICK, "--Cuda=False", "--distributed=True", "--lr_decay_type=plateau", "--lr_patience=0")
+    arguments += ("--accumulate=2", f"--model_path={first_run[0] / 'last_epoch_weights.pth'}", f"--save_dir={tmp_path}")
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(PROJECT / "train.py"), *arguments],
+            cwd=PROJECT,
+            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        outputs = [rank.communicate(timeout=120) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 0], outputs
+    assert outputs[1][0] == ""
+    (folder,) = tmp_path.glob("loss_20*")
+    with open(folder / "results.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["epoch"], row["phase"]) for row in rows] == [("1", "frozen"), ("2", "unfrozen")]
+    assert all(float(row["loss"]) > 0 and float(row["val_loss"]) > 0 and row["map50"] for row in rows)
 
 
 def test_weights_of_another_network_are_refused(first_run):

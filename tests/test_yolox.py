@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import max_pool2d
 
-from nets import MODELS, build_criterion, build_model
+from nets import MODELS, build_model
 from nets.blocks import Focus, PixelNormalize, SPPBottleneck
 
 MILLIONS = {
@@ -30,16 +30,9 @@ def images_uint8(batch=2, size_hw=(64, 64)):
 
 def test_every_size_has_the_published_number_of_parameters():
     """Prevents a wrong depth, width or kernel, which trains well enough to hide."""
-    counts = {name: sum(p.numel() for p in shapes_only(name, 80).parameters()) / 1e6 for name in MODELS}
+    assert list(MILLIONS) == [name for name in MODELS if name.startswith("yolox")]
+    counts = {name: sum(p.numel() for p in shapes_only(name, 80).parameters()) / 1e6 for name in MILLIONS}
     assert counts == MILLIONS
-
-
-def test_unknown_model_name_is_an_error_that_names_the_nearest():
-    """Prevents a KeyError from the depths for a typing mistake."""
-    with pytest.raises(ValueError, match=r"model_name is 'yolox-nano'; expected one of .* Did you mean 'yolox_nano'\?"):
-        build_model("yolox-nano", 3)
-    with pytest.raises(ValueError, match=r"model_name is 'resnet'; expected one of yolox_nano, .*yolox_x\.$"):
-        build_model("resnet", 3)
 
 
 @pytest.mark.parametrize("num_classes", [1, 20])
@@ -170,66 +163,6 @@ def test_uint8_channels_last_input():
         raw = model.to(memory_format=torch.channels_last)(channels_last)
     for level, other in zip(raw, expected, strict=True):
         torch.testing.assert_close(level, other, rtol=1e-4, atol=1e-4)
-
-
-def train_step(model):
-    """One step of plain SGD; returns whether the features recorded a graph."""
-    recorded = []
-    handle = model.feature_extractor.register_forward_hook(lambda *_: recorded.append(torch.is_grad_enabled()))
-    raw = model(images_uint8())
-    handle.remove()
-    targets = torch.tensor([[[8.0, 8, 40, 40, 0]], [[0, 0, 0, 0, -1]]])
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    build_criterion(model)(raw, targets)["loss"].backward()
-    optimizer.step()
-    return recorded[0]
-
-
-def changed_keys(model, before):
-    return {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
-
-
-def snapshot(model):
-    return {key: value.clone() for key, value in model.state_dict().items()}
-
-
-def test_frozen_means_frozen():
-    """Prevents a frozen backbone from drifting through gradients or BatchNorm statistics, even after model.train(); and
-    the rest, the PAFPN included, from being frozen along with it."""
-    model = build_model("yolox_nano", 2)
-    model.freeze()
-    model.train()
-    before = snapshot(model)
-    assert not train_step(model)
-    assert all(p.grad is None and not p.requires_grad for p in model.feature_extractor.parameters())
-    changed = changed_keys(model, before)
-    assert not [key for key in changed if key.startswith("backbone.backbone.")]
-    assert {"backbone.lateral_conv0.conv.weight", "backbone.lateral_conv0.bn.running_mean"} <= changed
-
-
-def test_unfreeze_restores_training():
-    """Prevents a backbone that stays in eval mode or without gradient after the frozen phase."""
-    model = build_model("yolox_nano", 2)
-    model.freeze()
-    model.freeze(False)
-    before = snapshot(model)
-    assert train_step(model)
-    assert all(p.grad is not None for p in model.parameters())
-    assert all(module.training for module in model.modules())
-    assert {"backbone.backbone.stem.conv.conv.weight", "backbone.backbone.stem.conv.bn.running_mean"} <= changed_keys(
-        model, before
-    )
-
-
-def test_freezing_keeps_the_mode_of_the_rest():
-    """Prevents freeze() in evaluation from switching the head to training."""
-    model = build_model("yolox_nano", 2).eval()
-    model.freeze()
-    assert not any(module.training for module in model.modules())
-    model.train()
-    assert model.head.training and not model.feature_extractor.training
-    model.freeze(False)
-    assert model.feature_extractor.training
 
 
 def test_class_count_changes_only_the_class_predictions():

@@ -2,19 +2,22 @@ import math
 
 import pytest
 import torch
+from test_anchor_loss import assert_close, cross_entropy, reference_box_loss, reference_objectness, values
 from test_simota import padded, random_boxes, reference_iou
 
 from nets import build_criterion, build_model
+from nets.losses import LossOptions
 from nets.simota import assign
+from nets.yolox_loss import BOX_WEIGHT
 
 STRIDES = (8, 16, 32)
-PARTS = ["loss", "box", "obj", "cls", "l1"]
+PARTS = ["loss", "box", "obj", "cls", "l1", "count"]
 
 
-def criterion_for(num_classes, use_l1=True):
+def criterion_for(num_classes, use_l1=True, **options):
     with torch.device("meta"):  # decoding needs no weights
         model = build_model("yolox_nano", num_classes)
-    criterion = build_criterion(model)
+    criterion = build_criterion(model, LossOptions(**options))
     criterion.use_l1 = use_l1
     return criterion
 
@@ -23,16 +26,12 @@ def raw_maps(batch, num_classes, size_hw=(32, 32), fill=torch.zeros):
     return [fill(batch, 5 + num_classes, size_hw[0] // stride, size_hw[1] // stride) for stride in STRIDES]
 
 
-def cross_entropy(logit, target):
-    return max(logit, 0) - logit * target + math.log1p(math.exp(-abs(logit)))
-
-
 def reference_loss(criterion, raw, targets):
     """The loss from its definition, one cell at a time; which cells learn which box is tested in test_simota.py."""
     decoded = criterion.decode(raw)
     map_sizes = [level.shape[-2:] for level in raw]
     positive, box_index = assign(decoded, targets, map_sizes, STRIDES)
-    sums = dict.fromkeys(PARTS, 0.0)
+    options, sums = criterion.options, dict.fromkeys(("box", "obj", "cls", "l1"), 0.0)
     for image, level_maps in enumerate(zip(*raw, strict=True)):
         cell = 0
         for stride, level in zip(STRIDES, level_maps, strict=True):
@@ -40,24 +39,25 @@ def reference_loss(criterion, raw, targets):
                 for column in range(level.shape[2]):
                     dx, dy, log_w, log_h, objectness, *classes = level[:, row, column].tolist()
                     learns = positive[image, cell].item()
-                    sums["obj"] += cross_entropy(objectness, float(learns))
+                    sums["obj"] += reference_objectness(objectness, learns, options)
                     if learns:
                         x1, y1, x2, y2, label = targets[image, box_index[image, cell]].tolist()
-                        iou = reference_iou(decoded[image, cell, :4].tolist(), (x1, y1, x2, y2))
-                        sums["box"] += 5 * (1 - iou**2)
+                        box_xyxy = decoded[image, cell, :4].tolist()
+                        iou = reference_iou(box_xyxy, (x1, y1, x2, y2))
+                        loss = reference_box_loss(options.iou_type or "iou", box_xyxy, (x1, y1, x2, y2))
+                        sums["box"] += BOX_WEIGHT * loss
                         for index, logit in enumerate(classes):
-                            sums["cls"] += cross_entropy(logit, iou if index == label else 0.0)
+                            share = (index == label) * (1 - options.label_smoothing)
+                            share += options.label_smoothing / len(classes)
+                            sums["cls"] += cross_entropy(logit, share * iou)
                         wanted_dx, wanted_dy = (x1 + x2) / 2 / stride - column, (y1 + y2) / 2 / stride - row
                         wanted_w, wanted_h = (math.log(side / stride + 1e-8) for side in (x2 - x1, y2 - y1))
                         sums["l1"] += abs(dx - wanted_dx) + abs(dy - wanted_dy)
                         sums["l1"] += abs(log_w - wanted_w) + abs(log_h - wanted_h)
                     cell += 1
-    means = {name: value / max(positive.sum().item(), 1) for name, value in sums.items()}
-    return means | {"loss": means["box"] + means["obj"] + means["cls"] + means["l1"]}
-
-
-def values(losses):
-    return {name: value.item() for name, value in losses.items()}
+    count = [positive.sum().item(), len(targets)]
+    means = {name: value / max(count) for name, value in sums.items()}
+    return {"loss": sum(means.values()), **means, "count": count}
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -69,7 +69,23 @@ def test_random_cases(seed, num_classes):
     targets = padded(*(random_boxes(count, 96, 64, num_classes) for count in (6, 0, 2)))
     targets[0, 2, 2:4] = targets[0, 2, :2]
     criterion = criterion_for(num_classes)
-    assert values(criterion(raw, targets)) == pytest.approx(reference_loss(criterion, raw, targets), rel=1e-4)
+    assert_close(values(criterion(raw, targets)), reference_loss(criterion, raw, targets))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"iou_type": "ciou"}, {"iou_type": "siou"}, {"label_smoothing": 0.1}, {"focal_loss": True, "focal_alpha": 0.4}],
+    ids=str,
+)
+def test_options_have_their_effect(options):
+    """Prevents an option of train.py from being ignored by this network, or from changing another term."""
+    raw = raw_maps(2, 3, (96, 64), torch.randn)
+    targets = padded(random_boxes(6, 96, 64, 3), random_boxes(1, 96, 64, 3))
+    criterion = criterion_for(3, **options)
+    found, usual = values(criterion(raw, targets)), values(criterion_for(3)(raw, targets))
+    assert_close(found, reference_loss(criterion, raw, targets))
+    changed = {"iou_type": "box", "label_smoothing": "cls", "focal_loss": "obj"}[next(iter(options))]
+    assert {name for name in PARTS if found[name] != usual[name]} == {"loss", changed}
 
 
 def hand_made_case():
@@ -86,8 +102,8 @@ def test_hand_made_case(use_l1, l1):
     """Prevents a change of any weight or target: box 5 * (1 - 0.5 ** 2); objectness 20 ln 2 - ln 0.75 over 21 cells;
     class cross entropy of 0.75 against the IoU 0.5, plus ln 2 of the other class; L1 |ln 2 - ln 1|."""
     raw, targets = hand_made_case()
-    expected = {"loss": 19.430761 + l1, "box": 3.75, "obj": 14.150626, "cls": 1.530135, "l1": l1}
-    assert values(criterion_for(2, use_l1)(raw, targets)) == pytest.approx(expected, abs=1e-5)
+    expected = {"loss": 19.430761 + l1, "box": 3.75, "obj": 14.150626, "cls": 1.530135, "l1": l1, "count": [1, 1]}
+    assert_close(values(criterion_for(2, use_l1)(raw, targets)), expected)
 
 
 def test_l1_may_be_switched_between_steps():
@@ -108,9 +124,22 @@ def test_class_term_moves_no_box():
 
 
 def test_images_without_boxes_teach_objectness_only():
-    """Prevents division by zero positives, and background images from being skipped: 2 images * 21 cells * ln 2."""
+    """Prevents division by zero positives, and background images from being skipped: 21 cells * ln 2 for each of two
+    images."""
     losses = values(criterion_for(2)(raw_maps(2, 2), padded([], [])))
-    assert losses == pytest.approx({"loss": 29.112182, "box": 0, "obj": 29.112182, "cls": 0, "l1": 0}, rel=1e-6)
+    expected = {"loss": 14.556091, "box": 0, "obj": 14.556091, "cls": 0, "l1": 0, "count": [0, 2]}
+    assert_close(losses, expected, rel=1e-6)
+
+
+def test_few_positives_are_divided_by_the_images():
+    """Prevents a batch with hardly a box from pushing harder than others: one positive in four images."""
+    raw, targets = hand_made_case()
+    raw = [level.repeat(4, 1, 1, 1) for level in raw]
+    targets = torch.cat((targets, padded([], [], [])[:, :1].expand(-1, targets.shape[1], -1)))
+    losses = values(criterion_for(2, use_l1=False)(raw, targets))
+    assert losses["count"] == [1, 4]
+    assert losses["box"] == pytest.approx(3.75 / 4)
+    assert losses["cls"] == pytest.approx(1.530135 / 4, rel=1e-5)
 
 
 def test_padding_rows_change_nothing():
@@ -137,7 +166,7 @@ def test_loss_and_gradient_stay_finite(scale, boxes):
     raw = [(level * scale).requires_grad_() for level in raw_maps(2, 3, (64, 64), torch.randn)]
     losses = criterion_for(3)(raw, padded(boxes, []))
     losses["loss"].backward()
-    assert all(value.isfinite() for value in losses.values())
+    assert all(value.isfinite().all() for value in losses.values())
     assert all(level.grad.isfinite().all() for level in raw)
     assert all(level.grad.abs().sum() > 0 for level in raw)
 
@@ -166,7 +195,7 @@ def test_step_never_waits_for_the_device(monkeypatch):
     monkeypatch.setattr(torch, "tensor", refuse)
     losses = criterion(raw, targets)
     losses["loss"].backward()
-    assert {value.shape for value in losses.values()} == {torch.Size(())}
+    assert [tuple(value.shape) for value in losses.values()] == [(), (), (), (), (), (2,)]
     assert [level.grad.shape for level in raw] == [level.shape for level in raw]
 
 

@@ -43,6 +43,7 @@ def make_contract(model, class_names, input_shape, resize_rule, **about):
         "input_shape": list(input_shape),
         "resize_rule": dict(resize_rule),
         "pixel_rule": model.normalize.rule,
+        "decode_rule": model.decode_rule,
         "strides": list(model.strides),
         **about,
     }
@@ -95,7 +96,7 @@ def read_weights(path):
     if contract:
         source = f"{contract['model_name']}, {len(contract['class_names'])} classes, written by this project"
     else:
-        source = "official release, BGR pixels 0-255"
+        source = "weights without a contract, pixels as the network's official release expects them"
     return WeightFile(str(path), state, contract, source)
 
 
@@ -116,7 +117,7 @@ def load_matching(model, weights):
     own = model.state_dict()
     loaded = [key for key, value in weights.state.items() if key in own and own[key].shape == value.shape]
     missing = [key for key in own if key not in set(loaded)]
-    prefix = next(name for name, part in model.named_modules() if part is model.feature_extractor) + "."
+    prefix = model.extractor_prefix()
     extractor = [key for key in own if key.startswith(prefix)]
     lost = [key for key in missing if key.startswith(prefix)]
     if lost:

@@ -14,14 +14,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from types import SimpleNamespace
 
-LITERAL_TYPES = (bool, int, float, str, list, type(None))
+LITERAL_TYPES = (bool, int, float, str, list, dict, type(None))
 
 # torch.distributed.launch adds its own argument to ours; the same number stands in the environment.
 LAUNCHER_ARGUMENTS = ("--local-rank=", "--local_rank=")
 PROJECT = Path(__file__).resolve().parent.parent
 
-OPTIMIZERS = ("sgd", "adam", "adamw")
-LR_DECAY_TYPES = ("cos",)
+OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "adagrad")
+LR_DECAY_TYPES = ("cos", "step", "multistep", "exp", "plateau", "constant")
+IOU_TYPES = ("", "iou", "ciou", "siou")
 
 
 def run_script(main, constants, check=None):
@@ -53,12 +54,26 @@ def _is_ours(error):
 
 
 def script_constants(module_globals):
-    """The parameter block of a script: {name: value} of its public module-level literals, in the order written."""
-    return {
-        name: value
-        for name, value in module_globals.items()
-        if not name.startswith("_") and isinstance(value, LITERAL_TYPES)
-    }
+    """The parameter block of a script: {name: value} of its public module-level literals, in the order written.
+
+    A constant may also be a function that the user wrote, as in `lr_decay_type = my_course`: one under another name
+    than its own.
+    """
+
+    def is_constant(name, value):
+        is_given_function = callable(value) and not isinstance(value, type) and _name_of(value) != name
+        return not name.startswith("_") and (isinstance(value, LITERAL_TYPES) or is_given_function)
+
+    return {name: value for name, value in module_globals.items() if is_constant(name, value)}
+
+
+def _name_of(function):
+    return getattr(function, "__name__", repr(function))
+
+
+def plain(values):
+    """{name: value} with the names of functions in their place, so that files can hold it."""
+    return {name: _name_of(value) if callable(value) else value for name, value in values.items()}
 
 
 def parse_overrides(constants, arguments):
@@ -96,8 +111,10 @@ def convert(name, text, default):
 
 
 def _as_type_of(name, value, default):
-    if default is None:
+    if default is None or callable(default):
         return value
+    if isinstance(default, float) and value in ("inf", "Infinity"):
+        return math.inf
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(default, list) and isinstance(value, tuple):
@@ -120,7 +137,8 @@ def settings_table(values, defaults):
     """All settings as aligned lines; a star marks values that differ from the file's. Returns text."""
     width = max(map(len, values), default=0)
     lines = [
-        f"{'*' if values[name] != defaults.get(name) else ' '} {name:<{width}}  {values[name]!r}" for name in values
+        f"{'*' if values[name] != defaults.get(name) else ' '} {name:<{width}}  {value!r}"
+        for name, value in plain(values).items()
     ]
     return "\n".join(lines)
 
@@ -160,7 +178,16 @@ def check_training(values):
             f"Freeze_Epoch is {config.Freeze_Epoch}, beyond UnFreeze_Epoch {config.UnFreeze_Epoch}. UnFreeze_Epoch "
             "counts all epochs, frozen ones included: set Freeze_Epoch to it at most."
         )
-    for name, text in (("classes_path", "a text file with one class name per line"), ("model_path", "a weight file")):
+    if config.train_only and (config.freeze_layers or config.freeze_blocks):
+        raise ValueError(
+            "train_only says what trains, freeze_layers and freeze_blocks what does not; use one of the two ways and "
+            "set the other to [] and 0."
+        )
+    for name, text in (
+        ("classes_path", "a text file with one class name per line"),
+        ("model_path", "a weight file"),
+        ("anchors_path", "a text file of anchors, '' for the network's own"),
+    ):
         if values[name] and not Path(values[name]).is_file():
             otherwise = ", or set model_path = '' to train from scratch" if name == "model_path" else ""
             raise ValueError(
@@ -200,6 +227,31 @@ def _is_input_side(value):
     return _whole(32)(value) and value % 32 == 0
 
 
+def _is_names(value):
+    return isinstance(value, (list, tuple)) and all(isinstance(name, str) and name for name in value)
+
+
+def _is_milestones(value):
+    return isinstance(value, (list, tuple)) and all(map(_whole(1), value)) and sorted(set(value)) == list(value)
+
+
+def _is_weights(value):
+    return isinstance(value, (list, tuple)) and all(map(_number(0, above=True), value))
+
+
+def _is_masks(value):
+    is_mask = isinstance(value, (list, tuple)) and all(isinstance(mask, (list, tuple)) for mask in value)
+    return is_mask and all(_whole(0)(number) for mask in value for number in mask)
+
+
+def _is_lr_scale(value):
+    return (
+        isinstance(value, dict)
+        and all(isinstance(name, str) for name in value)
+        and all(map(_number(0), value.values()))
+    )
+
+
 _FLAG = (lambda value: isinstance(value, bool), "True or False.")
 _TEXT = (lambda value: isinstance(value, str), "text in quotation marks, '' for none.")
 _FRACTION = (_number(0, 1), "a share from 0 to 1.")
@@ -211,13 +263,45 @@ INPUT_SHAPE = (
 # What each constant of train.py may be: (test, the words for what was expected).
 RULES = {
     **dict.fromkeys(("Cuda", "distributed", "sync_bn", "fp16", "mosaic", "mixup", "Freeze_Train"), _FLAG),
-    **dict.fromkeys(("ema", "eval_flag"), _FLAG),
+    **dict.fromkeys(("ema", "eval_flag", "compile", "cudnn_benchmark", "deterministic", "focal_loss"), _FLAG),
+    **dict.fromkeys(("multi_scale", "freeze_whole_run"), _FLAG),
     **dict.fromkeys(("classes_path", "train_annotation_path", "val_annotation_path"), _TEXT),
-    **dict.fromkeys(("model_name", "model_path", "save_dir"), _TEXT),
+    **dict.fromkeys(("model_name", "model_path", "anchors_path", "save_dir"), _TEXT),
     "gpu_ids": (_is_gpu_list, "numbers with commas, such as '0' or '0,2', or '' for all GPUs."),
     **dict.fromkeys(("mosaic_prob", "mixup_prob", "special_aug_ratio", "flip_prob"), _FRACTION),
     **dict.fromkeys(("Freeze_batch_size", "Unfreeze_batch_size"), _BATCH),
     **dict.fromkeys(("save_period", "eval_period"), (_whole(1), "1 or more epochs.")),
+    **dict.fromkeys(("freeze_layers", "train_only"), (_is_names, "a list of names, such as ['backbone', 'neck'].")),
+    "cpu_threads": (_whole(0), "a number of threads, 0 to let torch decide."),
+    "anchors_mask": (_is_masks, "a list of anchor numbers for each map, such as [[3, 4, 5], [0, 1, 2]], or []."),
+    "iou_type": (IOU_TYPES.__contains__, "'iou', 'ciou', 'siou', or '' for the network's own."),
+    "label_smoothing": (_number(0, 0.5), "a share from 0 (off) to 0.5, such as 0.01."),
+    "focal_alpha": (_number(0, 1), "the weight of cells with objects, from 0 to 1, such as 0.25."),
+    "focal_gamma": (_number(0), "0 or more, such as 2."),
+    "ignore_iou": (_number(0, 1), "an IoU from 0 to 1, such as 0.7; 1 ignores nothing."),
+    "map_weights": (_is_weights, "a list of numbers above 0, one for each map, fine map first, or []."),
+    "multi_scale_range": (_is_range, "[smallest, largest] factor of input_shape, such as [0.75, 1.25]."),
+    "multi_scale_period": (_whole(1), "1 or more batches."),
+    "freeze_blocks": (_whole(0), "a number of blocks of the backbone, 0 for none."),
+    "lr_step_size": (
+        lambda value: value is None or _whole(1)(value),
+        "a number of epochs, or None for a third of all.",
+    ),
+    "lr_milestones": (_is_milestones, "a list of rising epochs, such as [70, 90], or [] for 70 % and 90 % of all."),
+    "lr_gamma": (
+        lambda value: value is None or _number(0, 1, above=True)(value),
+        "a factor above 0, up to 1, or None.",
+    ),
+    "lr_factor": (
+        lambda value: _number(0, 1, above=True)(value) and value < 1,
+        "a factor between 0 and 1, such as 0.5.",
+    ),
+    **dict.fromkeys(("lr_patience", "lr_cooldown"), (_whole(0), "a number of epochs, 0 or more.")),
+    "lr_scale": (_is_lr_scale, "factors by name, such as {'backbone': 0.1}; {} for none."),
+    "clip_norm_type": (
+        lambda value: value == math.inf or _number(1)(value),
+        "2.0, 1.0, or inf for the largest gradient.",
+    ),
     "num_workers": (_whole(-1), "-1 to let the machine decide, 0 for none, or their number."),
     "seed": (_whole(0), "a whole number, 0 or more."),
     "input_shape": INPUT_SHAPE,
@@ -231,7 +315,10 @@ RULES = {
     "Init_lr": (_number(0, above=True), "a learning rate above 0, such as 1e-2 for sgd or 4e-3 for adamw."),
     "Min_lr": (lambda value: value is None or _number(0)(value), "a learning rate, or None for Init_lr / 100."),
     "optimizer_type": (OPTIMIZERS.__contains__, f"one of {', '.join(OPTIMIZERS)}."),
-    "lr_decay_type": (LR_DECAY_TYPES.__contains__, f"one of {', '.join(LR_DECAY_TYPES)}."),
+    "lr_decay_type": (
+        lambda value: callable(value) or value in LR_DECAY_TYPES,
+        f"one of {', '.join(LR_DECAY_TYPES)}, or a function epoch -> factor that stands in the script.",
+    ),
     "momentum": (_number(0, 0.9999), "a number from 0 to below 1, such as 0.937 for sgd or 0.9 for adamw."),
     "weight_decay": (_number(0), "0 or more, such as 5e-4 for sgd."),
     "clip_grad_norm": (_number(0), "the largest norm of the gradient, 0 for no clipping."),

@@ -1,8 +1,10 @@
 """What the training runs on: device, ranks, precision, and the lines that say so."""
 
+import math
 import os
 import platform
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -20,6 +22,11 @@ class Ranks(NamedTuple):
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
+
+    @property
+    def of_all(self):
+        """(rank, world_size)."""
+        return self.rank, self.world_size
 
     @property
     def is_main(self):
@@ -46,6 +53,11 @@ class Place(NamedTuple):
     def on_gpu(self):
         return self.device.type == "cuda"
 
+    @property
+    def uses_data_parallel(self):
+        """Whether one process drives several GPUs."""
+        return self.on_gpu and torch.cuda.device_count() > 1 and not is_distributed()
+
     def workers(self, num_workers):
         """Loader processes: num_workers, or for -1 what suits: on a CPU the network needs the cores itself."""
         if num_workers >= 0:
@@ -57,7 +69,8 @@ class Place(NamedTuple):
 def set_up(settings):
     """Choose GPUs, ranks, device and precision by the constants, seed torch, and say what runs where.
 
-    settings: with gpu_ids, Cuda, distributed, fp16, seed. Returns a Place. Raises ValueError, see join_ranks.
+    settings: with gpu_ids, Cuda, distributed, fp16, seed, cudnn_benchmark, deterministic, cpu_threads. Returns a Place.
+    Raises ValueError, see join_ranks.
     """
     choose_gpus(settings.gpu_ids)
     ranks = join_ranks(settings.distributed, settings.Cuda)
@@ -71,6 +84,9 @@ def set_up(settings):
     elif sentence and settings.gpu_ids:
         sentence += f" gpu_ids is {settings.gpu_ids!r}: do these GPUs exist?"
     precision = choose_precision(settings.fp16, device)
+    choose_algorithms(settings.cudnn_benchmark, settings.deterministic)
+    if settings.cpu_threads:
+        torch.set_num_threads(settings.cpu_threads)
     torch.manual_seed(settings.seed)
     for name, text in (*describe(device), ("precision", precision.sentence)):
         say(f"{name:14s} {text}")
@@ -87,6 +103,15 @@ def choose_gpus(gpu_ids):
     """Make only the GPUs of gpu_ids ('0,2'; '' for all) visible. Has to run before CUDA starts."""
     if gpu_ids:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu_ids.replace(" ", "")
+
+
+def choose_algorithms(cudnn_benchmark, deterministic):
+    """Let cuDNN try which convolution is fastest, or allow only algorithms that give the same numbers every time."""
+    if deterministic:
+        # Read when cuBLAS starts, which is later than this.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = cudnn_benchmark and not deterministic
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
 
 
 def choose_device(use_cuda, local_rank=0):
@@ -135,7 +160,7 @@ def parallel(model, place):
     if is_distributed():
         ids = [place.ranks.local_rank] if place.on_gpu else None
         return nn.parallel.DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
-    if place.on_gpu and torch.cuda.device_count() > 1:
+    if place.uses_data_parallel:
         return nn.DataParallel(model)
     return model
 
@@ -148,6 +173,34 @@ def with_sync_bn(model, sync_bn, place):
         place.say("note: sync_bn is True, but it takes GPUs and distributed = True: ordinary BatchNorm is used.")
         return model
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
+def world_size():
+    """How many processes train together."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def sum_over_ranks(values):
+    """The sum of a tensor over all ranks; the tensor itself where there is one."""
+    if not is_distributed():
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def told_by_main(value, device):
+    """A number that only the main rank knows, on every rank; the others may pass None."""
+    if not is_distributed():
+        return value
+    told = torch.tensor([math.nan if value is None else value], dtype=torch.float64, device=device)
+    dist.broadcast(told, src=0)
+    return told.item()
+
+
+def without_sync(network):
+    """A context in which a distributed network keeps its gradients to itself, to exchange them once per step."""
+    return network.no_sync() if isinstance(network, nn.parallel.DistributedDataParallel) else nullcontext()
 
 
 def is_distributed():

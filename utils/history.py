@@ -197,3 +197,22 @@ def _finish(figure, axes, path):
         # Above the axes, where it covers no curve.
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=9, frameon=False)
     figure.savefig(path)
+
+
+def draw_planned_rates(points, settings, path):
+    """Draw the course of the learning rate before the training starts.
+
+    points: [(epochs done, rate, rate of the layers unfrozen later or None)]. settings: with lr_decay_type, lr_scale.
+    """
+    figure, axes = _figure("learning rate", [])
+    progress, rates, joining = np.array(points, np.float64).T
+    name = getattr(settings.lr_decay_type, "__name__", settings.lr_decay_type)
+    note = ", until the validation loss stalls" if name == "plateau" else ""
+    axes.plot(progress, rates, color=_TRAIN, linewidth=2, label=f"planned rate ({name}{note})")
+    if np.isfinite(joining).any():
+        axes.plot(progress, joining, color=_VAL, linewidth=2, linestyle="--", label="layers unfrozen later")
+    for part, factor in settings.lr_scale.items():
+        axes.plot(progress, rates * factor, color=_FAINT, linewidth=1.2, linestyle=":", label=f"{part} (x {factor:g})")
+    axes.set_ylim(bottom=0)
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    _finish(figure, axes, path)

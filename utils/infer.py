@@ -84,7 +84,9 @@ class Detector:
         if not is_valid(self.input_shape):
             raise ValueError(f"input_shape is {list(self.input_shape)}; expected {expected}")
         self.resize_rule = contract.get("resize_rule", YOLOX_RESIZE)
-        self.model = build_model(self.model_name, len(self.class_names), contract.get("pixel_rule"))
+        self.model = build_model(
+            self.model_name, len(self.class_names), contract.get("pixel_rule"), contract.get("decode_rule")
+        )
         fit = load_matching(self.model, weights)
         if fit.missing:
             raise ValueError(

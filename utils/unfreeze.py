@@ -1,16 +1,15 @@
-"""How a frozen feature extractor starts to learn without a leap of the loss."""
+"""How frozen layers start to learn without a leap of the loss."""
 
 from itertools import islice
 
 import torch
-from torch import nn
 
 BATCHES = 16
 
 
 @torch.no_grad()
-def adopt_statistics(model, loader, device):
-    """Give the feature extractor's BatchNorm layers this data's statistics, without changing what it computes.
+def adopt_statistics(model, layers, loader, device):
+    """Give BatchNorm layers that rested until now this data's statistics, without changing what they compute.
 
     Frozen, these layers normalise by the statistics of the pretraining data, and the head has learned on the result.
     Once they learn, they normalise by those of each batch: all features would shift at one blow. So the statistics are
@@ -18,9 +17,9 @@ def adopt_statistics(model, loader, device):
     scale' = scale * std' / std, shift' = shift + scale * (mean' - mean) / std. In eval mode the output stays the
     same; in train mode only the noise of single batches comes in.
 
-    model: a DetectionNetwork, left in eval mode. loader: of training batches.
+    model: a DetectionNetwork, left in eval mode. layers: names of the layers. loader: of training batches.
     """
-    layers = [part for part in model.feature_extractor.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    layers = [model.get_submodule(name) for name in layers]
     measured = {layer: [] for layer in layers}
 
     def measure(layer, inputs):
@@ -30,7 +29,7 @@ def adopt_statistics(model, loader, device):
     hooks = [layer.register_forward_pre_hook(measure) for layer in layers]
     model.eval()
     for batch in islice(loader, BATCHES):
-        model.feature_extractor(model.normalize(batch.images.to(device)))
+        model(batch.images.to(device))
     for hook in hooks:
         hook.remove()
     for layer, batches in measured.items():

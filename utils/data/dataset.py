@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from utils.data.letterbox import Placement, boxes_to_input, letterbox, placement
 from utils.data.plan import AugmentSettings, plan_sample, plan_targets
 from utils.data.records import Records
 from utils.data.render import render
+from utils.data.shapes import TrainShapes
 from utils.opencv import cv2
 
 # Targets are padded to a power of two, so that few different shapes reach the device.
@@ -51,7 +53,8 @@ class Batch(NamedTuple):
 
 
 class TrainSamples(Dataset):
-    """Training samples; an item's key is (epoch, index). Index i + len(records) is image i with another plan.
+    """Training samples; an item's key is (epoch, index, input shape). Index i + len(records) is image i with another
+    plan.
 
     load_image: image index -> (h, w, 3) uint8 RGB of the size in the records; default: decode the file.
     Where an image cannot be read, the next index of the epoch takes its place and the sample names the path.
@@ -64,15 +67,15 @@ class TrainSamples(Dataset):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        epoch, index = key
-        unreadable = []
+    def __getitem__(self, key: tuple[int, int, tuple[int, int]]) -> Sample:
+        epoch, index, input_shape = key
+        settings, unreadable = replace(self.settings, input_shape=input_shape), []
         for step in range(min(len(self.records), MAX_REPLACEMENTS)):
             # A pass further on, the neighbour has another plan than in its own sample, so none is drawn twice.
             key = index if step == 0 else index + step + 2 * len(self.records)
-            plan = plan_sample(self.records, key, epoch, self.seed, self.settings)
+            plan = plan_sample(self.records, key, epoch, self.seed, settings)
             try:
-                image_rgb = render(plan, self.load_image or self._decode, self.settings)
+                image_rgb = render(plan, self.load_image or self._decode, settings)
             except UnreadableImageError as error:
                 unreadable.append(error.path)
                 continue
@@ -122,19 +125,23 @@ def decode(records: Records, index: int) -> np.ndarray:
 
 
 class EpochBatchSampler(Sampler):
-    """Batches of keys (epoch, index) in an order that is a pure function of (seed, epoch).
+    """Batches of keys (epoch, index, input shape) in an order that is a pure function of (seed, epoch).
 
     batch_size counts the images of all ranks together; rank r takes every world_size-th image of a batch from the r-th
     on, so the ranks' batches k together are the single process's batch k. No image is dropped: the last batch may be
     short, and where a rank would get fewer than MIN_IMAGES_PER_RANK it is filled up from the start of the order, with
     new plans.
+    shapes: says how large the batches are, see TrainShapes.
     Raises ValueError where batch_size is not a positive multiple of world_size or there are no images.
     """
 
-    def __init__(self, image_count: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
+    def __init__(
+        self, image_count: int, batch_size: int, seed: int, shapes: TrainShapes, rank: int = 0, world_size: int = 1
+    ):
         if image_count < 1:
             raise ValueError("There are no images to train on.")
-        self.image_count, self.seed, self.rank, self.world_size = image_count, seed, rank, world_size
+        self.image_count, self.seed, self.shapes = image_count, seed, shapes
+        self.rank, self.world_size = rank, world_size
         self.set_epoch(0, batch_size)
 
     def set_epoch(self, epoch: int, batch_size: int | None = None) -> None:
@@ -149,7 +156,7 @@ class EpochBatchSampler(Sampler):
     def __len__(self) -> int:
         return math.ceil(self.image_count / self.batch_size)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int, tuple[int, int]]]]:
         # The fourth number keeps this stream apart from those of the samples, (seed, epoch, index).
         order = np.random.default_rng((self.seed, self.epoch, 0, 1)).permutation(self.image_count).tolist()
         smallest = min(self.batch_size, MIN_IMAGES_PER_RANK * self.world_size)
@@ -158,7 +165,8 @@ class EpochBatchSampler(Sampler):
             for extra in range(smallest - len(batch)):
                 repeat, position = divmod(extra, self.image_count)
                 batch.append(order[position] + (repeat + 1) * self.image_count)
-            yield [(self.epoch, index) for index in batch[self.rank :: self.world_size]]
+            shape = self.shapes.at(self.epoch, start // self.batch_size, self.seed)
+            yield [(self.epoch, index, shape) for index in batch[self.rank :: self.world_size]]
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -184,6 +192,7 @@ def build_train_loader(
     records: Records,
     settings: AugmentSettings,
     seed: int,
+    shapes: TrainShapes,
     batch_size: int,
     num_workers: int,
     rank: int = 0,
@@ -193,11 +202,11 @@ def build_train_loader(
 ) -> DataLoader:
     """Training batches. Before each epoch call loader.batch_sampler.set_epoch(epoch, batch_size).
 
-    batch_size counts all ranks together. The batches are the same for any num_workers; persistent workers follow the
-    epochs.
+    shapes: of the batches, in the place of settings.input_shape. batch_size counts all ranks together. The batches are
+    the same for any num_workers; persistent workers follow the epochs.
     """
     samples = TrainSamples(records, settings, seed, load_image)
-    sampler = EpochBatchSampler(len(records), batch_size, seed, rank, world_size)
+    sampler = EpochBatchSampler(len(records), batch_size, seed, shapes, rank, world_size)
     return DataLoader(samples, batch_sampler=sampler, **_loader_options(num_workers, pin_memory))
 
 

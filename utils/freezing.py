@@ -1,0 +1,123 @@
+"""Which parameters learn, and how fast: freeze_layers, freeze_blocks, train_only and lr_scale, and the table of it all.
+
+A parameter is meant by the name of its part (backbone, neck, head), by its own name, or by the beginning of it up to a
+dot: 'head', 'head.cls_preds', 'backbone.stages.0'.
+"""
+
+from difflib import get_close_matches
+
+from torch import nn
+
+from utils.schedule import rates_of
+
+
+def select(model, wanted, constant):
+    """Names of the parameters that a list of names means.
+
+    model: a DetectionNetwork. wanted: list of parts, names or beginnings of names. constant: where the list stands,
+    for messages. Returns a set. Raises ValueError, naming the nearest name, for one that means nothing.
+    """
+    selected, names = set(), [name for name, _ in model.named_parameters()]
+    for text in wanted:
+        if text in model.parts:
+            found = {name for name in names if model.part_of(name) == text}
+        else:
+            found = {name for name in names if name == text or name.startswith(text.removesuffix(".") + ".")}
+        if not found:
+            modules = [name for name, _ in model.named_modules() if name]
+            nearest = get_close_matches(text, [*model.parts, *modules], n=1, cutoff=0.0)
+            raise ValueError(
+                f"{constant} names {text!r}, and no parameter of {model.name} begins so; expected 'backbone', 'neck', "
+                f"'head' or the beginning of a parameter's name. The nearest is '{nearest[0]}'."
+            )
+        selected |= found
+    return selected
+
+
+def first_blocks(model, count):
+    """Names of the parameters of the first `count` blocks of the backbone. Raises ValueError where it has fewer."""
+    blocks = []
+    for name, child in model.feature_extractor.named_children():
+        inner = {f"{name}.{number}": block for number, block in child.named_children()}
+        candidates = inner if isinstance(child, nn.ModuleList) else {name: child}
+        blocks += [block for block, layers in candidates.items() if list(layers.parameters())]
+    if count > len(blocks):
+        raise ValueError(
+            f"freeze_blocks is {count}, but the backbone of {model.name} has {len(blocks)} blocks: {', '.join(blocks)}."
+        )
+    prefixes = tuple(f"{model.extractor_prefix()}{block}." for block in blocks[:count])
+    return {name for name, _ in model.named_parameters() if name.startswith(prefixes)} if prefixes else set()
+
+
+def frozen_parameters(model, settings, backbone_frozen):
+    """Names of the parameters that rest in a phase.
+
+    settings: with freeze_layers, freeze_blocks, train_only, freeze_whole_run, lr_scale. backbone_frozen: whether the
+    phase is Freeze_Train's. Returns a set. Raises ValueError for names that mean nothing, and where nothing is left to
+    train.
+    """
+    everything = {name for name, _ in model.named_parameters()}
+    chosen = select(model, settings.freeze_layers, "freeze_layers") | first_blocks(model, settings.freeze_blocks)
+    if settings.train_only:
+        chosen |= everything - select(model, settings.train_only, "train_only")
+    factor_of = rate_factors(model, settings.lr_scale)
+    frozen = {name for name in everything if factor_of(name) == 0}
+    backbone = select(model, ["backbone"], "Freeze_Train")
+    if settings.freeze_whole_run:
+        frozen |= chosen | (backbone if backbone_frozen else set())
+    elif backbone_frozen:
+        frozen |= chosen or backbone
+    if frozen == everything:
+        which = "in the phase of Freeze_Train" if backbone_frozen else "in the unfrozen phase"
+        raise ValueError(
+            f"Everything is frozen {which}: Freeze_Train, freeze_layers, freeze_blocks, train_only and lr_scale leave "
+            "no parameter to train. Free one of backbone, neck and head."
+        )
+    return frozen
+
+
+def rate_factors(model, lr_scale):
+    """A function from a parameter's name to the factor of its learning rate.
+
+    lr_scale: {name as in select: factor of 0 or more}. Where several entries mean a parameter the last one counts.
+    Raises ValueError for a name that means nothing.
+    """
+    factors = {}
+    for text, factor in lr_scale.items():
+        factors |= dict.fromkeys(select(model, [text], "lr_scale"), float(factor))
+    return lambda name: factors.get(name, 1.0)
+
+
+def training_table(model, settings, phases):
+    """What trains, part by part and phase by phase, and at which highest rate, as text. Errors as frozen_parameters."""
+    factor_of = rate_factors(model, settings.lr_scale)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    columns = [[f"epochs {phase.first + 1}-{phase.last}"] for phase in phases]
+    rows = [["part", "parameters"]]
+    for part in model.parts:
+        members = [name for name in sizes if model.part_of(name) == part]
+        rows.append([part, f"{sum(sizes[name] for name in members):,}"])
+        for phase, column in zip(phases, columns, strict=True):
+            highest, _ = rates_of(settings, phase)
+            frozen = frozen_parameters(model, settings, phase.frozen)
+            column.append(_cell(sizes, [name for name in members if name not in frozen], members, factor_of, highest))
+    for row, cells in zip(rows, zip(*columns, strict=True), strict=True):
+        row += cells
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _cell(sizes, training, members, factor_of, rate):
+    """'frozen', 'all at 1.0e-02', or how many parameters train at which rates."""
+    if not training:
+        return "frozen"
+    counts = {}
+    for name in training:
+        counts[factor_of(name)] = counts.get(factor_of(name), 0) + sizes[name]
+    is_all = len(training) == len(members)
+    if len(counts) == 1 and is_all:
+        return f"all at {rate * next(iter(counts)):.1e}"
+    shown = ", ".join(f"{count:,} at {rate * factor:.1e}" for factor, count in sorted(counts.items(), reverse=True))
+    return shown if is_all else f"{shown}, rest frozen"

@@ -1,0 +1,94 @@
+"""How the constants become phases, and what to say about them before time is spent."""
+
+import math
+from typing import NamedTuple
+
+
+class Phase(NamedTuple):
+    """Epochs first..last - 1 (counted from 0), with the backbone frozen or not."""
+
+    frozen: bool
+    first: int
+    last: int
+    batch_size: int
+
+    @property
+    def name(self):
+        return "frozen" if self.frozen else "unfrozen"
+
+
+def phases_of(settings):
+    """The one or two phases that the constants describe. A frozen one takes pretrained weights."""
+    freezes = settings.Freeze_Train and settings.model_path
+    border = min(settings.Freeze_Epoch, settings.UnFreeze_Epoch) if freezes else 0
+    phases = [
+        Phase(True, settings.Init_Epoch, border, settings.Freeze_batch_size),
+        Phase(False, max(settings.Init_Epoch, border), settings.UnFreeze_Epoch, settings.Unfreeze_batch_size),
+    ]
+    return [phase for phase in phases if phase.first < phase.last]
+
+
+def steps_of(phases, images, accumulate):
+    """Optimiser steps of all phases."""
+    return sum((p.last - p.first) * math.ceil(math.ceil(images / p.batch_size) / accumulate) for p in phases)
+
+
+def check_batches(phases, ranks):
+    """Raise ValueError where a batch cannot be shared out evenly between the ranks."""
+    for phase in phases:
+        if phase.batch_size % ranks.world_size:
+            name = "Freeze_batch_size" if phase.frozen else "Unfreeze_batch_size"
+            nearest = max(phase.batch_size // ranks.world_size, 1) * ranks.world_size
+            raise ValueError(
+                f"{name} is {phase.batch_size}, which {ranks.world_size} processes cannot share evenly; set it to "
+                f"{nearest}, or another multiple of {ranks.world_size}."
+            )
+
+
+def advice(settings, phases, images, ranks):
+    """Sentences on settings that will train badly, before time is spent on them."""
+    if settings.Freeze_Train and not settings.model_path:
+        yield "Freeze_Train is True, but the backbone is untrained (model_path = ''): nothing is worth freezing."
+    if any(min(phase.batch_size // ranks.world_size, images) == 1 for phase in phases):
+        yield "A batch of 1 image gives BatchNorm no statistics: use batch sizes of 2 or more."
+    if settings.optimizer_type == "adam" and settings.weight_decay:
+        yield (
+            f"optimizer_type is 'adam' and weight_decay {settings.weight_decay}: adam adds the decay to the gradient, "
+            "where its step size cancels most of it, and the rest falls on rarely used weights. Meant is nearly always "
+            "optimizer_type = 'adamw'; else set weight_decay = 0."
+        )
+    rests = settings.freeze_layers or settings.freeze_blocks or settings.train_only
+    if ((rests and settings.freeze_whole_run) or 0 in settings.lr_scale.values()) and not settings.model_path:
+        yield "Layers are frozen that were never trained (model_path = ''): they stay at their random start."
+    if rests and not settings.freeze_whole_run and not any(phase.frozen for phase in phases):
+        yield "freeze_whole_run is False, but no epoch belongs to the phase of Freeze_Train: nothing is frozen."
+    if settings.compile and settings.multi_scale:
+        yield "With compile and multi_scale only batches of input_shape itself run compiled; choose one of the two."
+    steps = steps_of(phases, images, settings.accumulate)
+    wanted = 300 if settings.model_path else 1000
+    if steps < wanted and not settings.Init_Epoch:
+        start = "from weights" if settings.model_path else "from scratch"
+        name = "Freeze_Epoch and UnFreeze_Epoch" if phases[-1].frozen else "UnFreeze_Epoch"
+        yield (
+            f"Only {steps} optimiser steps in all; training {start} wants at least {wanted}: raise {name} to about "
+            f"{math.ceil(settings.UnFreeze_Epoch * wanted / steps)}, or lower the batch size."
+        )
+
+
+def unlike(contract, class_names, settings, decode_rule):
+    """Sentences on what a weight file says about itself and the constants do not follow."""
+    if len(contract.get("class_names", ())) == len(class_names) and contract["class_names"] != class_names:
+        yield (
+            f"the weights were trained for the classes {', '.join(contract['class_names'])}, yours are "
+            f"{', '.join(class_names)}; their predictions are taken over in this order."
+        )
+    if contract.get("decode_rule", decode_rule) != decode_rule:
+        yield (
+            "the weights were trained with other anchors than anchors_path and anchors_mask say; box sizes have to be "
+            "learned anew. Leave both empty to keep those of the weights."
+        )
+    if contract.get("epoch") and not settings.Init_Epoch:
+        yield (
+            f"these weights have seen {contract['epoch']} epochs; this is a new training from them. To go on with that "
+            f"one instead, set Init_Epoch = {contract['epoch']}."
+        )

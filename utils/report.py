@@ -1,0 +1,57 @@
+"""What a person reads while a training runs and when it is over."""
+
+import math
+
+from utils import outputs
+from utils.eval.scores import format_scores
+
+
+def epoch_line(row, last_epoch):
+    """What a person reads of one epoch; row: as in History.add_epoch."""
+    parts = " ".join(f"{key.removeprefix('loss_')} {row[key]:.2f}" for key in row if key.startswith("loss_"))
+    text = f"epoch {row['epoch']:3d}/{last_epoch} {row['phase']:8s}  loss {row['loss']:6.3f} ({parts})"
+    text += f"  val {row['val_loss']:6.3f}  lr {row['lr']:.1e}  {row['images_per_second']:.0f} images/s"
+    text += f"  data wait {row['data_wait']:.0%}  {row['seconds']:.1f} s"
+    return text if row["map50"] is None else f"{text}  mAP@0.5 {row['map50']:.3f}  AP {row['ap']:.3f}"
+
+
+def stop_if_not_finite(loss, epoch):
+    """Raise ValueError where the mean loss of an epoch, counted from 0, is no number."""
+    if not math.isfinite(loss):
+        raise ValueError(
+            f"The loss became {loss} in epoch {epoch + 1}: lower Init_lr, set clip_grad_norm = 10, or rule out mixed "
+            "precision by fp16 = False. The weights of the epochs before are kept."
+        )
+
+
+def result_row(epoch, phase, result, evaluation, world_size):
+    """One epoch as History takes it; epoch counts from 0."""
+    scores = evaluation.scores
+    losses = {key if key == "loss" else f"loss_{key}": value for key, value in result.losses.items()}
+    return {
+        "epoch": epoch + 1,
+        "phase": phase.name,
+        **losses,
+        "val_loss": evaluation.loss,
+        "lr": result.learning_rate,
+        "map50": scores["map50"] if scores else None,
+        "ap": scores["AP"] if scores else None,
+        "images_per_second": result.images_per_second * world_size,
+        "data_wait": result.data_wait,
+        "seconds": result.seconds,
+    }
+
+
+def report(files, scores, settings, say):
+    """Say at the end what came out and where it lies."""
+    if scores:
+        say(f"\nThe last evaluation:\n{format_scores(scores)}")
+    if files.best_score is None:
+        say("\nNo epoch could be scored: the validation set holds no boxes, or its loss was not a number.")
+        return
+    best = f"mAP@0.5 {files.best_score:.3f}" if settings.eval_flag else f"validation loss {-files.best_score:.3f}"
+    say(f"\nBest weights: {files.folder / outputs.BEST} ({best}, epoch {files.best_epoch})")
+    say(f"Last weights: {files.folder / outputs.LAST}")
+    newest = files.folder.parent / outputs.BEST
+    command = "python predict.py" if settings.save_dir == "logs" else f"python predict.py --model_path={newest}"
+    say(f"Both are also in {settings.save_dir}/. Draw boxes with them: {command}")
