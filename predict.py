@@ -14,6 +14,7 @@ from utils.data.letterbox import read_image, write_image
 from utils.device import choose_device
 from utils.draw import draw_boxes
 from utils.infer import Detector
+from utils.weights.download import is_release
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   WHAT TO DO
@@ -33,8 +34,11 @@ dir_save_path = "img_out"
 #   THE DETECTOR
 #
 #   model_path      Weights. A file that training wrote says itself which network, classes and input size it needs.
-#   classes_path    Only for official YOLOX releases, which do not say their classes: model_data/coco_classes.txt.
-#   model_name      Only for official YOLOX releases: 'yolox_nano', ...
+#                   Any file that train.py starts from will do, if it holds a whole network, and the names of releases:
+#                   'yolox_nano', 'yolov4', ...
+#   classes_path    Only for files that do not say their classes and have others than COCO's 80.
+#   model_name      '' lets the file say it; a name has to agree with the file.
+#   weights_format  As in train.py; '' lets the file's content decide.
 #   input_shape     [height, width] that the network sees, multiples of 32; [] takes the size of the training.
 #   confidence      Boxes below this score are not shown. Lower it where objects are missed, raise it where boxes are
 #                   wrong.
@@ -44,6 +48,7 @@ dir_save_path = "img_out"
 model_path = "logs/best_epoch_weights.pth"
 classes_path = ""
 model_name = ""
+weights_format = ""
 input_shape = []
 confidence = 0.5
 nms_iou = 0.5
@@ -109,16 +114,19 @@ def main(settings):
     """Open the detector and do what mode says."""
     if settings.mode not in _MODES:
         raise ValueError(f"mode is {settings.mode!r}; expected one of {', '.join(_MODES)}.")
-    if not Path(settings.model_path).is_file():
+    if not Path(settings.model_path).is_file() and not is_release(settings.model_path):
         raise ValueError(
             f"model_path is {settings.model_path!r}, and there is no such file; train first (`python train.py` writes "
-            "logs/best_epoch_weights.pth), or point model_path at your weights."
+            "logs/best_epoch_weights.pth), or point model_path at your weights, or name a release, such as yolox_nano."
         )
     device, sentence = choose_device(settings.Cuda)
     if sentence:
         print(f"note: {sentence}")
     class_names = read_class_names(settings.classes_path) if settings.classes_path else None
-    detector = Detector(settings.model_path, device, settings.model_name, class_names, settings.input_shape)
+    detector = Detector(
+        settings.model_path, device, settings.model_name, class_names, settings.input_shape, settings.weights_format
+    )
+    print(f"{settings.model_path}: {detector.source}")
     _MODES[settings.mode](detector, settings)
 
 

@@ -9,10 +9,11 @@ import utils.threads  # noqa: F401 # isort: skip
 import torch
 
 from nets import LossOptions, build_criterion, build_model
+from nets.torchvision_backbone import check_backbone
 from utils import device as machine
 from utils import outputs
-from utils.anchors import choose_decode_rule
-from utils.checkpoint import describe_fit, load_matching, make_contract, read_weights
+from utils.anchors import choose_decode_rule, unused_anchors
+from utils.checkpoint import make_contract
 from utils.compiling import compile_if_faster
 from utils.config import check_training, plain, run_script, script_constants
 from utils.data.annotations import read_annotations, read_class_names
@@ -21,31 +22,42 @@ from utils.data.plan import AugmentSettings
 from utils.data.shapes import TrainShapes, multi_scale_shapes
 from utils.engine import Stepper, train_one_epoch
 from utils.eval.evaluate import evaluate
-from utils.freezing import frozen_parameters, rate_factors, training_table
+from utils.freezing import frozen_parameters, joining_groups, rate_factors, stuck_at_random, training_table
 from utils.history import History, draw_planned_rates
+from utils.infer import find_weights
 from utils.optim import ModelEma, build_optimizer, parameter_groups, take_in
 from utils.phases import advice, check_batches, phases_of, steps_of, unlike
 from utils.report import epoch_line, report, result_row, stop_if_not_finite
 from utils.schedule import Schedule, planned_rates, rates_of
 from utils.unfreeze import adopt_statistics
+from utils.weights.load import load_matching, loading_table
+from utils.weights.pretrained import read_pretrained
+from utils.weights.read import read_weights
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   RECIPES: what to change below in typical situations. All else stays as it is.
 #
 #   From the weights of a whole model  model_path = 'model_data/yolox_nano.pth', input_shape = [416, 416],
 #   (nearly always the right one)      Freeze_Epoch = 10, UnFreeze_Epoch = 30 for hundreds of images, 50 and 100 for
-#                                      thousands, and then Init_lr = 1e-2
+#                                      thousands, and then Init_lr = 1e-2. The name yolox_nano alone fetches the file.
 #       the same with adamw            optimizer_type = 'adamw', Init_lr = 4e-3, momentum = 0.9, weight_decay = 0.05
 #       the same with adam             optimizer_type = 'adam', Init_lr = 4e-3, momentum = 0.9, weight_decay = 0
 #   From a backbone alone              model_path = its file, input_shape = [416, 416], Freeze_Epoch = 50,
 #                                      UnFreeze_Epoch = 200: neck and head have everything to learn
+#   YOLOv4-tiny from Darknet's weights model_name = 'yolov4_tiny', model_path = 'yolov4_tiny', input_shape = [416, 416],
+#                                      Freeze_Epoch = 10, UnFreeze_Epoch = 30
+#   YOLOv4 from Darknet's backbone     model_name = 'yolov4', model_path = 'yolov4.conv.137', Init_lr = 1e-2,
+#                                      input_shape = [416, 416], Freeze_Epoch = 50, UnFreeze_Epoch = 200
+#   From a backbone of torchvision     model_name = 'yolov4', backbone = 'resnet50', pretrained = True, model_path = '',
+#                                      Init_lr = 1e-2, and all else as in the line above
 #   From scratch                       model_path = '', input_shape = [416, 416], UnFreeze_Epoch = 300, Init_lr = 1e-2,
 #                                      mosaic_prob = 1.0. The drawn sample gets by with less, as shipped.
 #
 #   Your own pictures, and a whole model's weights from COCO (everyday things in photographs):
 #   few, and similar to COCO           train_only = ['head'], Freeze_Train = False
 #   few, and different                 freeze_blocks = 3, Freeze_Train = False
-#   many, and similar                  Freeze_Train = False, Init_lr = 8e-3: everything at a tenth of the rate
+#   many, and similar                  Freeze_Train = False, Init_lr = 1e-2, lr_scale = {'backbone': 0.1, 'neck': 0.1}:
+#                                      what is trained already goes on at a tenth of the rate
 #   many, and different                from scratch; or from the weights, with twice the epochs
 #
 #   A weak GPU, or a CPU               Freeze_Epoch = 30, UnFreeze_Epoch = 30: only the frozen phase;
@@ -76,8 +88,8 @@ from utils.unfreeze import adopt_statistics
 #                   in long trainings on a GPU. It is tried on a few steps first, and dropped where it fails or is not
 #                   faster. With multi_scale only batches of input_shape itself gain: choose one of the two.
 #   cudnn_benchmark Let cuDNN try which algorithm is fastest for each size of input; leave it on.
-#   deterministic   Only algorithms on the GPU that give the same numbers every time: slower, for comparing experiments.
-#                   It switches cudnn_benchmark off. On a CPU numbers repeat anyway.
+#   deterministic   Algorithms on the GPU that give the same numbers every time, where torch has them (it warns of the
+#                   others): slower, for comparing experiments. Switches cudnn_benchmark off. A CPU repeats anyway.
 #   seed            Same seed, same settings: same augmentation and same start weights.
 # ----------------------------------------------------------------------------------------------------------------------
 Cuda = True
@@ -100,9 +112,11 @@ seed = 11
 #   train_annotation_path   What to train on, and
 #   val_annotation_path     what to validate on. Either a split of a VOC folder, which is read as it is
 #                               VOCdevkit/VOC2007/ImageSets/Main/train.txt   (Annotations/ and JPEGImages/ beside it)
+#                           or a COCO file, which ends in .json
+#                               coco/annotations/instances_train2017.json    (the images in coco/train2017/)
 #                           or a list file with lines `path x1,y1,x2,y2,class x1,y1,x2,y2,class ...`
 #                               2007_train.txt
-#                           `python tools/voc_annotation.py` makes both from a folder of annotations.
+#                           `python tools/voc_annotation.py` makes splits and lists from a folder of annotations.
 # ----------------------------------------------------------------------------------------------------------------------
 classes_path = "model_data/sample_classes.txt"
 train_annotation_path = "VOCdevkit/Sample/ImageSets/Main/train.txt"
@@ -114,11 +128,24 @@ val_annotation_path = "VOCdevkit/Sample/ImageSets/Main/val.txt"
 #   model_name      yolox_nano, yolox_tiny, yolox_s, yolox_m, yolox_l or yolox_x: 0.9 to 99 million parameters;
 #                   yolov4_tiny, yolov4: 6 and 64 million, with anchors. Larger is more accurate and slower; on a CPU
 #                   stay with nano or one of the tiny ones, on a weak GPU with yolox_s.
-#   model_path      Weights to start from: an official YOLOX release file (.pth) of the same size, or any .pth that a
-#                   training wrote into logs/, to go on from it. '' starts from scratch.
+#   backbone        A backbone of torchvision in the place of the network's own: resnet18, resnet34, resnet50,
+#                   resnet101, mobilenet_v2, mobilenet_v3_large, efficientnet_b0, efficientnet_v2_s, convnext_tiny,
+#                   convnext_small, swin_t, swin_s. '' keeps the network's own, which is nearly always right.
+#   pretrained      For a torchvision backbone: True starts it from its usual ImageNet weights, a name such as
+#                   'IMAGENET1K_V2' from others. They are fetched once. Neck and head then start fresh.
+#   model_path      Weights to start from. Any of
+#                       the .pth that a training wrote into logs/, to go on from it,
+#                       an official YOLOX release, a YOLOX or YOLOv4 state dict of another PyTorch repo, a backbone's,
+#                       a Darknet file: yolov4.weights, yolov4-tiny.weights, yolov4.conv.137, yolov4-tiny.conv.29,
+#                   of the same network; the content says which it is. Or the name of a release, which is fetched once
+#                   into model_data/: yolox_nano, yolox_tiny, yolox_s, yolox_m, yolox_l, yolox_x, yolov4, yolov4_tiny,
+#                   yolov4.conv.137, yolov4-tiny.conv.29. '' starts from scratch.
 #                   Real pictures want pretrained weights in nearly every case: from scratch takes thousands of images
-#                   and hundreds of epochs. The number of classes may differ; then only the class predictions start
-#                   fresh (with anchors: the last layer of each head). A file that holds the backbone alone will do.
+#                   and hundreds of epochs. The classes may be others; those of the same name go on from the file.
+#   weights_format  How a foreign file's weights expect their images, where its content cannot tell: 'yolox' (BGR,
+#                   0-255), 'yolox_rgb' (YOLOX before release 0.1.1), 'flat_yolox', 'flat_yolov4' (other PyTorch repos),
+#                   'darknet'. '' decides by the content, and the lines at the start say what was decided.
+#   allow_partial_backbone   True also takes weights that do not fill the whole backbone. They rarely help.
 #   input_shape     [height, width] the network sees, multiples of 32. [224, 224] does for the drawn sample; photographs
 #                   want [416, 416] or [640, 640], which finds small objects better and takes 2.4 times the time and
 #                   memory. The smallest objects should measure 10 pixels or more in it.
@@ -126,10 +153,15 @@ val_annotation_path = "VOCdevkit/Sample/ImageSets/Main/val.txt"
 #                   those of the weights, else the usual ones, which are those of model_data/yolo_anchors.txt and
 #                   model_data/yolo_tiny_anchors.txt. Anchors of your own help where all objects have unusual shapes.
 #   anchors_mask    Which anchors each map has, counted from 0, coarse map (large objects) first. [] takes those of the
-#                   weights, else the usual ones: [[6, 7, 8], [3, 4, 5], [0, 1, 2]], tiny [[3, 4, 5], [1, 2, 3]].
+#                   weights, else the usual ones: [[6, 7, 8], [3, 4, 5], [0, 1, 2]], tiny [[3, 4, 5], [1, 2, 3]], which
+#                   leaves anchor 0 out; with six anchors of your own write [[3, 4, 5], [0, 1, 2]].
 # ----------------------------------------------------------------------------------------------------------------------
 model_name = "yolox_nano"
+backbone = ""
+pretrained = False
 model_path = ""
+weights_format = ""
+allow_partial_backbone = False
 input_shape = [224, 224]
 anchors_path = ""
 anchors_mask = []
@@ -174,7 +206,8 @@ multi_scale_period = 10
 #   iou_type        How a predicted box is compared with the right one: 'iou', 'ciou' (also distance and aspect ratio)
 #                   or 'siou' (also the direction of the distance). '' takes the network's own: 'iou' squared for YOLOX,
 #                   'ciou' for YOLOv4. They differ by a point or so; try it last.
-#   label_smoothing Class targets of 1 - label_smoothing instead of 1: softer against wrong labels. 0.01 or less; 0 off.
+#   label_smoothing This share of a class target is spread over all classes: softer against wrong labels. 0.01 or less;
+#                   0 is off. Without effect where there is one class.
 #   focal_loss      Let the many easy cells without an object count less: p is raised to focal_gamma (0 none, 2 usual),
 #   focal_alpha     and cells with an object weigh focal_alpha, the others 1 - focal_alpha. Try it where objects are
 #   focal_gamma     very rare; for ordinary data leave it off.
@@ -213,7 +246,7 @@ map_weights = []
 #
 #   Which layers are frozen. After set-up a table shows what trains in which phase, and how fast.
 #   freeze_layers           Names of what shall rest: 'backbone', 'neck', 'head', or the beginning of parameter names,
-#                           such as 'head.cls_preds' or 'backbone.stages.0'.
+#                           such as 'head.cls_preds' or 'backbone.backbone.stem' (python tools/summary.py shows them).
 #   freeze_blocks           The first so many blocks of the backbone rest: 2 or 3 of its 5 or 6. They know edges and
 #                           colours, which all pictures share.
 #   train_only              The opposite of both: only these names train.
@@ -248,8 +281,8 @@ freeze_whole_run = True
 #                   Where the loss jumps or becomes NaN: a tenth.
 #   Min_lr          Lowest learning rate, for a batch of 64, scaled likewise. None is a hundredth of Init_lr.
 #   momentum        0.937 for sgd, 0.9 for adam, adamw and rmsprop.
-#   weight_decay    Pull of the weights to zero against learning by heart: 5e-4 for sgd, 0 for adam, 1e-2 to 5e-2 for
-#                   adamw. BatchNorm and biases are left out.
+#   weight_decay    Pull of the weights to zero against learning by heart: 5e-4 for sgd, 1e-2 to 5e-2 for adamw, 0 for
+#                   adam, rmsprop and adagrad. BatchNorm and biases are left out.
 #   lr_decay_type   How the rate falls. Every course begins with a warm-up, and again for layers that are unfrozen; the
 #                   log folder gets a picture of it, planned_lr.png.
 #                       'cos'        a half cosine, then a flat end: the one to choose
@@ -264,7 +297,8 @@ freeze_whole_run = True
 #                           return 1.0 if epoch < 20 else 0.1
 #                       lr_decay_type = my_course
 #   lr_scale        Factors of the rate by name, as in freeze_layers: {'backbone': 0.1} lets the backbone learn at a
-#                   tenth of the rate, which keeps good features; 0 freezes for the whole run.
+#                   tenth of the rate, which keeps good features; 0 freezes for the whole run. Of several names that
+#                   mean a parameter the longest counts.
 #   clip_grad_norm  Longest gradient allowed; 0 is off. 10 is a safeguard against single wild steps.
 #   clip_norm_type  How its length is measured: 2.0 as usual, float("inf") by its largest entry.
 #   ema             Evaluate and save the running average of the weights instead of their last values: smoother and
@@ -322,22 +356,46 @@ def read_data(settings, say):
     return class_names, *records
 
 
-def make_model(settings, class_names, say):
-    """The network, with the weights of model_path where one is given."""
-    if not settings.model_path:
-        say(f"{settings.model_name} from scratch")
-        return build_model(settings.model_name, len(class_names), None, choose_decode_rule(settings, {}))
-    weights = read_weights(settings.model_path)
-    decode_rule = choose_decode_rule(settings, weights.contract)
-    model = build_model(settings.model_name, len(class_names), weights.contract.get("pixel_rule"), decode_rule)
-    fit = load_matching(model, weights)
-    say(
-        f"{settings.model_name} from {settings.model_path} ({weights.source}): "
-        + describe_fit(fit, len(model.state_dict()))
+def make_model(settings, class_names, place):
+    """The network, with the weights that model_path or pretrained names, and the names of what starts fresh."""
+    weights = find_start(settings, place)
+    contract = weights.contract if weights else {}
+    for name in ("model_name", "backbone"):
+        if contract.get(name, getattr(settings, name)) != getattr(settings, name):
+            raise ValueError(
+                f"{name} is {getattr(settings, name)!r}, but {settings.model_path} ({weights.source}) holds weights of "
+                f"{contract[name]!r}: set {name} so, or model_path to a file that fits."
+            )
+    model = build_model(
+        settings.model_name,
+        len(class_names),
+        contract.get("pixel_rule"),
+        choose_decode_rule(settings, contract),
+        settings.backbone,
     )
-    for sentence in unlike(weights.contract, class_names, settings, model.decode_rule):
-        say(f"note: {sentence}")
-    return model
+    say = place.say
+    network = f"{settings.model_name} with {settings.backbone}" if settings.backbone else settings.model_name
+    say(f"{network} {'from ' + weights.path if weights else 'from scratch'}")
+    if weights:
+        fit = load_matching(model, weights, class_names, settings.allow_partial_backbone)
+        say(f"  {weights.source}\n{loading_table(model, fit)}")
+        for sentence in unlike(contract, settings, model.decode_rule):
+            say(f"note: {sentence}")
+    if settings.anchors_path and unused_anchors(model.decode_rule):
+        say(
+            f"note: no map has anchors {unused_anchors(model.decode_rule)} of {settings.anchors_path}: see anchors_mask"
+        )
+    return model, set(fit.missing) if weights else set(model.state_dict())
+
+
+def find_start(settings, place):
+    """The weights to start from, fetched first where model_path names a release; None to start from scratch."""
+    if settings.backbone:
+        check_backbone(settings.backbone)  # before its weights are fetched
+    with machine.main_rank_first(place.ranks):
+        if settings.model_path:
+            return read_weights(find_weights(settings.model_path), settings.weights_format)
+        return read_pretrained(settings.backbone, settings.pretrained) if settings.pretrained else None
 
 
 def loss_options(settings):
@@ -379,6 +437,8 @@ def train_shapes(settings, augment, say):
     shapes = multi_scale_shapes(
         augment.input_shape, settings.multi_scale_range, settings.multi_scale_period, augment.augment_epochs
     )
+    if len(shapes.shapes) == 1:
+        say("note: multi_scale is True, but multi_scale_range holds no other multiple of 32: widen it.")
     say("input sizes: " + ", ".join(f"{height}x{width}" for height, width in sorted(shapes.shapes)))
     return shapes
 
@@ -390,15 +450,18 @@ def main(settings):
 
     # What it learns from, what learns, and how it is judged
     class_names, train_records, val_records = read_data(settings, say)
-    model = make_model(settings, class_names, say).to(device, memory_format=torch.channels_last)
-    model = machine.with_sync_bn(model, settings.sync_bn, place)
+    model, fresh = make_model(settings, class_names, place)
+    model = machine.with_sync_bn(model.to(device, memory_format=torch.channels_last), settings.sync_bn, place)
     criterion = build_criterion(model, loss_options(settings))
     augment = augmentation(settings)
     contract = make_contract(model, class_names, augment.input_shape, augment.rule, settings=plain(vars(settings)))
     phases = phases_of(settings)
     check_batches(phases, ranks)
-    for sentence in advice(settings, phases, len(train_records), ranks):
-        say(f"note: {sentence}")
+    for sentence in (
+        *advice(settings, phases, len(train_records), ranks),
+        stuck_at_random(model, settings, phases, fresh),
+    ):
+        say(f"note: {sentence}") if sentence else None
 
     workers = place.workers(settings.num_workers)
     shapes = train_shapes(settings, augment, say)
@@ -426,7 +489,10 @@ def main(settings):
         files = outputs.WeightFiles(outputs.new_run_folder(settings.save_dir), settings.save_period)
         history = History(files.folder)
         outputs.save_settings(files.folder, plain(vars(settings)))
-        draw_planned_rates(planned_rates(settings, phases), settings, files.folder / "planned_lr.png")
+        courses = joining_groups(model, settings, phases)
+        draw_planned_rates(
+            *planned_rates(settings, phases, courses), courses, settings.lr_decay_type, files.folder / "planned_lr.png"
+        )
         say(f"\nresults go to {files.folder}\n")
 
     scores, named = None, set()

@@ -4,6 +4,7 @@ from difflib import get_close_matches
 
 from nets.anchor_loss import AnchorLoss
 from nets.losses import LossOptions
+from nets.torchvision_backbone import IMAGENET_PIXEL_RULE, TorchvisionBackbone
 from nets.yolov4 import YOLOv4, YOLOv4Tiny
 from nets.yolox import YOLOX
 from nets.yolox_loss import YOLOXLoss
@@ -21,12 +22,14 @@ MODELS = {
 }
 
 
-def build_model(model_name, num_classes, pixel_rule=None, decode_rule=None):
+def build_model(model_name, num_classes, pixel_rule=None, decode_rule=None, backbone=""):
     """Make a network with fresh weights.
 
     model_name: a key of MODELS. num_classes: at least 1. pixel_rule: channel order, mean and std that the weights
     expect (see PixelNormalize); decode_rule: anchors and the like (see AnchorNetwork), entries that are left out are
-    the network's own, as is None. Raises ValueError for an unknown name, and for anchors where the network has none.
+    the network's own, as is None. backbone: a torchvision backbone in the place of the network's own (a key of
+    nets.torchvision_backbone.BACKBONES), '' for its own. Raises ValueError for an unknown name, and for anchors where
+    the network has none.
     """
     if model_name not in MODELS:
         nearest = get_close_matches(str(model_name), MODELS, n=1)
@@ -37,8 +40,11 @@ def build_model(model_name, num_classes, pixel_rule=None, decode_rule=None):
         if not network.decode_defaults:
             raise ValueError(f"{model_name} has no anchors: set anchors_path = '' and anchors_mask = [].")
         size = size | {"decode_rule": network.decode_defaults | decode_rule}
+    if backbone:
+        size = size | {"backbone": TorchvisionBackbone(backbone)}
+        pixel_rule = pixel_rule or IMAGENET_PIXEL_RULE
     model = network(num_classes, pixel_rule=pixel_rule, **size)
-    model.name = model_name
+    model.name, model.backbone_name = model_name, backbone
     return model
 
 

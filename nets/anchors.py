@@ -30,6 +30,11 @@ class AnchorNetwork(DetectionNetwork):
         """Channels of a raw map: tx, ty, tw, th, objectness logit and C class logits for each anchor."""
         return self.anchors.shape[1] * (5 + self.num_classes)
 
+    def class_rows(self):
+        """Parameters with a row for each class: {name: (anchors, rows of each anchor before those of the classes)}."""
+        names = [name for name, _ in self.named_parameters() if name.startswith(self.head_prefixes)]
+        return {name: (self.anchors.shape[1], 5) for name in names if name.split(".")[-2] == "1"}
+
     def decode(self, raw):
         """Raw maps -> (B, N, 5 + C) float32: x1, y1, x2, y2 in input pixels, objectness logit, class logits.
 

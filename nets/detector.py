@@ -20,8 +20,9 @@ class DetectionNetwork(nn.Module):
     """Base of all networks: `model(images) -> raw maps`, `model.decode(raw) -> boxes and logits`.
 
     A subclass provides the property `feature_extractor` (images -> [C3, C4, C5]), `predict(features) -> raw maps` in
-    ascending stride, `decode`, and in head_prefixes how the names of the head's parameters begin. The network takes
-    uint8 RGB (B, 3, H, W) and owns its normalisation. decode_rule: plain values that decode needs beyond the weights.
+    ascending stride, `decode`, `class_rows()`, and in head_prefixes how the names of the head's parameters begin. The
+    network takes uint8 RGB (B, 3, H, W) and owns its normalisation. decode_rule: plain values that decode needs beyond
+    the weights. backbone_name: of torchvision, '' for the network's own.
     """
 
     parts = ("backbone", "neck", "head")
@@ -33,6 +34,7 @@ class DetectionNetwork(nn.Module):
         self.num_classes = num_classes
         self.normalize = PixelNormalize(pixel_rule)
         self.decode_rule = {}
+        self.backbone_name = ""
         self.extractor_rests = False
         self.resting = ()
 
@@ -72,6 +74,8 @@ class DetectionNetwork(nn.Module):
         super().train(mode)
         for name in self.resting:
             self.get_submodule(name).eval()
+        if self.extractor_rests:
+            self.feature_extractor.eval()  # without the random depth that some backbones train with
         return self
 
     def forward(self, images):

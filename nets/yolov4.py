@@ -59,15 +59,15 @@ class Upsample(nn.Module):
 class YOLOv4(AnchorNetwork):
     """A backbone with maps at strides 8, 16, 32, spatial pyramid pooling, PANet and three heads.
 
-    num_classes: C >= 1. pixel_rule: see PixelNormalize. decode_rule: see AnchorNetwork. None takes the network's own.
-    Input sides are multiples of 32.
+    num_classes: C >= 1. pixel_rule: see PixelNormalize. decode_rule: see AnchorNetwork. backbone: in the place of
+    CSPDarknet53. None takes the network's own. Input sides are multiples of 32.
     """
 
     head_prefixes = ("yolo_head",)
     decode_defaults = DECODE_RULE
 
-    def __init__(self, num_classes, pixel_rule=None, decode_rule=None):
-        backbone = CSPDarknet53()
+    def __init__(self, num_classes, pixel_rule=None, decode_rule=None, backbone=None):
+        backbone = backbone or CSPDarknet53()
         super().__init__(num_classes, pixel_rule or PIXEL_RULE, decode_rule or DECODE_RULE, backbone.strides)
         c3, c4, c5 = backbone.out_channels
         out = self.raw_channels
@@ -110,10 +110,10 @@ class YOLOv4Tiny(AnchorNetwork):
     head_prefixes = ("yolo_head",)
     decode_defaults = TINY_DECODE_RULE
 
-    def __init__(self, num_classes, pixel_rule=None, decode_rule=None):
-        backbone = CSPDarknet53Tiny()
-        super().__init__(num_classes, pixel_rule or PIXEL_RULE, decode_rule or TINY_DECODE_RULE, backbone.strides)
-        c4, c5 = backbone.out_channels
+    def __init__(self, num_classes, pixel_rule=None, decode_rule=None, backbone=None):
+        backbone = backbone or CSPDarknet53Tiny()
+        super().__init__(num_classes, pixel_rule or PIXEL_RULE, decode_rule or TINY_DECODE_RULE, backbone.strides[-2:])
+        c4, c5 = backbone.out_channels[-2:]
         self.backbone = backbone
         self.conv_for_P5 = DarknetConv(c5, 256, 1)
         self.yolo_headP5 = head(256, 512, self.raw_channels, num_classes)
@@ -127,6 +127,6 @@ class YOLOv4Tiny(AnchorNetwork):
 
     def predict(self, features):
         """[C4, C5] -> raw maps [(B, A * (5 + C), H/16, W/16), (.., H/32, W/32)]."""
-        c4, c5 = features
+        c4, c5 = features[-2:]
         p5 = self.conv_for_P5(c5)
         return [self.yolo_headP4(torch.cat((self.upsample(p5), c4), dim=1)), self.yolo_headP5(p5)]

@@ -21,15 +21,20 @@ SIDE_PRIOR = 4.0
 
 
 class PAFPN(nn.Module):
-    """Backbone with a top-down and a bottom-up path; images -> [P3, P4, P5] with the backbone's channels.
+    """A top-down and a bottom-up path over the backbone's maps; [C3, C4, C5] -> [P3, P4, P5] with these channels.
 
-    The attribute `backbone` is the official key of CSPDarknet inside it.
+    The attribute `backbone` is the official key of the backbone inside it. One whose maps have other channels gets 1x1
+    convolutions in between.
     """
 
-    def __init__(self, backbone, depth, depthwise):
+    def __init__(self, backbone, channels, depth, depthwise):
         super().__init__()
         self.backbone = backbone
-        c3, c4, c5 = backbone.out_channels
+        self.adapters = None
+        if tuple(backbone.out_channels) != channels:
+            pairs = zip(backbone.out_channels, channels, strict=True)
+            self.adapters = nn.ModuleList(BaseConv(given, wanted, 1, 1) for given, wanted in pairs)
+        c3, c4, c5 = channels
         conv = conv_class(depthwise)
 
         def csp(in_channels, out_channels):
@@ -45,6 +50,8 @@ class PAFPN(nn.Module):
         self.C3_n4 = csp(2 * c4, c5)
 
     def forward(self, features):
+        if self.adapters is not None:
+            features = [adapt(feature) for adapt, feature in zip(self.adapters, features, strict=True)]
         c3, c4, c5 = features
         lateral_5 = self.lateral_conv0(c5)
         top_down_4 = self.C3_p4(torch.cat((_upsample(lateral_5), c4), dim=1))
@@ -102,22 +109,27 @@ class YOLOX(DetectionNetwork):
     """YOLOX of any size.
 
     num_classes: C >= 1. depth, width, depthwise: size of the model, see nets.MODELS. pixel_rule: see PixelNormalize.
-    Input sides are multiples of 32.
+    backbone: in the place of CSPDarknet, None for that. Input sides are multiples of 32.
     """
 
     head_prefixes = ("head.",)
 
-    def __init__(self, num_classes, depth, width, depthwise, pixel_rule=None):
+    def __init__(self, num_classes, depth, width, depthwise, pixel_rule=None, backbone=None):
         super().__init__(num_classes, pixel_rule or PIXEL_RULE)
-        backbone = CSPDarknet(depth, width, depthwise)
+        channels = tuple(int(64 * width) * factor for factor in (4, 8, 16))
+        backbone = backbone or CSPDarknet(depth, width, depthwise)
         self.strides = backbone.strides
-        self.backbone = PAFPN(backbone, depth, depthwise)
-        self.head = DecoupledHead(num_classes, backbone.out_channels, int(256 * width), depthwise)
+        self.backbone = PAFPN(backbone, channels, depth, depthwise)
+        self.head = DecoupledHead(num_classes, channels, int(256 * width), depthwise)
 
     @property
     def feature_extractor(self):
         """The part that Freeze_Train freezes: CSPDarknet alone, not the PAFPN around it."""
         return self.backbone.backbone
+
+    def class_rows(self):
+        """Parameters with a row for each class: {name: (1, rows before those of the classes)}."""
+        return {name: (1, 0) for name, _ in self.named_parameters() if name.startswith("head.cls_preds.")}
 
     def predict(self, features):
         """[C3, C4, C5] -> raw maps [(B, 5 + C, H/8, W/8), (.., H/16, W/16), (.., H/32, W/32)]."""

@@ -16,7 +16,8 @@ class YOLOXLoss(nn.Module):
     model: the network whose raw maps are judged; its decode and strides are used. options: LossOptions. use_l1 may be
     switched between steps (the paper adds L1 for the last epochs, when mosaic is off). raw: maps (B, 5 + C, h, w);
     targets: (B, G, 5) x1, y1, x2, y2 in input pixels and class, -1 marks padding. For scale and count see
-    nets.losses.scaled. Boxes without area, and images without boxes, give finite losses.
+    nets.losses.scaled. Boxes without area, and images without boxes, give finite losses. Raises ValueError for
+    options.map_weights, which this loss does not have.
     """
 
     def __init__(self, model, options):
@@ -25,6 +26,8 @@ class YOLOXLoss(nn.Module):
         self.strides = model.strides
         self.options = options
         self.iou_type = options.iou_type or "iou"
+        if options.map_weights:
+            raise ValueError(f"map_weights concerns networks with anchors, and {model.name} has none: set it to [].")
         self.use_l1 = False
 
     def forward(self, raw, targets):

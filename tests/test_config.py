@@ -16,6 +16,7 @@ from utils.config import (
     check_training,
     parse_overrides,
     plain,
+    read_constants,
     run_script,
     script_constants,
     settings_table,
@@ -135,6 +136,56 @@ def test_a_function_under_another_name_is_a_constant():
     assert all(not callable(value) for value in script_constants(vars(train)).values())
 
 
+@pytest.mark.parametrize("script", ["train", "predict", "tools.get_map", "tools.voc_annotation", "tools.summary"])
+def test_constants_read_from_the_source_are_those_of_the_script(script):
+    """Prevents tools from seeing other constants, or another order, than the script that is run."""
+    module = importlib.import_module(script)
+    expected = script_constants(vars(module))
+    assert list(read_constants(module.__file__).items()) == list(expected.items()) != []
+
+
+def test_reading_constants_runs_nothing(tmp_path):
+    """Prevents a look at train.py from training, and what is computed from being guessed."""
+    path = tmp_path / "script.py"
+    path.write_text(
+        '\ufeff"""Purpose."""\n'
+        "import nowhere\n"
+        "def my_course(epoch):\n"
+        "    inner = 1\n"
+        "    return 1.0\n"
+        "lr_decay_type = my_course\n"
+        "seed = -3\n"
+        "first = second = [1, 2]\n"
+        "annotated: dict = {'头': None}\n"
+        "declared: int\n"
+        'clip_norm_type = float("inf")\n'
+        "half = 10 // 2\n"
+        "seed = 4\n"
+        "second = first + [3]\n"
+        "_private, a, b = 1, 2, 3\n"
+        "_other = 5\n"
+        "pair = (1, 2)\n"
+        "text.attribute = 1\n"
+        "if True:\n"
+        "    nested = 1\n"
+        "raise SystemExit\n",
+        encoding="utf-8",
+    )
+    found = {"seed": 4, "first": [1, 2], "annotated": {"头": None}, "clip_norm_type": float("inf")}
+    assert list(read_constants(path).items()) == list(found.items())
+    path.write_text("")
+    assert read_constants(path) == {}
+
+
+def test_reading_constants_of_what_is_no_python(tmp_path):
+    """Prevents an error that names neither file nor line of the typing mistake."""
+    path = tmp_path / "script.py"
+    path.write_text("seed = 1\nfp16 = = True\n")
+    with pytest.raises(SyntaxError) as error:
+        read_constants(path)
+    assert (error.value.filename, error.value.lineno) == (str(path), 2)
+
+
 def test_files_and_the_table_show_a_functions_name():
     """Prevents settings.json, the weight file or the table from failing on a function, or from showing its address."""
     values = {"lr_decay_type": a_course, "seed": 3, "lr_scale": {}}
@@ -182,7 +233,44 @@ def test_a_wrong_kind_of_value(constants, argument, message):
     assert str(error.value) == message
 
 
-@pytest.mark.parametrize("script", ["train", "predict", "tools.get_map", "tools.voc_annotation"])
+FILES = {"source": "", "target": "", "seed": 11}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], {}),
+        (["a.pth"], {"source": "a.pth"}),
+        (["my weights/图=1.pth", "b.pth"], {"source": "my weights/图=1.pth", "target": "b.pth"}),
+        (["--seed=3", "a.pth", "--local-rank=0", "b.pth"], {"source": "a.pth", "target": "b.pth", "seed": 3}),
+        (["--target=b.pth", "--source=a.pth"], {"source": "a.pth", "target": "b.pth"}),
+    ],
+)
+def test_bare_words_are_the_files_of_a_command(arguments, expected):
+    """Prevents `convert_weights.py IN OUT` from reading OUT, or taking a flag, or a part of a name, for a file."""
+    order = ("source", "target")
+    assert parse_overrides(FILES, arguments, order) == FILES | expected
+    assert order == ("source", "target")
+
+
+@pytest.mark.parametrize(("arguments", "positional"), [(["a", "b", "c"], ("source", "target")), (["c"], ())])
+def test_one_bare_word_too_many(arguments, positional):
+    """Prevents a word from being dropped where nothing takes it."""
+    with pytest.raises(ValueError, match=r"^Argument 'c' is not understood; expected --name=value, as in --seed=3\.$"):
+        parse_overrides(FILES, arguments, positional)
+
+
+@pytest.mark.parametrize(("text", "expected"), [("True", True), ("False", False), ("IMAGENET1K_V2", "IMAGENET1K_V2")])
+def test_pretrained_is_a_flag_or_a_name(text, expected):
+    """Prevents the names of weights from being refused because the constant as shipped is False."""
+    assert parse_overrides({"pretrained": False}, [f"--pretrained={text}"]) == {"pretrained": expected}
+    with pytest.raises(ValueError, match="pretrained is 1; expected True or False"):
+        parse_overrides({"pretrained": False}, ["--pretrained=1"])
+
+
+@pytest.mark.parametrize(
+    "script", ["train", "predict", "tools.get_map", "tools.voc_annotation", "tools.convert_weights"]
+)
 def test_parameters_of_a_script_are_the_constants_written_in_it(script):
     """Prevents imported constants and look-up tables from being shown, and changed, as parameters."""
     module = importlib.import_module(script)
@@ -212,9 +300,14 @@ def test_shipped_constants_pass_their_checks(constants):
 BAD_VALUES = [
     *[(name, "yes") for name in ("Cuda", "distributed", "sync_bn", "fp16", "mosaic", "mixup", "Freeze_Train")],
     *[(name, 1) for name in ("ema", "eval_flag", "compile", "cudnn_benchmark", "deterministic", "focal_loss")],
-    *[(name, None) for name in ("multi_scale", "freeze_whole_run")],
+    *[(name, None) for name in ("multi_scale", "freeze_whole_run", "allow_partial_backbone")],
     *[(name, 0) for name in ("gpu_ids", "classes_path", "train_annotation_path", "val_annotation_path")],
-    *[(name, None) for name in ("model_name", "model_path", "anchors_path", "save_dir")],
+    *[(name, None) for name in ("model_name", "backbone", "model_path", "anchors_path", "save_dir")],
+    ("pretrained", ""),
+    ("pretrained", 1),
+    ("pretrained", None),
+    ("weights_format", "coco"),
+    ("weights_format", None),
     ("gpu_ids", "0;1"),
     ("gpu_ids", "0,"),
     ("cpu_threads", -1),
@@ -331,6 +424,25 @@ def test_every_constant_has_a_rule(constants):
     assert set(RULES) == set(constants)
 
 
+def test_a_constant_that_is_missing_is_named(constants):
+    """Prevents a trace where a function of the user bears the name of the constant, which thereby is none any more."""
+
+    def lr_decay_type(epoch):
+        return 1.0
+
+    left = script_constants(constants | {"lr_decay_type": lr_decay_type})
+    assert set(constants) - set(left) == {"lr_decay_type"}
+    with pytest.raises(ValueError) as error:
+        check_training(left)
+    assert str(error.value) == (
+        "train.py has no constant lr_decay_type; expected one of cos, step, multistep, exp, plateau, constant, or a "
+        "function epoch -> factor that stands in the script. A function of your own needs another name, which is then "
+        "given to the constant: lr_decay_type = that name."
+    )
+    with pytest.raises(ValueError, match=r"^train\.py has no constant "):
+        check_training({})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -346,6 +458,13 @@ def test_every_constant_has_a_rule(constants):
         (
             {"anchors_path": "none.txt"},
             "anchors_path is 'none.txt', and there is no such file; expected a text file of",
+        ),
+        ({"pretrained": True}, "pretrained is True, which concerns torchvision backbones: it takes backbone, such as"),
+        ({"pretrained": "IMAGENET1K_V2"}, "pretrained is 'IMAGENET1K_V2', which concerns torchvision backbones"),
+        ({"pretrained": True, "backbone": "resnet18", "model_path": "LICENSE"}, "pretrained is True, which concerns"),
+        (
+            {"Freeze_Epoch": 50, "UnFreeze_Epoch": 30, "backbone": "resnet18", "pretrained": True},
+            "Freeze_Epoch is 50, beyond UnFreeze_Epoch 30",
         ),
         ({"train_only": ["head"], "freeze_layers": ["neck"]}, "train_only says what trains, freeze_layers and freeze_"),
         ({"train_only": ["head"], "freeze_blocks": 1}, "train_only says what trains, freeze_layers and freeze_blocks"),
@@ -365,6 +484,11 @@ def test_constants_that_contradict_each_other(constants, changes, message):
         {"Freeze_Epoch": 50, "UnFreeze_Epoch": 30},  # from scratch there is no frozen phase to be too long
         {"Freeze_Epoch": 30, "UnFreeze_Epoch": 30, "model_path": "LICENSE"},  # never unfreezes
         {"Init_Epoch": 40},
+        {"model_path": "yolox_nano"},  # a release, which is fetched later
+        {"model_path": "yolov4.conv.137", "weights_format": "darknet", "allow_partial_backbone": True},
+        {"backbone": "resnet50", "pretrained": True},
+        {"backbone": "resnet50", "pretrained": "IMAGENET1K_V2"},
+        {"backbone": "resnet50", "model_path": "LICENSE"},
         {"Min_lr": 0.0},
         {"num_workers": -1},
         {"scale_range": [1.0, 1.0]},

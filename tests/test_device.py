@@ -191,6 +191,18 @@ def test_one_process_has_nobody_to_ask():
         assert nothing is None
 
 
+@pytest.mark.parametrize(("rank", "expected"), [(0, ["fetched", "met"]), (1, ["met", "fetched"]), (None, ["fetched"])])
+def test_the_main_rank_fetches_first(monkeypatch, rank, expected):
+    """Prevents every rank from downloading the same weights at once, ranks that wait for each other twice, and a single
+    process that waits for anybody."""
+    events = []
+    monkeypatch.setattr(machine, "is_distributed", lambda: rank is not None)
+    monkeypatch.setattr(machine.dist, "barrier", lambda: events.append("met"))
+    with machine.main_rank_first(Ranks(rank or 0, rank or 0, 1 if rank is None else 2)):
+        events.append("fetched")
+    assert events == expected
+
+
 def test_several_gpus_in_one_process(monkeypatch):
     """Prevents DataParallel where there is one GPU, or none."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -252,6 +264,28 @@ def test_sync_bn_on_one_device_says_that_it_does_nothing(capsys):
     assert capsys.readouterr().out == (
         "note: sync_bn is True, but it takes GPUs and distributed = True: ordinary BatchNorm is used.\n"
     )
+
+
+def test_sync_bn_between_gpus(monkeypatch, capsys):
+    """Prevents sync_bn without effect where it can work, weights and statistics that are lost in the exchange, and
+    layers that share their statistics unasked."""
+    monkeypatch.setattr(machine, "is_distributed", lambda: True)
+    ordinary = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Sequential(nn.BatchNorm2d(2), nn.ReLU()))
+    nn.init.constant_(ordinary[1][0].running_mean, 3.0)
+    before = {key: value.clone() for key, value in ordinary.state_dict().items()}
+    assert machine.with_sync_bn(ordinary, False, place("cuda", 2)) is ordinary
+    assert type(ordinary[1][0]) is nn.BatchNorm2d
+    shared = machine.with_sync_bn(ordinary, True, place("cuda", 2))
+    assert [type(part) for part in shared.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)] == [
+        nn.SyncBatchNorm
+    ]
+    assert shared.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[key]) for key, value in shared.state_dict().items())
+    assert capsys.readouterr().out == ""
+    # Ranks on a CPU cannot share them.
+    layer = nn.BatchNorm2d(2)
+    assert machine.with_sync_bn(layer, True, place("cpu", 2)) is layer
+    assert capsys.readouterr().out.startswith("note: sync_bn is True, but it takes GPUs and distributed = True")
 
 
 def test_one_device_needs_no_wrapper():

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import socket
 import subprocess
@@ -156,6 +157,22 @@ def test_losses_are_means_over_images():
     assert result.unreadable == ["a.jpg", "b.jpg"]
 
 
+@pytest.mark.parametrize(("ranks", "batches_taken"), [(1, 2), (2, 4)])
+def test_an_epoch_whose_loss_is_not_finite_is_broken_off(monkeypatch, ranks, batches_taken):
+    """Prevents hours of steps with NaN; and one of several ranks that leaves the others waiting for it."""
+    taken = []
+    monkeypatch.setattr(engine, "SECONDS_BETWEEN_READINGS", -1.0)
+    monkeypatch.setattr(engine, "world_size", lambda: ranks)
+
+    def criterion(raw, targets):
+        taken.append(len(raw))
+        return mean_loss(raw * (float("nan") if len(taken) == 2 else 1.0), targets)
+
+    result = train(linear(), [batch_of([1.0]) for _ in range(4)], criterion=criterion)
+    assert taken == [1] * batches_taken
+    assert math.isnan(result.losses["loss"])
+
+
 def test_an_epoch_without_batches():
     """Prevents a division by zero, and a step without gradients."""
     network = linear()
@@ -273,7 +290,7 @@ RANKS = """
 import json, sys
 from types import SimpleNamespace
 import torch
-from utils import device as machine
+from utils import device as machine, engine
 from utils.engine import Stepper, train_one_epoch
 
 torch.set_num_threads(1)
@@ -296,8 +313,31 @@ for batch_size, accumulate in ((8, 1), (4, 2)):
     stepper = Stepper(model, torch.optim.SGD(model.parameters(), lr=1.0), None, place.precision, place.device)
     train_one_epoch(network, criterion, batches, stepper, lambda share: 1.0, accumulate, "")
     found.append(-model.weight.item())
+
+class Batches(list):
+    def __iter__(self):
+        for number, batch in enumerate(super().__iter__(), start=1):
+            self.taken = number
+            yield batch
+
+def mean_loss(raw, targets):
+    return {"loss": raw.mean(), "box": 2 * raw.mean(), "count": torch.tensor([0.0, len(raw)])}
+
+engine.SECONDS_BETWEEN_READINGS = -1.0
+losses, taken = [], []
+for values in ([1.0, 2.0, 3.0], [10.0]), ([1.0, 1.0], [float("nan"), 1.0]):
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.ones_(model.weight)
+    network = machine.parallel(model, place)
+    mine = torch.tensor(values[place.ranks.rank]).view(-1, 1)
+    parts = [mine] if not losses else [mine[:1], mine[1:]]
+    batches = Batches(SimpleNamespace(images=part, targets=part, unreadable=[]) for part in parts)
+    stepper = Stepper(model, torch.optim.SGD(model.parameters(), lr=0.0), None, place.precision, place.device)
+    losses.append(train_one_epoch(network, mean_loss, batches, stepper, lambda share: 0.0, 1, "").losses)
+    taken.append(batches.taken)
 told = [machine.told_by_main(value if place.ranks.is_main else None, place.device) for value in (0.1, None)]
 result = dict(steps=found, told=told[0], nothing=told[1] != told[1], ranks=machine.world_size())
+result |= dict(means=losses[0], nan=losses[1]["loss"] != losses[1]["loss"], taken=taken)
 with open(f"{sys.argv[1]}/{place.ranks.rank}.json", "w") as file:
     json.dump(result, file)
 machine.leave_ranks()
@@ -306,9 +346,11 @@ machine.leave_ranks()
 
 def test_two_ranks_step_like_one_process(tmp_path):
     """Prevents ranks whose losses are averaged though they hold unequal numbers of objects, gradients that are not
-    exchanged where batches accumulate, and a validation loss that only the main rank knows.
+    exchanged where batches accumulate, and a validation loss that only the main rank knows; logged losses of one rank's
+    images alone, and a rank that ends for NaN while the other waits for it for ever.
 
-    The images 1 to 8 sum up to 36; there are 16 positives and 8 images, so the step is 36 / 16, whoever holds what.
+    The images 1 to 8 sum up to 36; there are 16 positives and 8 images, so the step is 36 / 16, whoever holds what. The
+    mean of 1, 2, 3 on one rank and 10 on the other is 4. Where one rank has NaN both take both of their batches.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -333,6 +375,8 @@ def test_two_ranks_step_like_one_process(tmp_path):
             rank.kill()
     for rank in range(2):
         result = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert result.pop("means") == pytest.approx({"loss": 4.0, "box": 8.0})
+        assert (result.pop("nan"), result.pop("taken")) == (True, [1, 2])
         assert result == {"steps": [pytest.approx(2.25)] * 2, "told": 0.1, "nothing": True, "ranks": 2}
 
 

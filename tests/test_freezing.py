@@ -6,7 +6,15 @@ import torch
 from nets import build_criterion, build_model
 from utils.device import Precision
 from utils.engine import Stepper, train_one_epoch
-from utils.freezing import first_blocks, frozen_parameters, rate_factors, select, training_table
+from utils.freezing import (
+    first_blocks,
+    frozen_parameters,
+    joining_groups,
+    rate_factors,
+    select,
+    stuck_at_random,
+    training_table,
+)
 from utils.optim import ModelEma, build_optimizer, parameter_groups, take_in
 from utils.phases import Phase
 from utils.schedule import Schedule
@@ -194,12 +202,13 @@ def test_everything_frozen_is_an_error(nano, changes, backbone_frozen, phase):
         ({}, 1.0, 1.0, 1.0),
         ({"backbone": 0.1}, 0.1, 0.1, 1.0),
         ({"backbone": 0.1, "backbone.backbone.stem": 0.5}, 0.5, 0.1, 1.0),
-        ({"backbone.backbone.stem": 0.5, "backbone": 0.1}, 0.1, 0.1, 1.0),
+        ({"backbone.backbone.stem": 0.5, "backbone": 0.1}, 0.5, 0.1, 1.0),
+        ({"backbone.backbone.stem.conv": 0.3, "backbone.backbone": 0.2, "backbone": 0.1}, 0.3, 0.2, 1.0),
         ({"backbone": 0, "head": 3}, 0.0, 0.0, 3.0),
     ],
 )
-def test_the_last_entry_that_means_a_parameter_counts(nano, lr_scale, stem, dark5, head):
-    """Prevents factors that multiply, and an order that does not matter."""
+def test_the_longest_name_that_means_a_parameter_counts(nano, lr_scale, stem, dark5, head):
+    """Prevents factors that multiply, and a general entry that overrules a special one because it stands later."""
     factor_of = rate_factors(nano, lr_scale)
     names = (
         "backbone.backbone.stem.conv.conv.weight",
@@ -207,6 +216,15 @@ def test_the_last_entry_that_means_a_parameter_counts(nano, lr_scale, stem, dark
         "head.stems.0.bn.bias",
     )
     assert [factor_of(name) for name in names] == [stem, dark5, head]
+
+
+def test_the_name_of_a_part_counts_least():
+    """Prevents a part from overruling one of its layers whose name is shorter, in whatever order they are given."""
+    model = SimpleNamespace(name="toy", parts=("backbone", "neck", "head"), part_of=lambda name: "backbone")
+    model.named_parameters = lambda: [("stem.weight", None), ("body.weight", None)]
+    for lr_scale in ({"stem": 0.5, "backbone": 0.1}, {"backbone": 0.1, "stem": 0.5}):
+        factor_of = rate_factors(model, lr_scale)
+        assert (factor_of("stem.weight"), factor_of("body.weight")) == (0.5, 0.1)
 
 
 @pytest.mark.parametrize(("name", "prefix"), [("yolox_nano", BACKBONE), ("yolov4_tiny", "backbone.")])
@@ -315,3 +333,51 @@ def test_frozen_tensors_stay_to_the_last_bit(name, changes, in_first_phase, in_s
         # Scales and biases that have nothing to learn from these boxes may stay; weights decay at any rate.
         moves = {key for key, value in model.state_dict().items() if value.ndim == 4 or "running" in key}
         assert moves & same == moves & same_average == moves & frozen
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, {(1.0, 0): ["neck", "head"], (1.0, 10): ["backbone"]}),
+        (
+            {"lr_scale": {"backbone": 0.1, "neck": 0.5}},
+            {(0.5, 0): ["neck"], (1.0, 0): ["head"], (0.1, 10): ["backbone"]},
+        ),
+        ({"train_only": ["head"]}, {(1.0, 0): ["head"]}),
+        ({"freeze_blocks": 2}, {(1.0, 0): ["neck", "head"], (1.0, 10): ["backbone"]}),
+    ],
+)
+def test_the_rates_to_draw_are_those_of_what_trains(nano, changes, expected):
+    """Prevents a picture that shows a rate for layers that rest, or shows one that joins later from the start."""
+    assert joining_groups(nano, settings_of(**changes), PHASES) == expected
+    assert joining_groups(nano, settings_of(**changes), []) == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "fresh", "count", "first"),
+    [
+        ({"freeze_layers": ["neck"]}, ("",), 90, "backbone.lateral_conv0.conv.weight"),
+        ({"freeze_blocks": 1}, ("",), 3, "backbone.backbone.stem.conv.conv.weight"),
+        ({"lr_scale": {"backbone": 0}}, ("",), 141, "backbone.backbone.stem.conv.conv.weight"),
+        ({"lr_scale": {"head": 0}}, ("head.stems.1.",), 3, "head.stems.1.conv.weight"),
+        ({}, ("",), 0, ""),  # the frozen phase comes to an end
+        ({"freeze_blocks": 1}, ("head.", "backbone.lateral_conv0."), 0, ""),
+        ({"freeze_layers": ["neck"]}, (), 0, ""),
+        ({"freeze_layers": ["neck"], "freeze_whole_run": False}, ("",), 0, ""),
+    ],
+)
+def test_layers_that_stay_random_are_named(nano, changes, fresh, count, first):
+    """Prevents layers that no weights filled from staying at random numbers to the end: 30 convolutions with scale and
+    shift in the neck, 47 in the backbone; and a warning where what rests came from the weights."""
+    sentence = stuck_at_random(nano, settings_of(**changes), PHASES, names_of(nano, *fresh))
+    expected = (
+        f"{count} tensors that start fresh, from no weights, are frozen to the end and stay random (the first: "
+        f"{first}). Let them train, or start from weights that hold them."
+    )
+    assert sentence == (expected if count else "")
+
+
+def test_a_run_that_ends_frozen_leaves_a_fresh_backbone_random(nano):
+    """Prevents a warning that looks at the first phase alone, or at a phase that never comes."""
+    assert stuck_at_random(nano, settings_of(), PHASES[:1], names_of(nano, BACKBONE)).startswith("141 tensors")
+    assert stuck_at_random(nano, settings_of(), PHASES[:1], names_of(nano, *NECK)) == ""

@@ -1,10 +1,10 @@
 import csv
 import math
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from utils import history
 from utils.history import History, draw_planned_rates, smooth
@@ -118,7 +118,8 @@ def test_tensorboard_gets_the_scalars(tmp_path):
     assert [(e.step, e.value) for e in events.Scalars("mAP/0.5")] == [(2, 0.5)]
 
 
-BLUE, ORANGE, GREY = (0x00, 0x72, 0xCE), (0xF0, 0x78, 0x00), (0x99, 0x99, 0x99)
+# Of the first to the fourth curve.
+COLOURS = ((0x00, 0x72, 0xCE), (0xF0, 0x78, 0x00), (0x2A, 0x9D, 0x3A), (0x99, 0x99, 0x99))
 
 
 def pixels(path, colour):
@@ -132,19 +133,50 @@ def my_course(epoch):
     return 1.0
 
 
-@pytest.mark.parametrize("kind", ["cos", "plateau", my_course])
-def test_the_planned_rates_are_drawn(tmp_path, kind):
-    """A picture without its curves is still a valid PNG, so look for the colours: the rate, that of layers which join
-    later, and a dotted line for each factor of lr_scale."""
-    alone = [(part / 10, 0.01 * part, None) for part in range(1, 41)]
-    joined = [(progress, rate, rate / 2 if progress > 2 else None) for progress, rate, _ in alone]
-    path = tmp_path / "planned_lr.png"
-    shown = []
-    for points, lr_scale in ((alone, {}), (joined, {}), (joined, {"backbone": 0.25, "head.cls_preds": 0})):
-        draw_planned_rates(points, SimpleNamespace(lr_decay_type=kind, lr_scale=lr_scale), path)
-        assert pixels(path, BLUE) > 500
-        shown.append((pixels(path, ORANGE) > 100, pixels(path, GREY) > 100))
-    assert shown == [(False, False), (True, False), (True, True)]
+# Four epochs of two points, of which the backbone joins after two.
+PROGRESS = [0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4]
+GROUPS = {(1.0, 0): ["neck", "head"], (1.0, 2): ["backbone"], (0.1, 0): ["head"], (0.25, 2): ["backbone", "neck"]}
+RATES = {
+    (1.0, 0): [0.01, 0.02, 0.02, 0.02, 0.02, 0.02, 0.015, 0.01],
+    (1.0, 2): [0, 0, 0, 0, 0.005, 0.013, 0.013, 0.005],
+    (0.1, 0): [0.001, 0.002, 0.002, 0.002, 0.002, 0.002, 0.0015, 0.001],
+    (0.25, 2): [0, 0, 0, 0, 0.00125, 0.005, 0.00375, 0.0025],
+}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_every_group_has_a_curve(tmp_path, count):
+    """A picture without its curves is still a valid PNG, so look for the colours of the groups, and of no others."""
+    path, groups = tmp_path / "planned_lr.png", dict(list(GROUPS.items())[:count])
+    draw_planned_rates(PROGRESS, RATES, groups, "cos", path)
+    # Some edges of letters and of the dashed curve are grey, too.
+    assert [pixels(path, colour) > 200 for colour in COLOURS] == [number < count for number in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "title"),
+    [
+        ("cos", "planned: cos"),
+        ("plateau", "planned: plateau, until the validation loss stalls"),
+        (my_course, "planned: my_course"),
+    ],
+)
+def test_the_picture_says_which_curve_is_which(tmp_path, monkeypatch, kind, title):
+    """Prevents rates drawn under the name of other layers, without the epoch from which they count, or at the wrong
+    epochs."""
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.append(figure.axes[0]))
+    draw_planned_rates(PROGRESS, RATES, GROUPS, kind, tmp_path / "planned_lr.png")
+    (axes,) = drawn
+    curves = {line.get_label(): line for line in axes.get_lines()}
+    labels = ["neck, head", "backbone, from epoch 3", "head, x 0.1", "backbone, neck, x 0.25, from epoch 3"]
+    assert (axes.get_title(), list(curves)) == (title, labels)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == labels
+    for label, group in zip(labels, GROUPS, strict=True):
+        assert curves[label].get_xdata().tolist() == PROGRESS
+        assert curves[label].get_ydata().tolist() == RATES[group]
+    lowest, highest = axes.get_ylim()
+    assert lowest == 0 and highest > 1.2 * 0.02  # the legend covers no curve
 
 
 def test_smooth_leaves_out_what_is_no_number():

@@ -12,7 +12,11 @@ ROOT = Path(__file__).parents[1]
 PROGRAMS = ("train", "predict", "tools", "benchmarks")
 WITHOUT_TORCH = [
     "utils.draw",
-    *(f"utils.data.{name}" for name in ("records", "annotations", "letterbox", "plan", "render")),
+    *(
+        f"utils.data.{name}"
+        for name in ("records", "annotations", "coco_json", "entries", "letterbox", "plan", "render")
+    ),
+    "utils.weights.download",
 ]
 MOST_LINES_OF_CODE = 4500
 NO_CODE = (

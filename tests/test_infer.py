@@ -1,18 +1,23 @@
 import math
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from test_weights_read import layout, saved
 
 from nets import build_model
 from utils import infer
-from utils.checkpoint import YOLOX_RESIZE, make_contract, save_weights
+from utils.checkpoint import make_contract, save_weights
 from utils.data.annotations import read_class_names
 from utils.data.letterbox import placement, write_image
-from utils.infer import Detector, suppress, to_image
+from utils.infer import Detector, check_release, find_weights, open_network, suppress, to_image
+from utils.weights.download import RELEASES
+from utils.weights.read import read_weights
 
 ROOT = Path(__file__).resolve().parents[1]
+TOP_LEFT = {"mode": "topleft", "pad": 114}
 # Logits of these probabilities.
 P90, P75, P50, P01 = math.log(9), math.log(3), 0.0, -math.log(99)
 LEFT, RIGHT, FAR = (0, 0, 10, 10), (1, 0, 11, 10), (50, 50, 60, 60)  # LEFT and RIGHT overlap by 90 / 110 = 0.82
@@ -117,7 +122,7 @@ def model():
 def trained(model, tmp_path_factory):
     """A weight file of this project."""
     path = tmp_path_factory.mktemp("weights") / "best.pth"
-    save_weights(path, model, make_contract(model, ["cat", "dog"], (64, 96), YOLOX_RESIZE, scores={"map50": 0.5}))
+    save_weights(path, model, make_contract(model, ["cat", "dog"], (64, 96), TOP_LEFT, scores={"map50": 0.5}))
     return str(path)
 
 
@@ -157,28 +162,181 @@ def test_constants_that_contradict_the_file_are_errors(trained, given, message):
         Detector(trained, **given)
 
 
+def test_another_backbone_than_the_files_is_an_error(trained):
+    """Prevents the constant from being ignored where a file was trained with the network's own backbone."""
+    with pytest.raises(ValueError, match=r"backbone is 'resnet18', but .*best.pth was trained with '': leave it empty"):
+        open_network(read_weights(trained), backbone="resnet18")
+    assert open_network(read_weights(trained), backbone="")[1]["backbone"] == ""
+
+
+def test_a_backbone_of_torchvision_opens_from_the_file_alone(tmp_path):
+    """Prevents weights with another backbone from being opened as the plain network."""
+    model = build_model("yolov4_tiny", 2, backbone="resnet18").eval()
+    path = tmp_path / "best.pth"
+    save_weights(path, model, make_contract(model, ["cat", "dog"], (64, 64), TOP_LEFT))
+    opened, contract = open_network(read_weights(path))
+    assert (contract["backbone"], opened.backbone_name, opened.training) == ("resnet18", "resnet18", False)
+    images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        assert all(torch.equal(one, other) for one, other in zip(model(images), opened(images), strict=True))
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "official release and does not say its model_name"),
-        ({"class_names": ["cat", "dog"]}, "official release and does not say its model_name"),
-        ({"model_name": "yolox_nano"}, "official release and does not say its class_names"),
-        ({"model_name": "yolox_nano", "class_names": ["cat"]}, "does not fit yolox_nano with 1 classes: 6 tensors"),
-        ({"model_name": "yolox_s", "class_names": ["cat", "dog"]}, "does not fit yolox_s"),
-        ({"model_name": "yolov9", "class_names": ["cat", "dog"]}, "model_name is 'yolov9'; expected one of"),
+        (
+            {},
+            "yolox_nano.pth has 2 classes, whose names it does not say, and classes_path names 0: set classes_path to",
+        ),
+        ({"model_name": "yolox_nano"}, "yolox_nano.pth has 2 classes, whose names it does not say, and classes_path"),
+        ({"class_names": ["cat"]}, "has 2 classes, whose names it does not say, and classes_path names 1: set classes"),
+        ({"class_names": ["a", "b", "c"]}, "has 2 classes, whose names it does not say, and classes_path names 3: set"),
+        ({"model_name": "yolox_s", "class_names": ["cat", "dog"]}, "model_name is 'yolox_s', but .* with 'yolox_nano'"),
     ],
 )
-def test_an_official_file_needs_model_and_classes(official, given, message):
-    """Prevents random class predictions, and weights in another network, from looking like a detector."""
+def test_a_foreign_file_needs_its_class_names(official, given, message):
+    """Prevents made-up names, and weights in another network, from looking like a detector."""
     with pytest.raises(ValueError, match=message):
         Detector(official, **given)
 
 
-def test_an_official_file_with_model_and_classes(official):
+def test_a_foreign_file_with_its_class_names(official, model):
     """Prevents official weights from being fed RGB or pixels divided by 255, on which they find little."""
-    detector = Detector(official, model_name="yolox_nano", class_names=["cat", "dog"])
+    detector = Detector(official, class_names=["cat", "dog"])
+    assert (detector.model_name, detector.class_names) == ("yolox_nano", ["cat", "dog"])
     assert (detector.input_shape, detector.resize_rule) == ((416, 416), {"mode": "topleft", "pad": 114})
     assert detector.model.normalize.rule == {"channels": "BGR", "mean": [0.0] * 3, "std": [1.0] * 3}
+    assert detector.source.startswith("official YOLOX release")
+    own = detector.model.state_dict()
+    assert all(torch.equal(value, own[key]) for key, value in model.state_dict().items())
+    flat = Detector(official, class_names=["cat", "dog"], weights_format="flat_yolox")
+    assert flat.model.normalize.rule["mean"] == [123.675, 116.28, 103.53]
+    assert flat.resize_rule == {"mode": "center", "pad": 128}
+
+
+def test_names_of_a_file_with_80_classes_may_be_corrected(tmp_path):
+    """Prevents COCO's names, which are a guess there, from being forced on a file for 80 other classes, and its class
+    rows from being reordered by a name that happens to be in both."""
+    model = build_model("yolox_nano", 80)
+    path = saved({"model": model.state_dict()}, tmp_path)
+    assert Detector(path).class_names[:3] == ["person", "bicycle", "car"]
+    names = [f"class {number}" for number in range(79)] + ["person"]
+    detector = Detector(path, class_names=names)
+    assert detector.class_names == names
+    own = detector.model.state_dict()
+    assert all(torch.equal(value, own[key]) for key, value in model.state_dict().items())
+    with pytest.raises(ValueError, match="has 80 classes, whose names it does not say, and classes_path names 2"):
+        Detector(path, class_names=["cat", "dog"])
+
+
+def without(state, beginning):
+    return {key: value for key, value in state.items() if not key.startswith(beginning)}
+
+
+@pytest.mark.parametrize(
+    ("part", "given", "message"),
+    [
+        (
+            lambda state: without(state, "head."),
+            {},
+            "holds a part of a network, which detects nothing by itself: train",
+        ),
+        (
+            lambda state: without(state, "head."),
+            {"class_names": ["cat", "dog"]},
+            "does not hold a whole yolox_nano with 2 classes: 153 tensors are missing or of another shape",
+        ),
+        (
+            lambda state: without(state, "head.stems.1.conv"),
+            {"class_names": ["cat", "dog"]},
+            r"yolox_nano with 2 classes: 1 tensors are missing .* .first: head.stems.1.conv.weight.*class names",
+        ),
+        (
+            lambda state: without(state, "backbone.backbone.stem"),
+            {"class_names": ["cat", "dog"]},
+            "tensors of a network that is not known here",
+        ),
+        (
+            lambda state: without(state, "backbone.backbone.dark2."),
+            {"class_names": ["cat", "dog"]},
+            "does not fit yolox_nano: 40 of the backbone's 235 tensors do not",
+        ),
+    ],
+)
+def test_a_part_of_a_network_is_no_detector(tmp_path, part, given, message):
+    """Prevents boxes out of layers that were never trained."""
+    path = saved(part(layout("yolox_nano", 2)), tmp_path)
+    with pytest.raises(ValueError, match=message):
+        Detector(path, **given)
+
+
+def test_a_file_whose_names_are_not_those_of_its_tensors(model, tmp_path):
+    """Prevents a class that the network never learned from being predicted by rows at random."""
+    path = tmp_path / "best.pth"
+    save_weights(path, model, make_contract(model, ["cat", "dog", "fish"], (64, 64), TOP_LEFT))
+    with pytest.raises(
+        ValueError, match="does not hold a whole yolox_nano with 3 classes: 6 tensors are missing or of"
+    ):
+        Detector(path)
+
+
+def test_only_a_known_name_is_fetched(tmp_path, monkeypatch):
+    """Prevents a request to the network for a mistyped path, and a release in another folder than model_data/."""
+    asked = []
+    monkeypatch.setattr(infer, "fetch", lambda *arguments: asked.append(arguments) or "fetched.pth")
+    assert find_weights("logs/best.pth") == "logs/best.pth"
+    assert find_weights("") == "" and asked == []
+    monkeypatch.chdir(tmp_path)
+    assert find_weights("yolox_nano") == "fetched.pth"
+    ((name, folder, verify),) = asked
+    assert (name, folder) == ("yolox_nano", ROOT / "model_data")
+    with pytest.raises(ValueError, match="it holds yolox_tiny, expected yolox_nano"):
+        verify(saved({"model": layout("yolox_tiny", 80)}, tmp_path))
+    (tmp_path / "yolox_nano").write_bytes(b"mine")
+    assert find_weights("yolox_nano") == "yolox_nano"
+    assert len(asked) == 1 and "yolox_nano" in RELEASES
+
+
+def test_a_download_must_be_whole(tmp_path):
+    """Prevents a broken or wrong download from being kept: each tensor in its place, of its shape, and finite."""
+    state = dict(layout("yolox_nano", 80))
+    check_release("yolox_nano", saved({"model": state}, tmp_path))
+    lost = without(state, "head.obj_preds.0.bias")
+    with pytest.raises(ValueError, match="1 tensors are missing"):
+        check_release("yolox_nano", saved({"model": lost}, tmp_path))
+    with pytest.raises(ValueError, match="no finite numbers"):
+        check_release(
+            "yolox_nano", saved({"model": state | {"head.obj_preds.0.bias": torch.full((1,), math.nan)}}, tmp_path)
+        )
+    path = tmp_path / "page.pth"
+    path.write_bytes(b"<html>Log in</html>")
+    with pytest.raises(ValueError, match="is a web page"):
+        check_release("yolox_nano", path)
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_a_download_must_be_what_its_name_says(tmp_path, name):
+    """Prevents another size, or a backbone, from being kept under the name of a release; and a release from being
+    refused because its name is spelt otherwise than that of its network."""
+    network = {"yolov4.conv.137": "yolov4", "yolov4-tiny.conv.29": "yolov4_tiny"}.get(name, name)
+    other = "yolox_tiny" if network == "yolox_nano" else "yolox_nano"
+    with pytest.raises(ValueError, match=f"^it holds {other}, expected {network}$"):
+        check_release(name, saved({"model": layout(other, 80)}, tmp_path))
+    backbone = {"layer1.0.conv1.weight": torch.zeros(1)}
+    with pytest.raises(ValueError, match=f"^it holds a backbone, expected {network}$"):
+        check_release(name, saved(backbone, tmp_path))
+
+
+def test_a_downloaded_prefix_must_be_whole(tmp_path):
+    """Prevents yolov4-tiny.conv.29, which holds no classes, from being refused, or accepted with numbers that are
+    none."""
+    path = tmp_path / "yolov4-tiny.conv.29"
+    header = struct.pack("<iiiQ", 0, 2, 5, 0)
+    path.write_bytes(header + bytes(4 * 4_947_424))
+    check_release(path.name, path)
+    path.write_bytes(header + struct.pack("<f", math.nan) + bytes(4 * 4_947_423))
+    with pytest.raises(ValueError, match=r"no finite numbers .1 tensors, first: backbone.conv1.bn.bias"):
+        check_release(path.name, path)
 
 
 def test_a_network_with_anchors_reads_them_from_its_file(tmp_path):
@@ -187,7 +345,7 @@ def test_a_network_with_anchors_reads_them_from_its_file(tmp_path):
     rule = {"anchors": [[10, 20], [30, 40]], "anchors_mask": [[1], [0]]}
     model = build_model("yolov4_tiny", 2, decode_rule=rule)
     path = tmp_path / "tiny.pth"
-    save_weights(path, model, make_contract(model, ["cat", "dog"], (32, 32), YOLOX_RESIZE))
+    save_weights(path, model, make_contract(model, ["cat", "dog"], (32, 32), TOP_LEFT))
     detector = Detector(path)
     assert detector.model_name == "yolov4_tiny"
     boxes_xyxy = detector.model.decode([torch.zeros(1, 7, 2, 2), torch.zeros(1, 7, 1, 1)])[0, :, :4]
@@ -230,9 +388,8 @@ def test_the_official_weights_find_two_buses(real_data):
     """
     labelled_xyxy = [[45.67, 5.41, 572.63, 469.34], [565.21, 252.07, 640.0, 394.46]]
     names = read_class_names(str(ROOT / "model_data/coco_classes.txt"))
-    detector = Detector(
-        real_data / "weights/yolox_nano_coco.pth", model_name="yolox_nano", class_names=names, input_shape=(416, 416)
-    )
+    detector = Detector(real_data / "weights/yolox_nano_coco.pth")
+    assert (detector.class_names, detector.input_shape) == (names, (416, 416))
     found = detector(str(real_data / "data/coco_tiny/val2017/000000359937.jpg"), confidence=0.5)
     assert [names[class_id] for class_id in found.class_ids] == ["bus", "bus"]
     assert found.scores.tolist() == pytest.approx([0.965, 0.779], abs=0.02)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 from nets import MODELS, build_model
-from utils.anchors import choose_decode_rule, read_anchors
+from utils.anchors import choose_decode_rule, read_anchors, unused_anchors
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN = {"anchors": [[1, 2], [3, 4]], "anchors_mask": [[1], [0]], "scale_x_y": [1.05, 1.05]}
@@ -45,6 +45,32 @@ def test_a_file_of_words_is_named(tmp_path):
     ) as error:
         read_anchors(path)
     assert str(error.value).startswith(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
+def test_a_file_in_another_encoding_is_named(tmp_path, encoding):
+    """Prevents a trace where an editor of Windows has saved the file as `Unicode`."""
+    path = tmp_path / "anchors.txt"
+    path.write_bytes("10,13, 16,30\n".encode(encoding))
+    with pytest.raises(ValueError) as error:
+        read_anchors(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert str(error.value).endswith("; expected numbers such as 12,16, 19,36, 40,28.")
+
+
+@pytest.mark.parametrize(
+    ("anchors", "masks", "unused"),
+    [
+        (6, [[3, 4, 5], [1, 2, 3]], [0]),
+        (6, [[3, 4, 5], [0, 1, 2]], []),
+        (9, [[6, 7, 8], [3, 4, 5], [0, 1, 2]], []),
+        (4, [[3], [1]], [0, 2]),
+    ],
+)
+def test_anchors_that_no_map_has(anchors, masks, unused):
+    """Prevents an anchor of the user's file from being left out silently, as the usual masks of tiny do."""
+    assert unused_anchors({"anchors": [[8, 8]] * anchors, "anchors_mask": masks}) == unused
+    assert unused_anchors({}) == []  # a network without anchors
 
 
 @pytest.mark.parametrize(("name", "file"), [("yolov4", "yolo_anchors.txt"), ("yolov4_tiny", "yolo_tiny_anchors.txt")])

@@ -7,17 +7,25 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
+from nets import build_model
+from nets.torchvision_backbone import BACKBONES
 from utils.config import RULES, check_values, convert, script_constants
+from utils.weights.download import RELEASES
+from utils.weights.formats import FORMATS
+from utils.weights.load import load_matching, loading_table
+from utils.weights.read import read_weights
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README_zh.md")
-SCRIPTS = ("train.py", "predict.py", "tools/get_map.py", "tools/voc_annotation.py")
+SCRIPTS = ("train.py", "predict.py", "tools/get_map.py", "tools/convert_weights.py", "tools/summary.py")
+SCRIPTS += ("tools/voc_annotation.py",)
 CODE_FOLDERS = ("nets", "utils", "tools", "benchmarks")
 # What people and programs make, and what other repos had: no files of ours.
 USER_MADE = re.compile(
     r"logs/(?!README)|img_out/|map_out/|VOCdevkit/VOC2007/(?!README)|my_images/|BCCD_Dataset/"
-    r"|(?:Annotations|JPEGImages|ImageSets)(?:/|$)|model_data/(?:my|bccd)_classes\.txt|model_data/[\w.]+\.pth"
+    r"|(?:Annotations|JPEGImages|ImageSets)(?:/|$)|model_data/(?:my|bccd)_classes\.txt|model_data/[\w.-]+\.(?:pth|weights)"
 )
 OLD_FILES = {"yolo.py", "get_map.py", "voc_annotation.py", "summary.py", "kmeans_for_anchors.py", "nets/yolo.py"}
 OLD_FILES |= {"nets/yolo_training.py"}
@@ -30,13 +38,23 @@ def text_of(readme):
 
 
 @functools.cache
-def constants_of(script):
-    """{name: value} of a script's parameter blocks, as its command line knows them."""
+def module_of(script):
+    """A script as a module, without its being run."""
     name = "readme_" + script.replace("/", "_").removesuffix(".py")
     spec = importlib.util.spec_from_file_location(name, ROOT / script)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return script_constants(vars(module))
+    return module
+
+
+def constants_of(script):
+    """{name: value} of a script's parameter blocks."""
+    return script_constants(vars(module_of(script)))
+
+
+def parameters_of(script):
+    """{name: value} of all that a script's command line knows."""
+    return module_of(script).constants() if script == "tools/summary.py" else constants_of(script)
 
 
 def table_rows(text, script):
@@ -97,9 +115,12 @@ def code_lines(text):
 
 
 def commands(text):
-    """[(script, [name=value, ...])] of every call of a script of ours, in blocks and in running text."""
-    calls = re.findall(r"(?:python|torchrun\b[^`\n]*?) +([\w/]+\.py)((?: +\"?--[^`\n]*)?)", text, re.ASCII)
-    return [(script, re.findall(r'--([^\s"]+)', rest)) for script, rest in calls if script not in OLD_FILES]
+    """[(script, [name=value, ...], [bare word, ...])] of every call of a script of ours, in blocks and running text."""
+    calls = re.findall(r"(?:python|torchrun\b[^`\n]*?) +([\w/]+\.py)((?: +[^`\n]*)?)", text, re.ASCII)
+    calls = [(script, rest.split(" #")[0]) for script, rest in calls if script not in OLD_FILES]
+    return [
+        (script, re.findall(r'--([^\s"]+)', rest), re.findall(r'(?<!\S)[^\s"-]\S*', rest)) for script, rest in calls
+    ]
 
 
 def file_names(text):
@@ -160,12 +181,14 @@ def test_both_readmes_show_the_same_commands():
 def test_commands_can_be_typed_as_shown(readme):
     """Prevents commands that end in an error: scripts and parameters exist, and values have their types."""
     calls = commands(text_of(readme))
-    assert ("train.py", []) in calls and ("predict.py", ["mode=dir_predict"]) in calls
-    for script, arguments in calls:
+    assert ("train.py", [], []) in calls and ("predict.py", ["mode=dir_predict"], []) in calls
+    assert ("tools/convert_weights.py", [], ["model_data/yolov4.weights", "model_data/yolov4.pth"]) in calls
+    for script, arguments, words in calls:
         assert (ROOT / script).is_file(), f"{readme} calls {script}, which does not exist"
         if script == "tools/make_sample.py":  # has a parser of its own
             continue
-        constants = constants_of(script)
+        constants = parameters_of(script)
+        assert len(words) == 2 * (script == "tools/convert_weights.py"), f"{readme}: {script} with the words {words}"
         for name, _, value in (argument.partition("=") for argument in arguments):
             assert name in constants, f"{readme}: {script} has no parameter {name}"
             convert(name, value, constants[name])
@@ -217,8 +240,9 @@ def test_the_recipes_of_train_stand_in_the_readme():
     """Prevents recipes in train.py and in the README that give different advice."""
     source = (ROOT / "train.py").read_text(encoding="utf-8")
     block = source.split("#   RECIPES")[1].split("\n# ----")[0]
-    pairs = re.findall(r"(\w+) = ('[^']*'|\[[^\]]*\]|[\d.e-]+\d|\d|True|False)", block)
-    assert ("train_only", "['head']") in pairs and ("Init_lr", "8e-3") in pairs and ("fp16", "True") in pairs
+    pairs = re.findall(r"(\w+) = ('[^']*'|\[[^\]]*\]|\{[^}]*\}|[\d.e-]+\d|\d|True|False)", block)
+    assert ("train_only", "['head']") in pairs and ("fp16", "True") in pairs
+    assert ("Init_lr", "1e-2") in pairs and ("lr_scale", "{'backbone': 0.1, 'neck': 0.1}") in pairs
     constants = constants_of("train.py")
     in_readme = [item for _, changes in recipes(text_of("README.md")) for item in changes.items()]
     missing = [pair for pair in pairs if (pair[0], convert(*pair, constants[pair[0]])) not in in_readme]
@@ -235,12 +259,70 @@ def test_named_files_exist(readme):
 
 
 @pytest.mark.parametrize("readme", READMES)
+def test_links_to_sections_lead_there(readme):
+    """Prevents a link to a heading that was renamed."""
+    headings = re.findall(r"^#+ (.+)", re.sub(r"```.*?```", "", text_of(readme), flags=re.DOTALL), re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    links = re.findall(r"\]\(#([^)]+)\)", text_of(readme))
+    assert len(links) >= 8
+    assert [link for link in links if link not in anchors] == []
+
+
+@pytest.mark.parametrize("readme", READMES)
 def test_the_map_of_the_code_is_whole(readme):
     """Prevents a module that the map of files forgets."""
     modules = [path.relative_to(ROOT).as_posix() for folder in CODE_FOLDERS for path in (ROOT / folder).rglob("*.py")]
     missing = sorted(name for name in modules if f"| `{name}` |" not in text_of(readme) and "__init__" not in name)
     assert "utils/data/plan.py" in modules
     assert not missing, f"{readme} has no row for {missing}"
+
+
+def weights_section(readme):
+    """The section on weights, which stands at the same place in both READMEs."""
+    number = re.findall(r"^## (.+)", text_of("README.md"), re.MULTILINE).index("Weights")
+    return re.split(r"^## ", text_of(readme), flags=re.MULTILINE)[number + 1]
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_all_weights_that_can_be_taken_are_named(readme):
+    """Prevents releases, addresses, backbones or formats in the code that the README lacks, or names otherwise."""
+    text = weights_section(readme)
+    rows = re.findall(r"^\| ([\w.-]+) \| \w+ \| .+ \| <(\S+)> \|$", text, re.MULTILINE)
+    assert dict(rows) == RELEASES and len(rows) == len(RELEASES)
+    listed = re.search(r"resnet18[\w, 、\n]*swin_s", text).group()
+    assert re.split(r"(?:, |、)\n?|,\n", listed) == list(BACKBONES)
+    assert [name for name in FORMATS if f"'{name}'" not in text] == []
+
+
+def test_the_table_of_files_follows_the_formats():
+    """Prevents a table that tells another order of channels, scale, fit or padding than the code takes."""
+    text = weights_section("README.md")
+    scales = {1.0: "0-255", 255.0: "0-1", 58.395: "ImageNet's mean and deviation"}
+    fits = {"topleft": "top-left, 114", "center": "centred, 128", "stretch": "stretched"}
+    rows = {
+        "an official YOLOX release": "yolox",
+        "a state dict of YOLOX": "flat_yolox",
+        "a state dict of YOLOv4": "flat_yolov4",
+        "Darknet's yolov4.weights": "darknet",
+    }
+    for start, name in rows.items():
+        pixels, fit = FORMATS[name].pixel_rule, FORMATS[name].resize_rule
+        expected = rf"\| {start}[^|]* \| {pixels['channels']}, {scales[pixels['std'][0]]} \| {fits[fit['mode']]}"
+        assert re.search(expected, text), f"README.md has no row {expected}"
+        assert fit["mode"] == "stretch" or fits[fit["mode"]].endswith(str(fit["pad"]))
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_loading_says_what_the_readme_shows(tmp_path, readme):
+    """Prevents an explanation of lines that training does not print any more."""
+    torch.save({"model": build_model("yolox_nano", 80).state_dict()}, tmp_path / "yolox_nano.pth")
+    weights = read_weights(tmp_path / "yolox_nano.pth")
+    class_names = ["person", "car", "forklift"]
+    model = build_model("yolox_nano", len(class_names), weights.contract["pixel_rule"])
+    table = loading_table(model, load_matching(model, weights, class_names))
+    first, *shown = re.search(r"```text\n(yolox_nano from .*?)\n```", text_of(readme), re.DOTALL).group(1).split("\n")
+    assert first == "yolox_nano from model_data/yolox_nano.pth"
+    assert shown == [f"  {weights.source}", *table.split("\n")]
 
 
 @pytest.mark.parametrize("readme", READMES)

@@ -5,13 +5,17 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_readme import recipes, text_of
 
 import train
 from nets import build_model
+from nets.torchvision_backbone import IMAGENET_PIXEL_RULE
 from utils.config import check_training, script_constants
+from utils.weights.download import is_release
+from utils.weights.read import WeightFile
 
 pytestmark = pytest.mark.slow
 
@@ -31,6 +35,8 @@ SMALL = {
 }
 BACKBONE = "backbone.backbone."
 BLOCKS = tuple(f"{BACKBONE}{name}." for name in ("stem", "dark2", "dark3"))
+# Numbers in the public file of YOLOv4's first layers: 137 of them, of which 110 are convolutions.
+PREFIX_NUMBERS = 42509664
 BOTH, FROZEN, UNFROZEN = ["frozen", "unfrozen"], ["frozen", "frozen"], ["unfrozen", "unfrozen"]
 # By situation: the phase of each epoch trained; the learning rate at the end of the first of them, which lies in the
 # middle of the course, half of the highest and lowest rate for batches of 4 (frozen) or 2 images (highest: batch *
@@ -41,6 +47,9 @@ EXPECTED = {
     "The same with adamw": (BOTH, 1.515e-4, ()),
     "The same with adam": (BOTH, 1.515e-4, ()),
     "The weights of a backbone alone": (BOTH, 2.525e-3, ()),
+    "YOLOv4-tiny from Darknet's weights": (BOTH, 2.525e-3, ()),
+    "YOLOv4 from Darknet's backbone": (BOTH, 3.15625e-4, ()),
+    "A backbone of torchvision": (BOTH, 3.15625e-4, ()),
     "From scratch": (UNFROZEN, 2.525e-4, ()),
     "From scratch with adamw": (UNFROZEN, 1.515e-4, ()),
     "YOLOv4-tiny from scratch": (UNFROZEN, 1.2625e-3, ()),
@@ -75,17 +84,49 @@ def data(tmp_path_factory):
     return constants
 
 
+def write_darknet(path, state, count=None):
+    """Write tensors of a YOLOv4 in Darknet's order, cut off after `count` numbers. Returns {key: tensor} written."""
+    keys = []
+    for name in [key.removesuffix(".weight") for key, tensor in state.items() if tensor.ndim == 4]:
+        norm = name.removesuffix("conv") + "bn"
+        has_norm = name.endswith(".conv") and f"{norm}.bias" in state
+        keys += [f"{norm}.{part}" for part in ("bias", "weight", "running_mean", "running_var")] if has_norm else []
+        keys += [f"{name}.weight"] if has_norm else [f"{name}.bias", f"{name}.weight"]
+    written, total = {}, 0
+    with open(path, "wb") as file:
+        file.write(np.array([0, 2, 5, 0, 0], "<i4").tobytes())
+        for key in keys:
+            if total == count:
+                break
+            file.write(state[key].numpy().astype("<f4").tobytes())
+            written[key], total = state[key], total + state[key].numel()
+    assert count in (None, total)
+    return written
+
+
 @pytest.fixture(scope="module")
 def start_files(tmp_path_factory):
-    """Weight files to start from, in the form of a release: {"whole": path, "backbone": path}."""
+    """Weights to start from, by what a recipe calls them: {model_path or pretrained: (path, {key: tensor})}.
+
+    Random numbers in the form of the public files, so that nothing is fetched.
+    """
     folder = tmp_path_factory.mktemp("weights")
+    files = {}
     state = build_model("yolox_nano", 3).state_dict()
     backbone = {key: value for key, value in state.items() if key.startswith(BACKBONE)}
-    files = {}
-    for name, tensors in (("whole", state), ("backbone", backbone)):
-        files[name] = folder / f"{name}.pth"
-        torch.save({"model": tensors}, files[name])
-    return files
+    for name, tensors in (("yolox_nano", state), ("yolox_nano_backbone", backbone)):
+        path = folder / f"{name}.pth"
+        torch.save({"model": tensors}, path)
+        files[f"model_data/{path.name}"] = (path, tensors)
+    files["logs/last_epoch_weights.pth"] = files["model_data/yolox_nano.pth"]
+    for name, model_name, count in (
+        ("yolov4_tiny", "yolov4_tiny", None),
+        ("yolov4.conv.137", "yolov4", PREFIX_NUMBERS),
+    ):
+        tensors = build_model(model_name, 80).state_dict()
+        files[name] = (folder / name, write_darknet(folder / name, tensors, count))
+    yield files
+    shutil.rmtree(folder)
 
 
 @pytest.fixture
@@ -110,8 +151,8 @@ def in_small(recipe):
 def settings_of(recipe, data, start_files, save_dir):
     """train.py's constants as this recipe has them, in small."""
     changes = in_small(recipe) | data | {"save_dir": str(save_dir)}
-    if recipe.get("model_path"):
-        changes["model_path"] = str(start_files["backbone" if "backbone" in recipe["model_path"] else "whole"])
+    if recipe.get("model_path") and not is_release(recipe["model_path"]):
+        changes["model_path"] = str(start_files[recipe["model_path"]][0])
     return check_training(script_constants(vars(train)) | changes)
 
 
@@ -121,10 +162,21 @@ def test_each_recipe_has_its_expectation():
 
 
 @pytest.mark.parametrize(("situation", "recipe"), RECIPES, ids=[situation for situation, _ in RECIPES])
-def test_a_recipe_trains(situation, recipe, data, start_files, save_dir):
+def test_a_recipe_trains(situation, recipe, data, start_files, save_dir, monkeypatch):
     """Prevents a recipe that ends in an error, trains other epochs or layers than it says, or at another rate."""
     phases, rate, resting = EXPECTED[situation]
     settings = settings_of(recipe, data, start_files, save_dir)
+    start = start_files[recipe["model_path"]][1] if recipe.get("model_path") else {}
+    if is_release(settings.model_path):
+        monkeypatch.setattr(train, "find_weights", lambda name: str(start_files[name][0]))
+    if settings.pretrained:
+        assert settings.pretrained is True
+        model = build_model(settings.model_name, 3, backbone=settings.backbone)
+        prefix = model.extractor_prefix()
+        start = {key: value for key, value in model.state_dict().items() if key.startswith(prefix)}
+        published = {key.removeprefix(prefix): value for key, value in start.items()}
+        weights = WeightFile("a.pth", published, {"pixel_rule": IMAGENET_PIXEL_RULE}, "a stand-in", is_backbone=True)
+        monkeypatch.setattr(train, "read_pretrained", lambda *named: {(settings.backbone, True): weights}[named])
     folder, scores = train.main(settings)
 
     with open(folder / "results.csv", newline="", encoding="utf-8") as file:
@@ -139,11 +191,11 @@ def test_a_recipe_trains(situation, recipe, data, start_files, save_dir):
     )
     assert best.keys() == last.keys()
 
-    if recipe.get("model_path"):
-        start = torch.load(settings.model_path, weights_only=True)["model"]
+    if start:
         unchanged = {key for key, value in start.items() if torch.equal(value, last[key])}
         assert {key for key in start if resting and key.startswith(resting)} <= unchanged
-        # A map on which no object lies teaches its class branch nothing.
-        taught = {key for key in start if key.endswith("conv.weight") and "cls_convs" not in key}
+        # A map on which no object lies teaches its class branch, and what predicts its boxes, nothing.
+        kernels = {key for key, value in start.items() if value.ndim == 4}
+        taught = {key for key in kernels if "cls_convs" not in key and "_preds" not in key}
         learns = {key for key in taught if not (resting and key.startswith(resting))}
         assert learns and not learns & unchanged

@@ -104,10 +104,13 @@ def halves(epoch):
         # 70 % and 90 % of 10 epochs.
         ("multistep", 10, {}, [1, 1, 1, 1, 1, 1, 1, 0.1, 0.1, 0.01]),
         ("multistep", 5, {"lr_milestones": [1, 3], "lr_gamma": 0.5}, [1, 0.5, 0.5, 0.25, 0.25]),
-        # After the last epoch the rate would be Min_lr: a hundredth of Init_lr in 4 epochs, or a quarter in 2.
-        ("exp", 4, {}, [1, 0.3162278, 0.1, 0.0316228]),
-        ("exp", 4, {"Min_lr": 0.0}, [1, 0.3162278, 0.1, 0.0316228]),
-        ("exp", 2, {"Min_lr": 2.5e-3}, [1, 0.5]),
+        # The last epoch has Min_lr: a hundredth of Init_lr unless it says more than 0.
+        ("exp", 3, {}, [1, 0.1, 0.01]),
+        ("exp", 3, {"Min_lr": 0.0}, [1, 0.1, 0.01]),
+        ("exp", 4, {"Min_lr": 1.25e-3}, [1, 0.5, 0.25, 0.125]),
+        ("exp", 2, {"Min_lr": 2.5e-3}, [1, 0.25]),
+        ("exp", 3, {"Min_lr": 1e-2}, [1, 1, 1]),
+        ("exp", 1, {}, [1]),
         ("exp", 4, {"lr_gamma": 0.9}, [1, 0.9, 0.81, 0.729]),
         ("constant", 4, {}, [1, 1, 1, 1]),
         (halves, 4, {}, [1, 0.5, 2, 0]),
@@ -116,6 +119,19 @@ def halves(epoch):
 def test_courses_that_change_between_epochs(kind, epochs, changes, expected):
     """Prevents steps in the wrong epoch, defaults that do not follow the length of the run, and a clipped function."""
     assert course(settings_of(kind, epochs, **changes), epochs) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("minimum", "lowest"), [(None, 5e-5), (2e-4, 1e-4)])
+def test_the_exponential_ends_at_the_lowest_rate(minimum, lowest):
+    """Prevents a last epoch above Min_lr, or several of them at it: 20 epochs, a batch of half the nominal size."""
+    settings = settings_of("exp", 20, Min_lr=minimum)
+    rates = rates_of(settings, Phase(False, 0, 20, 32))
+    schedule, used = Schedule(settings), []
+    for epoch in range(20):
+        used.append(schedule.rate(epoch, *rates))
+        schedule.end_epoch()
+    assert (used[0], used[-1]) == (pytest.approx(5e-3), pytest.approx(lowest))
+    assert used[-2] > 1.2 * lowest
 
 
 @pytest.mark.parametrize("kind", ["step", "multistep", "exp", "constant", halves])
@@ -140,7 +156,7 @@ def test_no_course_falls_below_the_lowest_rate():
     [
         ("step", [0.01, 0.01, 0.01]),  # a step every 3 epochs
         ("multistep", [1, 0.1, 0.1]),  # at 7 and 9
-        ("exp", [0.0630957, 0.0398107, 0.0251189]),
+        ("exp", [0.0464159, 0.0278256, 0.0166810]),  # a hundredth over 9 steps, of which 6 are done
         ("constant", [1, 1, 1]),
     ],
 )
@@ -236,17 +252,26 @@ def test_each_group_gets_its_factor():
 
 
 def test_the_plan_by_hand():
-    """Prevents a plan that misses the batch size of a phase, or the second warm-up: 4 epochs, of which each joins
-    within one."""
-    phases = [Phase(True, 0, 2, 64), Phase(False, 2, 4, 32)]
-    points = {round(progress, 1): rates for progress, *rates in planned_rates(settings_of("constant", 4), phases)}
-    assert len(points) == 40
-    assert points[0.1] == [pytest.approx(1e-4), None]  # a hundredth of 1e-2
-    assert points[0.5] == [pytest.approx(2.5e-3), None]
-    assert points[2.0] == [pytest.approx(1e-2), None]
-    assert points[2.5] == pytest.approx([5e-3, 1.25e-3])
-    assert points[4.0] == pytest.approx([5e-3, 5e-3])
-    assert planned_rates(settings_of("constant", 4), []) == []
+    """Prevents a plan that misses the batch size of a phase, a factor, or the second warm-up: 4 epochs, of which each
+    group joins within one."""
+    phases, groups = [Phase(True, 0, 2, 64), Phase(False, 2, 4, 32)], {(1.0, 0): [], (0.1, 0): [], (1.0, 2): []}
+    progress, rates = planned_rates(settings_of("constant", 4), phases, groups)
+    assert progress == pytest.approx([step / 10 for step in range(1, 41)])
+    assert list(rates) == list(groups)
+    # After 0.1, 0.5, 2, 2.5 and 4 epochs. The first is a hundredth of 1e-2, the second phase has half the rate.
+    at = [0, 4, 19, 24, 39]
+    assert [rates[1.0, 0][point] for point in at] == pytest.approx([1e-4, 2.5e-3, 1e-2, 5e-3, 5e-3])
+    assert [rates[0.1, 0][point] for point in at] == pytest.approx([1e-5, 2.5e-4, 1e-3, 5e-4, 5e-4])
+    assert [rates[1.0, 2][point] for point in at] == pytest.approx([0, 0, 0, 1.25e-3, 5e-3])
+
+
+def test_a_plan_of_nothing():
+    """Prevents a failure where no epoch is left, or no group is asked for."""
+    settings = settings_of("constant", 4)
+    assert planned_rates(settings, [], {}) == ([], {})
+    assert planned_rates(settings, [], {(1.0, 0): ["head"]}) == ([], {(1.0, 0): []})
+    progress, rates = planned_rates(settings, [Phase(False, 3, 4, 64)], {})
+    assert (len(progress), rates) == (10, {})
 
 
 @pytest.mark.parametrize(
@@ -255,16 +280,17 @@ def test_the_plan_by_hand():
 @pytest.mark.parametrize("first", [0, 3])
 def test_the_plan_is_what_happens(kind, first):
     """Prevents a picture of rates that the training does not use; 10 steps per epoch, as in the plan."""
-    phases = [Phase(True, first, 5, 32), Phase(False, 5, 12, 16)]
+    phases, groups = [Phase(True, first, 5, 32), Phase(False, 5, 12, 16)], [(1.0, first), (0.1, first), (1.0, 5)]
     settings = settings_of(kind, 12, Init_Epoch=first, accumulate=2)
-    schedule, optimizer, used = Schedule(settings), optimizer_of((first, 1.0), (5, 1.0)), []
+    schedule, optimizer = Schedule(settings), optimizer_of(*((joined, factor) for factor, joined in groups))
+    steps, used = [], {group: [] for group in groups}
     for phase in phases:
         rates = rates_of(settings, phase)
         for epoch in range(phase.first, phase.last):
             for step in range(10):
-                progress = epoch + (step + 1) / 10
-                schedule.set_rates(optimizer, progress, *rates)
-                early, late = (group["lr"] for group in optimizer.param_groups)
-                used.append((progress, early, late if epoch >= 5 else None))
+                steps.append(epoch + (step + 1) / 10)
+                schedule.set_rates(optimizer, steps[-1], *rates)
+                for group, settings_of_group in zip(groups, optimizer.param_groups, strict=True):
+                    used[group].append(settings_of_group["lr"])
             schedule.end_epoch(10.0 - epoch)
-    assert planned_rates(settings, phases) == used
+    assert planned_rates(settings, phases, dict.fromkeys(groups)) == (steps, used)

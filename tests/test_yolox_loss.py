@@ -88,6 +88,14 @@ def test_options_have_their_effect(options):
     assert {name for name in PARTS if found[name] != usual[name]} == {"loss", changed}
 
 
+def test_weights_of_maps_are_refused():
+    """Prevents map_weights, which this network has no use for, from being ignored in silence."""
+    with pytest.raises(ValueError) as error:
+        criterion_for(3, map_weights=(1.0, 1.0, 1.0))
+    assert str(error.value) == "map_weights concerns networks with anchors, and yolox_nano has none: set it to []."
+    assert criterion_for(3, map_weights=()).options.map_weights == ()
+
+
 def hand_made_case():
     """One box 4, 4, 12, 12 of class 1; cell (1, 1) at stride 8 predicts 4, 0, 12, 16: IoU 64 / 128 = 0.5. The IoUs of
     all candidates sum to less than 1, so this cell alone is positive. Its objectness and class 1 have probability 0.75.

@@ -19,10 +19,11 @@ from utils.eval.scores import format_scores
 from utils.infer import Detector
 
 # ----------------------------------------------------------------------------------------------------------------------
-#   annotation_path   What to measure on: a split of a VOC folder, or a list file, as in train.py.
+#   annotation_path   What to measure on: a split of a VOC folder, a list file, or a COCO file (.json), as in train.py.
 #   model_path        Weights. A file that training wrote says itself which network, classes and input size it needs.
-#   classes_path      Only for official YOLOX releases, which do not say their classes: model_data/coco_classes.txt.
-#   model_name        Only for official YOLOX releases: 'yolox_nano', ...
+#   classes_path      Only for files that do not say their classes and have others than COCO's 80.
+#   model_name        '' lets the file say it; a name has to agree with the file.
+#   weights_format    As in train.py; '' lets the file's content decide.
 #   input_shape       [height, width] that the network sees, multiples of 32; [] takes the size of the training.
 #   confidence        Boxes below this score are left out. Low, because an AP looks at the whole curve.
 #   nms_iou           Two boxes of one class that overlap more than this are one object.
@@ -36,6 +37,7 @@ annotation_path = "VOCdevkit/Sample/ImageSets/Main/val.txt"
 model_path = "logs/best_epoch_weights.pth"
 classes_path = ""
 model_name = ""
+weights_format = ""
 input_shape = []
 confidence = 0.001
 nms_iou = 0.65
@@ -52,7 +54,10 @@ def main(settings):
     device, sentence = choose_device(settings.Cuda)
     precision = choose_precision(settings.fp16, device)
     class_names = read_class_names(settings.classes_path) if settings.classes_path else None
-    detector = Detector(settings.model_path, device, settings.model_name, class_names, settings.input_shape)
+    detector = Detector(
+        settings.model_path, device, settings.model_name, class_names, settings.input_shape, settings.weights_format
+    )
+    print(f"{settings.model_path}: {detector.source}")
     records, notes = read_annotations(settings.annotation_path, detector.class_names)
     print(f"{settings.annotation_path}: {len(records)} images, {len(records.boxes_xyxy)} boxes")
     for note in (*notes, sentence):

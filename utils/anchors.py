@@ -11,8 +11,8 @@ def read_anchors(path):
     Returns [[width, height], ...]. Raises ValueError, naming the file, for anything but an even count of numbers above
     0.
     """
-    text = Path(path).read_text(encoding="utf-8-sig").replace(",", " ")
     try:
+        text = Path(path).read_text(encoding="utf-8-sig").replace(",", " ")
         numbers = [float(word) for word in text.split()]
     except ValueError as error:
         raise ValueError(f"{path}: {error}; expected numbers such as 12,16, 19,36, 40,28.") from error
@@ -22,6 +22,12 @@ def read_anchors(path):
             "12,16, 19,36, 40,28."
         )
     return [numbers[start : start + 2] for start in range(0, len(numbers), 2)]
+
+
+def unused_anchors(decode_rule):
+    """Positions of the anchors that no map has, counted from 0."""
+    used = {number for mask in decode_rule.get("anchors_mask", ()) for number in mask}
+    return [number for number in range(len(decode_rule.get("anchors", ()))) if number not in used]
 
 
 def choose_decode_rule(settings, contract):

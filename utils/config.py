@@ -14,6 +14,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from types import SimpleNamespace
 
+from utils.weights.download import is_release
+
 LITERAL_TYPES = (bool, int, float, str, list, dict, type(None))
 
 # torch.distributed.launch adds its own argument to ours; the same number stands in the environment.
@@ -22,18 +24,20 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "adagrad")
 LR_DECAY_TYPES = ("cos", "step", "multistep", "exp", "plateau", "constant")
+WEIGHTS_FORMATS = ("", "yolox", "yolox_rgb", "flat_yolox", "flat_yolov4", "darknet", "torchvision")
 IOU_TYPES = ("", "iou", "ciou", "siou")
 
 
-def run_script(main, constants, check=None):
+def run_script(main, constants, check=None, positional=()):
     """Run a script: constants, overridden by the command line, checked and shown, handed to main(settings).
 
-    check: {name: value} -> namespace, raising ValueError; None for no checks. A user's mistake ends in one sentence on
-    the error stream and exit status 1, without a trace; anything else keeps its trace.
+    check: {name: value} -> namespace, raising ValueError; None for no checks. positional: constants whose values may
+    also stand bare, in this order, such as files to read and to write. A user's mistake ends in one sentence on the
+    error stream and exit status 1, without a trace; anything else keeps its trace.
     """
     is_main_rank = os.environ.get("RANK", "0") == "0"
     try:
-        values = parse_overrides(constants, sys.argv[1:])
+        values = parse_overrides(constants, sys.argv[1:], positional)
         settings = check(values) if check else SimpleNamespace(**values)
         if is_main_rank:
             print(settings_table(values, constants))
@@ -67,6 +71,29 @@ def script_constants(module_globals):
     return {name: value for name, value in module_globals.items() if is_constant(name, value)}
 
 
+def read_constants(path):
+    """The parameter block of a script, read from its source without running it: {name: value} as script_constants.
+
+    path: a Python file. Assignments of literals, and of float("inf"), at module level are read; a constant whose value
+    is computed, or a function, is left out. Raises SyntaxError where the file is no Python.
+    """
+    constants = {}
+    for node in ast.parse(Path(path).read_bytes(), str(path)).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [target.id for target in targets if isinstance(target, ast.Name)]
+            try:
+                constants |= dict.fromkeys(names, _literal(node.value))
+            except ValueError:
+                constants = {name: value for name, value in constants.items() if name not in names}
+    return script_constants(constants)
+
+
+def _literal(node):
+    """The value of an expression. Raises ValueError where it would have to be run."""
+    return math.inf if ast.unparse(node) == "float('inf')" else ast.literal_eval(node)
+
+
 def _name_of(function):
     return getattr(function, "__name__", repr(function))
 
@@ -76,17 +103,19 @@ def plain(values):
     return {name: _name_of(value) if callable(value) else value for name, value in values.items()}
 
 
-def parse_overrides(constants, arguments):
+def parse_overrides(constants, arguments, positional=()):
     """Apply `--name=value` arguments to constants.
 
-    constants: {name: default}. arguments: what stood behind the script's name. Values are Python literals or plain
-    strings. Returns a new dict of all final values. Raises ValueError, naming the parameter, for an unknown name, a
-    missing value and a wrong type.
+    constants: {name: default}. arguments: what stood behind the script's name. positional: names whose values may stand
+    bare. Values are Python literals or plain strings. Returns a new dict of all final values. Raises ValueError, naming
+    the parameter, for an unknown name, a missing value and a wrong type.
     """
-    values = dict(constants)
+    values, positional = dict(constants), list(positional)
     for argument in arguments:
         if argument.startswith(LAUNCHER_ARGUMENTS):
             continue
+        if positional and not argument.startswith("--"):
+            argument = f"--{positional.pop(0)}={argument}"
         name, equals, text = argument.partition("=")
         if not name.startswith("--"):
             raise ValueError(f"Argument {argument!r} is not understood; expected --name=value, as in --seed=3.")
@@ -112,6 +141,8 @@ def convert(name, text, default):
 
 def _as_type_of(name, value, default):
     if default is None or callable(default):
+        return value
+    if name == "pretrained" and isinstance(value, str):
         return value
     if isinstance(default, float) and value in ("inf", "Infinity"):
         return math.inf
@@ -162,6 +193,11 @@ def check_training(values):
 
     values: {name: value}. Returns them as a namespace. Raises ValueError: parameter, got, expected, what to do.
     """
+    for name in RULES.keys() - values.keys():
+        raise ValueError(
+            f"train.py has no constant {name}; expected {RULES[name][1]} A function of your own needs another name, "
+            f"which is then given to the constant: {name} = that name."
+        )
     config = check_values(values, RULES)
     if config.Min_lr is not None and config.Min_lr > config.Init_lr:
         raise ValueError(
@@ -173,28 +209,40 @@ def check_training(values):
             f"UnFreeze_Epoch is {config.UnFreeze_Epoch} and Init_Epoch is {config.Init_Epoch}, so no epoch is left "
             "to train. UnFreeze_Epoch is the last epoch: raise it, or lower Init_Epoch."
         )
-    if config.Freeze_Train and config.model_path and config.Freeze_Epoch > config.UnFreeze_Epoch:
+    starts_trained = config.model_path or config.pretrained
+    if config.Freeze_Train and starts_trained and config.Freeze_Epoch > config.UnFreeze_Epoch:
         raise ValueError(
             f"Freeze_Epoch is {config.Freeze_Epoch}, beyond UnFreeze_Epoch {config.UnFreeze_Epoch}. UnFreeze_Epoch "
             "counts all epochs, frozen ones included: set Freeze_Epoch to it at most."
+        )
+    if config.pretrained and (config.model_path or not config.backbone):
+        raise ValueError(
+            f"pretrained is {config.pretrained!r}, which concerns torchvision backbones: it takes backbone, such as "
+            "'resnet50', and model_path = ''. For weights of a whole network set pretrained = False and model_path."
         )
     if config.train_only and (config.freeze_layers or config.freeze_blocks):
         raise ValueError(
             "train_only says what trains, freeze_layers and freeze_blocks what does not; use one of the two ways and "
             "set the other to [] and 0."
         )
-    for name, text in (
-        ("classes_path", "a text file with one class name per line"),
-        ("model_path", "a weight file"),
-        ("anchors_path", "a text file of anchors, '' for the network's own"),
+    _check_files(values)
+    return config
+
+
+def _check_files(values):
+    """Raise ValueError for a constant that names a file which does not exist."""
+    fetched = ", name a release such as yolox_nano, which is fetched, or set model_path = '' to train from scratch"
+    for name, text, otherwise in (
+        ("classes_path", "a text file with one class name per line", ""),
+        ("model_path", "a weight file", fetched),
+        ("anchors_path", "a text file of anchors", ", or set it to '' for the network's own"),
     ):
-        if values[name] and not Path(values[name]).is_file():
-            otherwise = ", or set model_path = '' to train from scratch" if name == "model_path" else ""
+        is_known = name == "model_path" and is_release(values[name])
+        if values[name] and not is_known and not Path(values[name]).is_file():
             raise ValueError(
                 f"{name} is {values[name]!r}, and there is no such file; expected {text}. Correct the path (relative "
                 f"to {Path.cwd()}){otherwise}."
             )
-    return config
 
 
 def _number(lowest, highest=float("inf"), above=False):
@@ -264,14 +312,19 @@ INPUT_SHAPE = (
 RULES = {
     **dict.fromkeys(("Cuda", "distributed", "sync_bn", "fp16", "mosaic", "mixup", "Freeze_Train"), _FLAG),
     **dict.fromkeys(("ema", "eval_flag", "compile", "cudnn_benchmark", "deterministic", "focal_loss"), _FLAG),
-    **dict.fromkeys(("multi_scale", "freeze_whole_run"), _FLAG),
+    **dict.fromkeys(("multi_scale", "freeze_whole_run", "allow_partial_backbone"), _FLAG),
     **dict.fromkeys(("classes_path", "train_annotation_path", "val_annotation_path"), _TEXT),
-    **dict.fromkeys(("model_name", "model_path", "anchors_path", "save_dir"), _TEXT),
+    **dict.fromkeys(("model_name", "backbone", "model_path", "anchors_path", "save_dir"), _TEXT),
     "gpu_ids": (_is_gpu_list, "numbers with commas, such as '0' or '0,2', or '' for all GPUs."),
     **dict.fromkeys(("mosaic_prob", "mixup_prob", "special_aug_ratio", "flip_prob"), _FRACTION),
     **dict.fromkeys(("Freeze_batch_size", "Unfreeze_batch_size"), _BATCH),
     **dict.fromkeys(("save_period", "eval_period"), (_whole(1), "1 or more epochs.")),
     **dict.fromkeys(("freeze_layers", "train_only"), (_is_names, "a list of names, such as ['backbone', 'neck'].")),
+    "pretrained": (
+        lambda value: isinstance(value, (bool, str)) and value != "",
+        "True, False, or the name of torchvision weights, such as 'IMAGENET1K_V2'.",
+    ),
+    "weights_format": (WEIGHTS_FORMATS.__contains__, f"one of {', '.join(map(repr, WEIGHTS_FORMATS))}."),
     "cpu_threads": (_whole(0), "a number of threads, 0 to let torch decide."),
     "anchors_mask": (_is_masks, "a list of anchor numbers for each map, such as [[3, 4, 5], [0, 1, 2]], or []."),
     "iou_type": (IOU_TYPES.__contains__, "'iou', 'ciou', 'siou', or '' for the network's own."),

@@ -4,7 +4,7 @@ import math
 import os
 import platform
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -187,6 +187,18 @@ def sum_over_ranks(values):
     total = values.clone()
     dist.all_reduce(total)
     return total
+
+
+@contextmanager
+def main_rank_first(ranks):
+    """What stands inside runs on the main rank before the others, so that it fetches files once for all."""
+    if is_distributed() and not ranks.is_main:
+        dist.barrier()
+    try:
+        yield
+    finally:
+        if is_distributed() and ranks.is_main:
+            dist.barrier()
 
 
 def told_by_main(value, device):

@@ -16,7 +16,9 @@ SECONDS_BETWEEN_READINGS = 1.0
 
 
 class EpochResult(NamedTuple):
-    """losses: {part: mean over images}; learning_rate: of the last step; unreadable: paths that failed to decode."""
+    """losses: {part: mean over the images of all ranks}; learning_rate: of the last step; unreadable: paths that failed
+    to decode.
+    """
 
     losses: dict
     learning_rate: float
@@ -108,9 +110,17 @@ def train_one_epoch(network, criterion, loader, stepper, set_rates, accumulate, 
             if ready - last_reading > SECONDS_BETWEEN_READINGS:
                 mean = sums["loss"].item() / images_seen
                 bar.set_postfix(loss=f"{mean:.3f}")
-                if not math.isfinite(mean):
+                if not math.isfinite(mean) and world_size() == 1:  # of several ranks none may leave the others alone
                     break
                 last_reading = time.perf_counter()
-    means = {part: total.item() / images_seen for part, total in sums.items()}
+    means = _means_over_ranks(sums, images_seen, device)
     seconds = time.perf_counter() - start
     return EpochResult(means, rate, images_seen / seconds, waited / seconds, seconds, unreadable)
+
+
+def _means_over_ranks(sums, images, device):
+    """{part: mean loss over the images of all ranks} from {part: sum over this rank's images}."""
+    if not sums:
+        return {}
+    *totals, images = sum_over_ranks(torch.stack([*sums.values(), torch.tensor(float(images), device=device)])).tolist()
+    return {part: total / images for part, total in zip(sums, totals, strict=True)}

@@ -24,7 +24,7 @@ def select(model, wanted, constant):
         else:
             found = {name for name in names if name == text or name.startswith(text.removesuffix(".") + ".")}
         if not found:
-            modules = [name for name, _ in model.named_modules() if name]
+            modules = [name for name, part in model.named_modules() if name and list(part.parameters())]
             nearest = get_close_matches(text, [*model.parts, *modules], n=1, cutoff=0.0)
             raise ValueError(
                 f"{constant} names {text!r}, and no parameter of {model.name} begins so; expected 'backbone', 'neck', "
@@ -36,17 +36,23 @@ def select(model, wanted, constant):
 
 def first_blocks(model, count):
     """Names of the parameters of the first `count` blocks of the backbone. Raises ValueError where it has fewer."""
-    blocks = []
-    for name, child in model.feature_extractor.named_children():
-        inner = {f"{name}.{number}": block for number, block in child.named_children()}
-        candidates = inner if isinstance(child, nn.ModuleList) else {name: child}
-        blocks += [block for block, layers in candidates.items() if list(layers.parameters())]
+    extractor = model.feature_extractor
+    blocks = getattr(extractor, "blocks", None) or [(name,) for name in _block_names(extractor)]
     if count > len(blocks):
         raise ValueError(
-            f"freeze_blocks is {count}, but the backbone of {model.name} has {len(blocks)} blocks: {', '.join(blocks)}."
+            f"freeze_blocks is {count}, but the backbone of {model.name} has {len(blocks)} blocks: "
+            f"{', '.join(block[0] for block in blocks)}."
         )
-    prefixes = tuple(f"{model.extractor_prefix()}{block}." for block in blocks[:count])
+    prefixes = tuple(f"{model.extractor_prefix()}{name}." for block in blocks[:count] for name in block)
     return {name for name, _ in model.named_parameters() if name.startswith(prefixes)} if prefixes else set()
+
+
+def _block_names(extractor):
+    """Names of the layers of a backbone that have parameters; lists of layers count one by one."""
+    for name, child in extractor.named_children():
+        inner = {f"{name}.{number}": block for number, block in child.named_children()}
+        candidates = inner if isinstance(child, nn.ModuleList) else {name: child}
+        yield from (block for block, layers in candidates.items() if list(layers.parameters()))
 
 
 def frozen_parameters(model, settings, backbone_frozen):
@@ -79,13 +85,39 @@ def frozen_parameters(model, settings, backbone_frozen):
 def rate_factors(model, lr_scale):
     """A function from a parameter's name to the factor of its learning rate.
 
-    lr_scale: {name as in select: factor of 0 or more}. Where several entries mean a parameter the last one counts.
-    Raises ValueError for a name that means nothing.
+    lr_scale: {name as in select: factor of 0 or more}. Where several entries mean a parameter the longest name counts,
+    and any name more than that of a part. Raises ValueError for a name that means nothing.
     """
     factors = {}
-    for text, factor in lr_scale.items():
+    for text, factor in sorted(lr_scale.items(), key=lambda item: (item[0] not in model.parts, len(item[0]))):
         factors |= dict.fromkeys(select(model, [text], "lr_scale"), float(factor))
     return lambda name: factors.get(name, 1.0)
+
+
+def joining_groups(model, settings, phases):
+    """What trains, as a picture of its rates wants it: {(factor of the rate, epoch it trains from): parts}."""
+    factor_of, groups, seen = rate_factors(model, settings.lr_scale), {}, set()
+    for phase in phases:
+        frozen = frozen_parameters(model, settings, phase.frozen)
+        for name, _ in model.named_parameters():
+            if name not in frozen and name not in seen:
+                seen.add(name)
+                parts = groups.setdefault((factor_of(name), phase.first), [])
+                if model.part_of(name) not in parts:
+                    parts.append(model.part_of(name))
+    return groups
+
+
+def stuck_at_random(model, settings, phases, fresh):
+    """A sentence where layers that start fresh never train, '' where all do. fresh: names of parameters."""
+    frozen = frozen_parameters(model, settings, phases[-1].frozen)
+    stuck = [name for name, _ in model.named_parameters() if name in frozen and name in fresh]
+    if not stuck:
+        return ""
+    return (
+        f"{len(stuck)} tensors that start fresh, from no weights, are frozen to the end and stay random (the first: "
+        f"{stuck[0]}). Let them train, or start from weights that hold them."
+    )
 
 
 def training_table(model, settings, phases):

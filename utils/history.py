@@ -188,7 +188,7 @@ def _figure(label, rows):
     phases = [row.get("phase") for row in rows]
     if "frozen" in phases and phases[-1] == "unfrozen":
         border = rows[phases.index("unfrozen")]["epoch"] - 0.5
-        axes.axvline(border, color="#444444", linewidth=1.2, linestyle="--", label="backbone unfrozen")
+        axes.axvline(border, color="#444444", linewidth=1.2, linestyle="--", label="Freeze_Epoch")
     return figure, axes
 
 
@@ -199,20 +199,24 @@ def _finish(figure, axes, path):
     figure.savefig(path)
 
 
-def draw_planned_rates(points, settings, path):
+def draw_planned_rates(progress, rates, groups, lr_decay_type, path):
     """Draw the course of the learning rate before the training starts.
 
-    points: [(epochs done, rate, rate of the layers unfrozen later or None)]. settings: with lr_decay_type, lr_scale.
+    progress, rates: from utils.schedule.planned_rates. groups: {(factor, epoch it trains from): names of parts}.
     """
     figure, axes = _figure("learning rate", [])
-    progress, rates, joining = np.array(points, np.float64).T
-    name = getattr(settings.lr_decay_type, "__name__", settings.lr_decay_type)
-    note = ", until the validation loss stalls" if name == "plateau" else ""
-    axes.plot(progress, rates, color=_TRAIN, linewidth=2, label=f"planned rate ({name}{note})")
-    if np.isfinite(joining).any():
-        axes.plot(progress, joining, color=_VAL, linewidth=2, linestyle="--", label="layers unfrozen later")
-    for part, factor in settings.lr_scale.items():
-        axes.plot(progress, rates * factor, color=_FAINT, linewidth=1.2, linestyle=":", label=f"{part} (x {factor:g})")
+    name = getattr(lr_decay_type, "__name__", lr_decay_type)
+    axes.set_title(
+        f"planned: {name}" + (", until the validation loss stalls" if name == "plateau" else ""), fontsize=10
+    )
+    styles = ("-", "--", "-.", ":")
+    for number, ((factor, joined), parts) in enumerate(groups.items()):
+        label = ", ".join(parts) + (f", x {factor:g}" if factor != 1 else "")
+        label += f", from epoch {joined + 1}" if joined else ""
+        colour = (_TRAIN, _VAL, "#2a9d3a", _FAINT)[number % 4]
+        axes.plot(progress, rates[factor, joined], color=colour, linewidth=2, linestyle=styles[number % 4], label=label)
+    axes.margins(y=0.3)  # room for the legend above a rate that stays
     axes.set_ylim(bottom=0)
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
-    _finish(figure, axes, path)
+    axes.legend(loc="upper right", fontsize=9)
+    figure.savefig(path)

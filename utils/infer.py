@@ -1,5 +1,6 @@
 """The one way to infer: letterbox, network, decode, sigmoid, suppress, map back. Prediction and evaluation share it."""
 
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,9 +9,11 @@ import torch
 from torchvision.ops import batched_nms
 
 from nets import build_model
-from utils.checkpoint import YOLOX_RESIZE, load_matching, read_weights
-from utils.config import INPUT_SHAPE
+from utils.config import INPUT_SHAPE, PROJECT
 from utils.data.letterbox import boxes_to_image, letterbox, read_image
+from utils.weights.download import RELEASES, fetch, is_release
+from utils.weights.load import load_matching
+from utils.weights.read import COCO_CLASSES, read_weights
 
 # More candidates than this per image are cut to the best before suppression, whose cost is quadratic.
 MAX_CANDIDATES = 3000
@@ -51,50 +54,92 @@ def to_image(result, placement, size_hw):
     return ImageDetections(boxes_to_image(boxes_xyxy, placement, size_hw), scores, class_ids.astype(np.int64))
 
 
+def open_network(weights, model_name="", class_names=None, backbone=""):
+    """The network that a weight file holds, whole, on the CPU, and its contract with nothing missing.
+
+    weights: a WeightFile. model_name, class_names, backbone: what the file cannot say itself; where it does they must
+    agree. Returns (model in eval mode, contract). Raises ValueError for constants that contradict the file, and for a
+    file that does not hold a whole network.
+    """
+    contract, is_ours = dict(weights.contract), "format" in weights.contract
+    given = {"model_name": model_name, "class_names": list(class_names or ()), "backbone": backbone}
+    for key, value in given.items():
+        # Of a foreign file with 80 classes the names are a guess, which the constant may correct.
+        if value and contract.get(key, value) != value and (is_ours or key != "class_names"):
+            constant = "classes_path" if key == "class_names" else key
+            raise ValueError(
+                f"{constant} is {value!r}, but {weights.path} was trained with {contract[key]!r}: leave it empty."
+            )
+        contract[key] = value or contract.get(key, value)
+    names = contract["class_names"]
+    count = contract.get("num_classes", len(names))
+    if not count or not contract["model_name"]:
+        raise ValueError(
+            f"{weights.path} ({weights.source}) holds a part of a network, which detects nothing by itself: train with "
+            "it first."
+        )
+    if count != len(names):
+        raise ValueError(
+            f"{weights.path} has {count} classes, whose names it does not say, and classes_path names {len(names)}: "
+            f"set classes_path to a text file with the {count} names, in the order of its training."
+        )
+    model = build_model(
+        contract["model_name"], count, contract["pixel_rule"], contract.get("decode_rule"), contract["backbone"]
+    )
+    fit = load_matching(model, weights._replace(contract=contract), names)
+    fresh = [*fit.missing, *fit.by_class]
+    if fresh:
+        raise ValueError(
+            f"{weights.path} does not hold a whole {model.name} with {count} classes: {len(fresh)} tensors are missing "
+            f"or of another shape (first: {fresh[0]}). Take a file of the whole network, and its own class names."
+        )
+    return model.eval(), contract
+
+
+def check_release(name, path):
+    """Raise ValueError where a downloaded file is not what its name promised: each tensor in its place and finite."""
+    weights = read_weights(path)
+    network = name.partition(".")[0].replace("-", "_")
+    if weights.contract.get("model_name") != network:
+        raise ValueError(f"it holds {weights.contract.get('model_name') or 'a backbone'}, expected {network}")
+    if weights.contract.get("num_classes"):
+        open_network(weights)
+    else:
+        load_matching(build_model(weights.contract["model_name"], COCO_CLASSES), weights, ())
+
+
+def find_weights(model_path):
+    """The file of model_path, fetched into model_data/ first where it is the name of a known release and no file."""
+    if not is_release(model_path):
+        return model_path
+    folder = PROJECT / "model_data"
+    print(f"{model_path} is a release: {RELEASES[model_path]}, kept in {folder}")
+    return fetch(model_path, folder, partial(check_release, model_path))
+
+
 class Detector:
     """A trained detector, opened from a weight file that says itself how it must be used.
 
-    weights_path: a file of this project, or an official YOLOX release, for which model_name and class_names must be
-    given. input_shape: (height, width), None for the file's. device: 'cpu', 'cuda', ... Raises ValueError for a file
-    that cannot be used, or constants that contradict it.
+    weights_path: any file that utils/weights/read.py reads and that holds a whole network, or the name of a release.
+    device: 'cpu', 'cuda', ... model_name, class_names, weights_format: only where the file cannot say them.
+    input_shape: (height, width), None for the file's. source: what kind of file it was, in words. Raises ValueError for
+    a file that cannot be used, or constants that contradict it.
     """
 
-    def __init__(self, weights_path, device="cpu", model_name="", class_names=None, input_shape=None):
-        weights = read_weights(weights_path)
-        contract = weights.contract
-        for name, key, given in (
-            ("model_name", "model_name", model_name),
-            ("classes_path", "class_names", list(class_names or ())),
-        ):
-            if contract and given and given != contract[key]:
-                raise ValueError(
-                    f"{name} is {given!r}, but {weights_path} was trained with {contract[key]!r}: leave it empty."
-                )
-            if not contract and not given:
-                raise ValueError(
-                    f"{weights_path} is an official release and does not say its {key}: set {name} to "
-                    + ("'model_data/coco_classes.txt'." if name == "classes_path" else "'yolox_nano' or the like.")
-                )
+    def __init__(
+        self, weights_path, device="cpu", model_name="", class_names=None, input_shape=None, weights_format=""
+    ):
+        weights = read_weights(find_weights(weights_path), weights_format)
+        self.model, self.contract = open_network(weights, model_name, class_names)
+        self.source = weights.source
         self.device = torch.device(device)
-        self.model_name = contract.get("model_name", model_name)
-        self.class_names = contract.get("class_names", class_names)
-        official_shape = (416, 416) if self.model_name in ("yolox_nano", "yolox_tiny") else (640, 640)
-        self.input_shape = tuple(input_shape or contract.get("input_shape", official_shape))
+        self.model_name, self.class_names = self.contract["model_name"], self.contract["class_names"]
+        self.input_shape = tuple(input_shape or self.contract["input_shape"])
         is_valid, expected = INPUT_SHAPE
         if not is_valid(self.input_shape):
             raise ValueError(f"input_shape is {list(self.input_shape)}; expected {expected}")
-        self.resize_rule = contract.get("resize_rule", YOLOX_RESIZE)
-        self.model = build_model(
-            self.model_name, len(self.class_names), contract.get("pixel_rule"), contract.get("decode_rule")
-        )
-        fit = load_matching(self.model, weights)
-        if fit.missing:
-            raise ValueError(
-                f"{weights_path} does not fit {self.model_name} with {len(self.class_names)} classes: "
-                f"{len(fit.missing)} tensors are missing or of another shape (first: {fit.missing[0]}). Give the class "
-                "names and the model that the file was trained with."
-            )
-        self.model.to(self.device, memory_format=torch.channels_last).eval()
+        self.resize_rule = self.contract["resize_rule"]
+        self.model.to(self.device, memory_format=torch.channels_last)
 
     @torch.no_grad()
     def __call__(self, image, confidence=0.5, nms_iou=0.5, max_boxes=300):

@@ -3,7 +3,6 @@
 import copy
 
 import torch
-from torch import nn
 
 # The running average looks back over this share of the run's steps.
 EMA_HORIZON = 0.05
@@ -12,15 +11,15 @@ EMA_HORIZON = 0.05
 def parameter_groups(module, weight_decay, joined, factor_of=lambda name: 1.0):
     """Optimiser groups of a module's parameters that require a gradient.
 
-    Weights decay; biases and BatchNorm do not. factor_of: parameter name -> factor of its learning rate; parameters of
-    one factor form a group. joined: epoch from which their learning rate warms up. Groups without parameters are left
-    out.
+    Weights decay; biases and normalising layers do not. factor_of: parameter name -> factor of its learning rate;
+    parameters of one factor form a group. joined: epoch from which their learning rate warms up. Groups without
+    parameters are left out.
     """
     groups = {}
     for prefix, part in module.named_modules():
         for name, parameter in part.named_parameters(recurse=False):
             if parameter.requires_grad:
-                is_weight = name == "weight" and not isinstance(part, nn.modules.batchnorm._BatchNorm)
+                is_weight = name == "weight" and parameter.ndim > 1
                 factor = factor_of(f"{prefix}.{name}" if prefix else name)
                 groups.setdefault((factor, not is_weight), []).append(parameter)
     return [

@@ -3,6 +3,8 @@
 import math
 from typing import NamedTuple
 
+from utils.schedule import NOMINAL_BATCH, RATE_LIMITS, rates_of
+
 
 class Phase(NamedTuple):
     """Epochs first..last - 1 (counted from 0), with the backbone frozen or not."""
@@ -17,9 +19,14 @@ class Phase(NamedTuple):
         return "frozen" if self.frozen else "unfrozen"
 
 
+def starts_trained(settings):
+    """Whether the backbone starts from weights."""
+    return bool(settings.model_path or settings.pretrained)
+
+
 def phases_of(settings):
     """The one or two phases that the constants describe. A frozen one takes pretrained weights."""
-    freezes = settings.Freeze_Train and settings.model_path
+    freezes = settings.Freeze_Train and starts_trained(settings)
     border = min(settings.Freeze_Epoch, settings.UnFreeze_Epoch) if freezes else 0
     phases = [
         Phase(True, settings.Init_Epoch, border, settings.Freeze_batch_size),
@@ -47,42 +54,64 @@ def check_batches(phases, ranks):
 
 def advice(settings, phases, images, ranks):
     """Sentences on settings that will train badly, before time is spent on them."""
-    if settings.Freeze_Train and not settings.model_path:
+    if settings.Freeze_Train and not starts_trained(settings):
         yield "Freeze_Train is True, but the backbone is untrained (model_path = ''): nothing is worth freezing."
     if any(min(phase.batch_size // ranks.world_size, images) == 1 for phase in phases):
         yield "A batch of 1 image gives BatchNorm no statistics: use batch sizes of 2 or more."
-    if settings.optimizer_type == "adam" and settings.weight_decay:
+    if settings.optimizer_type in ("adam", "rmsprop", "adagrad") and settings.weight_decay:
         yield (
-            f"optimizer_type is 'adam' and weight_decay {settings.weight_decay}: adam adds the decay to the gradient, "
-            "where its step size cancels most of it, and the rest falls on rarely used weights. Meant is nearly always "
-            "optimizer_type = 'adamw'; else set weight_decay = 0."
+            f"optimizer_type is {settings.optimizer_type!r} and weight_decay {settings.weight_decay}: the decay is "
+            "added to the gradient, where the step size cancels most of it, and the rest falls on rarely used weights. "
+            "Meant is nearly always optimizer_type = 'adamw'; else set weight_decay = 0."
         )
+    yield from _advice_on_rates(settings, phases, images)
     rests = settings.freeze_layers or settings.freeze_blocks or settings.train_only
-    if ((rests and settings.freeze_whole_run) or 0 in settings.lr_scale.values()) and not settings.model_path:
-        yield "Layers are frozen that were never trained (model_path = ''): they stay at their random start."
     if rests and not settings.freeze_whole_run and not any(phase.frozen for phase in phases):
         yield "freeze_whole_run is False, but no epoch belongs to the phase of Freeze_Train: nothing is frozen."
+    if settings.multi_scale and round(settings.special_aug_ratio * settings.UnFreeze_Epoch) == 0:
+        yield "multi_scale ends with the other augmentation, and special_aug_ratio leaves no epoch for it."
     if settings.compile and settings.multi_scale:
         yield "With compile and multi_scale only batches of input_shape itself run compiled; choose one of the two."
     steps = steps_of(phases, images, settings.accumulate)
-    wanted = 300 if settings.model_path else 1000
+    wanted = 300 if starts_trained(settings) else 1000
     if steps < wanted and not settings.Init_Epoch:
-        start = "from weights" if settings.model_path else "from scratch"
+        start = "from weights" if starts_trained(settings) else "from scratch"
         name = "Freeze_Epoch and UnFreeze_Epoch" if phases[-1].frozen else "UnFreeze_Epoch"
         yield (
             f"Only {steps} optimiser steps in all; training {start} wants at least {wanted}: raise {name} to about "
-            f"{math.ceil(settings.UnFreeze_Epoch * wanted / steps)}, or lower the batch size."
+            f"{math.ceil(settings.UnFreeze_Epoch * wanted / steps)}, or lower the batch size or accumulate."
         )
 
 
-def unlike(contract, class_names, settings, decode_rule):
-    """Sentences on what a weight file says about itself and the constants do not follow."""
-    if len(contract.get("class_names", ())) == len(class_names) and contract["class_names"] != class_names:
+def _advice_on_rates(settings, phases, images):
+    for phase in phases:
+        batches = math.ceil(images / phase.batch_size)
+        if settings.accumulate > batches:
+            yield (
+                f"accumulate is {settings.accumulate}, but an epoch of the {phase.name} phase has {batches} batches, "
+                "after which every step ends; the learning rate counts on more. Lower accumulate."
+            )
+        asked = settings.Init_lr * phase.batch_size * settings.accumulate / NOMINAL_BATCH
+        highest, _ = rates_of(settings, phase)
+        if not math.isclose(asked, highest):
+            low, high = RATE_LIMITS[settings.optimizer_type]
+            yield (
+                f"Init_lr {settings.Init_lr:g} is {asked:.1e} for the batches of the {phase.name} phase; it is kept "
+                f"within {low:g} to {high:g} for {settings.optimizer_type}, so {highest:.1e} is used."
+            )
+    if settings.lr_decay_type == "plateau" and settings.Init_Epoch:
+        yield "With 'plateau' the rate begins at its highest again; set Init_lr to that of the last epoch's line."
+    end = {"multistep": min(settings.lr_milestones, default=0), "step": settings.lr_step_size or 0}
+    if end.get(settings.lr_decay_type, 0) >= settings.UnFreeze_Epoch:
         yield (
-            f"the weights were trained for the classes {', '.join(contract['class_names'])}, yours are "
-            f"{', '.join(class_names)}; their predictions are taken over in this order."
+            f"lr_decay_type is {settings.lr_decay_type!r}, and its first step, in epoch {end[settings.lr_decay_type]}, "
+            f"comes after UnFreeze_Epoch {settings.UnFreeze_Epoch}: the rate never falls."
         )
-    if contract.get("decode_rule", decode_rule) != decode_rule:
+
+
+def unlike(contract, settings, decode_rule):
+    """Sentences on what a weight file says about itself and the constants do not follow."""
+    if (decode_rule | contract.get("decode_rule", {})) != decode_rule:
         yield (
             "the weights were trained with other anchors than anchors_path and anchors_mask say; box sizes have to be "
             "learned anew. Leave both empty to keep those of the weights."

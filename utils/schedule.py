@@ -125,8 +125,9 @@ def _make_scheduler(optimizer, settings):
         return lr_scheduler.MultiStepLR(optimizer, milestones, gamma)
     if kind == "exp":
         # Unless told otherwise the last epoch ends at the lowest rate.
-        end = 0.01 if not settings.Min_lr else settings.Min_lr / settings.Init_lr
-        return lr_scheduler.ExponentialLR(optimizer, end ** (1 / epochs) if settings.lr_gamma is None else gamma)
+        end = settings.Min_lr / settings.Init_lr if settings.Min_lr else 0.01
+        steps = max(epochs - 1, 1)
+        return lr_scheduler.ExponentialLR(optimizer, end ** (1 / steps) if settings.lr_gamma is None else gamma)
     if kind == "plateau":
         return lr_scheduler.ReduceLROnPlateau(
             optimizer, factor=settings.lr_factor, patience=settings.lr_patience, cooldown=settings.lr_cooldown
@@ -148,21 +149,20 @@ def _checked(function, epochs):
     return lambda epoch: function(min(epoch, epochs - 1))
 
 
-def planned_rates(settings, phases):
-    """What the rates will be, for a picture: [(progress, rate of what trains from the start, rate of what joins)].
+def planned_rates(settings, phases, groups):
+    """What the rates will be, for a picture: (epochs done (P,), {key of groups: rates (P,)}).
 
-    phases: with first, last (epochs, counted from 0) and batch_size. The third number is None until the second phase.
+    phases: with first, last (epochs, counted from 0) and batch_size. groups: {(factor, epoch it trains from): any}.
     For 'plateau' nothing is known but the highest rate.
     """
-    schedule, points = Schedule(settings), []
+    schedule, progress, rates = Schedule(settings), [], {key: [] for key in groups}
     for phase in phases:
-        rates = rates_of(settings, phase)
+        limits = rates_of(settings, phase)
         for epoch in range(phase.first, phase.last):
             for part in range(10):
-                progress = epoch + (part + 1) / 10
-                rate = schedule.rate(progress, *rates)
-                first = rate * schedule.warmup(progress, phases[0].first)
-                joined = rate * schedule.warmup(progress, phase.first) if phase is not phases[0] else None
-                points.append((progress, first, joined))
+                progress.append(epoch + (part + 1) / 10)
+                rate = schedule.rate(progress[-1], *limits)
+                for factor, joined in groups:
+                    rates[factor, joined].append(rate * factor * schedule.warmup(progress[-1], joined))
             schedule.end_epoch()
-    return points
+    return progress, rates

@@ -6,12 +6,13 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from defusedxml import DefusedXmlException, ElementTree
 from PIL import Image
 
+from utils.data.coco_json import read_coco_json
+from utils.data.entries import Entry, listed, refuse_missing, refuse_unknown_classes
 from utils.data.records import Records
 
 # In order of preference where one id has several files.
@@ -20,16 +21,6 @@ MAX_XML_BYTES = 5 * 1024 * 1024
 # More unreadable images than both of these are an error, fewer are left out with a note.
 MAX_UNREADABLE_COUNT, MAX_UNREADABLE_SHARE = 3, 0.1
 EXIF_ORIENTATION, TIFF_WIDTH, TIFF_HEIGHT = 274, 256, 257
-SHOWN = 10
-
-
-class Entry(NamedTuple):
-    """What an annotation says of one image, before the image is looked at."""
-
-    path: str
-    boxes_xyxy: list[tuple[float, float, float, float]]
-    classes: list
-    difficult: list[bool]
 
 
 def read_class_names(classes_path: str) -> list[str]:
@@ -47,7 +38,7 @@ def read_class_names(classes_path: str) -> list[str]:
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise ValueError(
-            f"classes_path: {classes_path} names {_listed(repeated)} more than once; keep one line of each."
+            f"classes_path: {classes_path} names {listed(repeated)} more than once; keep one line of each."
         )
     return names
 
@@ -55,15 +46,18 @@ def read_class_names(classes_path: str) -> list[str]:
 def read_annotations(annotation_path: str, class_names: Sequence[str]) -> tuple[Records, list[str]]:
     """Read a data set: its records, and notes (sentences) on all that was dropped, clipped or looks odd.
 
-    annotation_path: either a split of a VOC folder (<root>/ImageSets/Main/<split>.txt, with <root>/Annotations and
-    <root>/JPEGImages), or a list file with lines `path x1,y1,x2,y2,class x1,y1,x2,y2,class ...`. Boxes of both are in
-    pixels and taken as written. Raises FileNotFoundError and ValueError for what makes the data unusable: missing
-    files, an empty list, unknown classes, broken XML, many unreadable images.
+    annotation_path: a split of a VOC folder (<root>/ImageSets/Main/<split>.txt, with <root>/Annotations and
+    <root>/JPEGImages); or COCO annotations, any file that ends in .json; or a list file with lines
+    `path x1,y1,x2,y2,class x1,y1,x2,y2,class ...`. Boxes of all are in pixels and taken as written. Raises
+    FileNotFoundError and ValueError for what makes the data unusable: missing files, an empty list, unknown classes,
+    broken XML or JSON, many unreadable images.
     """
     annotation_path = os.fspath(annotation_path)
     root = _voc_root(annotation_path)
     if not os.path.isfile(annotation_path):
         raise FileNotFoundError(_missing_list_message(annotation_path, root))
+    if annotation_path.lower().endswith(".json"):
+        return _to_records(annotation_path, read_coco_json(annotation_path, class_names), class_names)
     lines = [line.strip() for line in _read_lines(annotation_path)]
     lines = [(number, line) for number, line in enumerate(lines, 1) if line]
     if not lines:
@@ -153,7 +147,7 @@ def _missing_list_message(annotation_path: str, root: Path | None) -> str:
     if (root / "Annotations").is_dir():
         present = sorted(path.name for path in Path(annotation_path).parent.glob("*.txt"))
         return (
-            f"{annotation_path} does not exist; the splits there are: {_listed(present) or 'none'}. "
+            f"{annotation_path} does not exist; the splits there are: {listed(present) or 'none'}. "
             f'Make them by `python tools/voc_annotation.py --annotation_mode=1 --VOCdevkit_path="{root}"`.'
         )
     return (
@@ -168,8 +162,8 @@ def _voc_entries(annotation_path: str, root: Path, lines: Sequence[str], class_n
     image_names = {os.path.splitext(name)[0]: name for name in _listing(root, "JPEGImages", IMAGE_SUFFIXES)}
     # The devkit writes `id` or `id flag`; ids of other tools may hold spaces.
     ids = [line if line in xml_names or line in image_names else line.split()[0] for line in lines]
-    _raise_missing(annotation_path, "images", [str(root / "JPEGImages" / i) for i in ids if i not in image_names])
-    _raise_missing(annotation_path, "annotations", [str(root / "Annotations" / i) for i in ids if i not in xml_names])
+    refuse_missing(annotation_path, "images", [str(root / "JPEGImages" / i) for i in ids if i not in image_names])
+    refuse_missing(annotation_path, "annotations", [str(root / "Annotations" / i) for i in ids if i not in xml_names])
     index_of = {name: index for index, name in enumerate(class_names)}
     entries, unknown, broken = [], Counter(), []
     for image_id in ids:
@@ -182,14 +176,8 @@ def _voc_entries(annotation_path: str, root: Path, lines: Sequence[str], class_n
         path = os.path.join(root, "JPEGImages", image_names[image_id])
         entries.append(Entry(path, boxes_xyxy, [index_of.get(name, -1) for name in names], difficult))
     if broken:
-        raise ValueError(f"{len(broken)} annotation files cannot be read: {_listed(broken)}. Correct or remove them.")
-    if unknown:
-        counts = ", ".join(f"{name!r} ({count} boxes)" for name, count in unknown.most_common())
-        raise ValueError(
-            f"{annotation_path}: the annotations hold classes that the file of classes_path lacks: {counts}. "
-            f"It names {_listed(class_names)}. Set classes_path to the file of these classes, add the names to it, or "
-            "correct the annotations."
-        )
+        raise ValueError(f"{len(broken)} annotation files cannot be read: {listed(broken)}. Correct or remove them.")
+    refuse_unknown_classes(annotation_path, unknown, class_names)
     return entries
 
 
@@ -229,7 +217,7 @@ def _read_list(annotation_path: str, lines: list[tuple[int, str]], class_count: 
                 f"Make classes_path name the file with which this list was made."
             )
         entries.append(Entry(path, [tuple(row[:4]) for row in rows], classes, [False] * len(rows)))
-    _raise_missing(annotation_path, "images (or their boxes are not x1,y1,x2,y2,class)", missing)
+    refuse_missing(annotation_path, "images (or their boxes are not x1,y1,x2,y2,class)", missing)
     return entries
 
 
@@ -254,12 +242,12 @@ def _to_records(annotation_path: str, entries: list[Entry], class_names: Sequenc
             unreadable.append(f"{entry.path} ({error})")
     if len(unreadable) == total or len(unreadable) > max(MAX_UNREADABLE_COUNT, MAX_UNREADABLE_SHARE * total):
         raise ValueError(
-            f"{annotation_path}: {len(unreadable)} of {total} images cannot be read: {_listed(unreadable)}. "
+            f"{annotation_path}: {len(unreadable)} of {total} images cannot be read: {listed(unreadable)}. "
             f"Save them anew as JPEG or PNG, or take them out of the list."
         )
     notes = []
     if unreadable:
-        notes.append(f"{len(unreadable)} of {total} images cannot be read and are left out: {_listed(unreadable)}.")
+        notes.append(f"{len(unreadable)} of {total} images cannot be read and are left out: {listed(unreadable)}.")
 
     entries, sizes_hw = readable, np.array(sizes_hw, np.int32)
     owner = np.repeat(np.arange(len(entries)), [len(entry.boxes_xyxy) for entry in entries])
@@ -279,25 +267,12 @@ def _to_records(annotation_path: str, entries: list[Entry], class_names: Sequenc
     ):
         if rows.any():
             images = [paths[index] for index in np.unique(owner[rows])]
-            notes.append(f"{rows.sum()} of {len(rows)} boxes {what}: {_listed(images)}.")
-    without = [name for index, name in enumerate(class_names) if index not in set(classes[has_area].tolist())]
+            notes.append(f"{rows.sum()} of {len(rows)} boxes {what}: {listed(images)}.")
+    present = set(classes[has_area].tolist())
+    without = [name for index, name in enumerate(class_names) if index not in present]
     if without:
-        notes.append(f"Classes without boxes: {_listed(without)}.")
+        notes.append(f"Classes without boxes: {listed(without)}.")
     if (counts == 0).any():
         notes.append(f"{(counts == 0).sum()} of {len(entries)} images have no boxes and are kept as background.")
     records = Records(paths, sizes_hw, counts, boxes_xyxy[has_area], classes[has_area], difficult[has_area])
     return records, notes
-
-
-def _raise_missing(annotation_path: str, what: str, missing: list[str]) -> None:
-    if missing:
-        raise FileNotFoundError(
-            f"{annotation_path}: {len(missing)} {what} are missing: {_listed(missing)}. "
-            f"Put them there, or take their lines out of the list."
-        )
-
-
-def _listed(items: Sequence[str]) -> str:
-    """The first few items, separated by commas, and how many more there are."""
-    more = len(items) - SHOWN
-    return ", ".join(items[:SHOWN]) + (f" and {more} more" if more > 0 else "")

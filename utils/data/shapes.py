@@ -1,5 +1,6 @@
 """Of what size training batches are: one size, or several in turn."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -30,12 +31,13 @@ class TrainShapes(NamedTuple):
 def multi_scale_shapes(input_shape: tuple[int, int], factors: tuple[float, float], period: int, last_epoch: int):
     """TrainShapes from input_shape times the smallest to the largest factor, in steps of 32 pixels of the longer side.
 
-    The first is input_shape itself. Sides are the nearest multiples of 32.
+    The first is input_shape itself; where no other multiple of 32 lies in the range, it is the only one.
     """
     longer = max(input_shape)
-    smallest, largest = (max(round(longer * factor / GRID), 1) for factor in factors)
+    # Rounded first: 800 * 1.16 / 32 is 29, and a little less in floating point.
+    lower, upper = (round(longer * factor / GRID, 6) for factor in factors)
     shapes = [tuple(input_shape)]
-    for steps in range(smallest, largest + 1):
+    for steps in range(math.ceil(lower), math.floor(upper) + 1):
         shape = tuple(max(round(side * steps * GRID / longer / GRID), 1) * GRID for side in input_shape)
         if shape not in shapes:
             shapes.append(shape)

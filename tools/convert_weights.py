@@ -1,0 +1,62 @@
+"""Turn weights of any kind that can be read here into a file of ours, which says itself how it must be used.
+
+python tools/convert_weights.py IN OUT [--classes_path=... --weights_format=...]
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from nets import build_model
+from utils.checkpoint import make_contract, save_state
+from utils.config import check_values, run_script, script_constants
+from utils.data.annotations import read_class_names
+from utils.infer import find_weights, open_network
+from utils.weights import read
+from utils.weights.load import load_matching
+
+# ----------------------------------------------------------------------------------------------------------------------
+#   source          The file to read, or the name of a release such as 'yolov4'; the first word of the command.
+#   target          The file to write, .pth; the second word. A file that exists is not replaced.
+#   classes_path    Only for files that do not say their classes and have others than COCO's 80.
+#   weights_format  As in train.py: how the weights expect their images, where the file cannot say it.
+# ----------------------------------------------------------------------------------------------------------------------
+source = ""
+target = ""
+classes_path = ""
+weights_format = ""
+
+
+def main(settings):
+    """Read, check that every tensor has its place, write."""
+    if not settings.source or not settings.target:
+        raise ValueError("Give two files: python tools/convert_weights.py IN OUT, such as yolov4.weights yolov4.pth.")
+    if Path(settings.target).exists():
+        raise ValueError(f"{settings.target} exists already; remove it, or give another name.")
+    if not Path(settings.target).absolute().parent.is_dir():
+        raise ValueError(f"The folder of {settings.target} does not exist; make it, or give another name.")
+    weights = read.read_weights(find_weights(settings.source), settings.weights_format)
+    print(f"{settings.source}: {weights.source}")
+    contract = weights.contract
+    if not contract.get("model_name"):
+        raise ValueError(f"{settings.source} is a backbone of torchvision, which is used as it is: start from it.")
+    class_names = read_class_names(settings.classes_path) if settings.classes_path else None
+    if contract.get("num_classes") or contract.get("class_names"):
+        model, contract = open_network(weights, class_names=class_names)
+        state, class_names = model.state_dict(), contract["class_names"]
+    else:
+        model = build_model(
+            contract["model_name"], read.COCO_CLASSES, contract["pixel_rule"], contract.get("decode_rule")
+        )
+        fit = load_matching(model, weights, [])
+        # Only what the file holds: fresh numbers must not pass for trained ones.
+        state, class_names = {key: model.state_dict()[key] for key in fit.loaded}, []
+    about = make_contract(model, class_names, contract["input_shape"], contract["resize_rule"])
+    save_state(settings.target, state, weights.contract | about)
+    parts = f"{len(class_names)} classes" if class_names else "a part of a network, to train from"
+    print(f"saved {settings.target}: {model.name}, {len(state)} tensors, {parts}")
+
+
+if __name__ == "__main__":
+    run_script(main, script_constants(globals()), check_values, positional=("source", "target"))

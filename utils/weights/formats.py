@@ -1,0 +1,120 @@
+"""What kind of weights a state dict holds: which network, how many classes, and how it expects its images.
+
+A format is a set of rules that the numbers were trained with: order and scale of the pixels, how an image is fitted
+into the input, and how raw maps are decoded. Nothing here depends on a file's name.
+"""
+
+from typing import NamedTuple
+
+_RGB_1 = {"channels": "RGB", "mean": [0.0, 0.0, 0.0], "std": [255.0, 255.0, 255.0]}
+_RGB_IMAGENET = {"channels": "RGB", "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
+_CENTRED = {"mode": "center", "pad": 128}
+
+# Width of the first convolution, by which a YOLOX tells its size.
+_YOLOX_SIZES = {16: "nano", 24: "tiny", 32: "s", 48: "m", 64: "l", 80: "x"}
+
+
+class Format(NamedTuple):
+    """Rules of a kind of weights. scale_x_y: for each map, None where the network's own holds."""
+
+    words: str
+    pixel_rule: dict
+    resize_rule: dict
+    scale_x_y: float | None = None
+
+
+# What the constant weights_format may say; each entry speaks of YOLOX (keys with a decoupled head) or YOLOv4.
+FORMATS = {
+    "yolox": Format(
+        "official YOLOX release: BGR pixels 0-255, image top-left, padding 114",
+        {"channels": "BGR", "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]},
+        {"mode": "topleft", "pad": 114},
+    ),
+    "yolox_rgb": Format(
+        "YOLOX release before 0.1.1: RGB pixels with ImageNet's mean and deviation, image top-left, padding 114",
+        _RGB_IMAGENET,
+        {"mode": "topleft", "pad": 114},
+    ),
+    "flat_yolox": Format(
+        "flat state dict of YOLOX: RGB pixels with ImageNet's mean and deviation, image centred, padding 128",
+        _RGB_IMAGENET,
+        _CENTRED,
+    ),
+    "flat_yolov4": Format(
+        "flat state dict of YOLOv4: RGB pixels 0-1, image centred, padding 128, centres within their cell",
+        _RGB_1,
+        _CENTRED,
+        scale_x_y=1.0,
+    ),
+    "darknet": Format(
+        "Darknet's rules: RGB pixels 0-1, image stretched, centres up to 1.2 cells wide",
+        _RGB_1,
+        {"mode": "stretch", "pad": 128},
+    ),
+    "torchvision": Format(
+        "torchvision backbone: RGB pixels with ImageNet's mean and deviation",
+        _RGB_IMAGENET,
+        {"mode": "topleft", "pad": 114},
+    ),
+}
+# Which of them a network's weights can follow.
+FITTING = {
+    "yolox": ("yolox", "yolox_rgb", "flat_yolox"),
+    "yolov4": ("flat_yolov4", "darknet"),
+    "torchvision": ("torchvision",),
+}
+
+
+class Recognised(NamedTuple):
+    """family: a key of FITTING. model_name: '' for a torchvision backbone. num_classes: None where none are predicted.
+
+    is_backbone: the keys lack the backbone's prefix, and nothing else is held.
+    """
+
+    family: str
+    model_name: str
+    is_backbone: bool
+    num_classes: int | None
+
+
+def recognise(state):
+    """Which network a state dict {key: tensor} belongs to, by its keys and shapes. None for one that is not known."""
+    if (stem := _first(state, "backbone.backbone.stem.conv.conv.weight", "stem.conv.conv.weight")) is not None:
+        size = _YOLOX_SIZES.get(len(stem))
+        classes = state.get("head.cls_preds.0.weight")
+        is_backbone = "stem.conv.conv.weight" in state
+        if size and stem.ndim == 4:
+            return Recognised("yolox", f"yolox_{size}", is_backbone, None if classes is None else len(classes))
+    for model_name, key, head in (
+        ("yolov4", "stages.0.downsample_conv.conv.weight", "yolo_head3.1.weight"),
+        ("yolov4_tiny", "resblock_body1.conv1.conv.weight", "yolo_headP5.1.weight"),
+    ):
+        if key in state or f"backbone.{key}" in state:
+            classes = None if head not in state else len(state[head]) // 3 - 5
+            return Recognised("yolov4", model_name, key in state, classes)
+    if any(key in state for key in ("layer1.0.conv1.weight", "features.0.0.weight")):
+        return Recognised("torchvision", "", True, None)
+    return None
+
+
+def _first(state, *keys):
+    return next((state[key] for key in keys if key in state), None)
+
+
+def choose_format(recognised, wrapper, weights_format, path):
+    """The key of FORMATS that a file's weights follow.
+
+    wrapper: the key under which the file held its state dict, '' for none. weights_format: the constant, '' to
+    recognise. Raises ValueError where the constant names no format of this network.
+    """
+    fitting = FITTING[recognised.family]
+    if weights_format:
+        if weights_format not in fitting:
+            raise ValueError(
+                f"weights_format is {weights_format!r}, but {path} holds {recognised.model_name or 'a backbone'}, "
+                f"which can follow {' or '.join(map(repr, fitting))}; set it so, or to '' to let the file decide."
+            )
+        return weights_format
+    if recognised.family == "yolox" and wrapper != "model":
+        return "flat_yolox"
+    return fitting[0]
