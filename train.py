@@ -379,13 +379,15 @@ def make_model(settings, class_names, place):
     if weights:
         fit = load_matching(model, weights, class_names, settings.allow_partial_backbone)
         say(f"  {weights.source}\n{loading_table(model, fit)}")
-        for sentence in unlike(contract, settings, model.decode_rule):
+        for sentence in unlike(contract, settings, model.decode_rule, model.decode_defaults):
             say(f"note: {sentence}")
     if settings.anchors_path and unused_anchors(model.decode_rule):
         say(
             f"note: no map has anchors {unused_anchors(model.decode_rule)} of {settings.anchors_path}: see anchors_mask"
         )
-    return model, set(fit.missing) if weights else set(model.state_dict())
+    if not weights:
+        return model, set(model.state_dict())
+    return model, {*fit.missing, *(key for key, count in fit.by_class.items() if count < model.num_classes)}
 
 
 def find_start(settings, place):

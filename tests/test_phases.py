@@ -174,23 +174,26 @@ def test_a_pretrained_backbone_counts_as_trained():
 
 def test_weights_that_have_been_trained_already_say_so():
     """Prevents a forgotten Init_Epoch."""
-    (seen,) = unlike({"class_names": ["cat", "dog"], "epoch": 40}, settings_of(), {})
+    (seen,) = unlike({"class_names": ["cat", "dog"], "epoch": 40}, settings_of(), {}, None)
     assert "these weights have seen 40 epochs" in seen and "set Init_Epoch = 40" in seen
-    assert list(unlike({"epoch": 40}, settings_of(Init_Epoch=40), {})) == []
-    assert list(unlike({}, settings_of(), {})) == []
+    assert list(unlike({"epoch": 40}, settings_of(Init_Epoch=40), {}, None)) == []
+    assert list(unlike({}, settings_of(), {}, None)) == []
 
 
 def test_other_anchors_than_those_of_the_weights_are_named():
     """Prevents a training that starts with boxes of a wrong size without a word; 10 and 10.0 are the same anchor."""
     own = {"anchors": [[10, 14], [23, 27]], "anchors_mask": [[0, 1]]}
     other = own | {"anchors": [[10.0, 14.0], [23.0, 28.0]]}
-    (sentence,) = unlike({"decode_rule": own}, settings_of(), other)
+    ours = {"model_name": "yolov4_tiny", "decode_rule": own}
+    (sentence,) = unlike(ours, settings_of(), other, own)
     assert sentence == (
         "the weights were trained with other anchors than anchors_path and anchors_mask say; box sizes have to be "
         "learned anew. Leave both empty to keep those of the weights."
     )
     same = own | {"anchors": [[10.0, 14.0], [23.0, 27.0]]}
-    assert list(unlike({"decode_rule": own}, settings_of(), same)) == []
-    assert list(unlike({}, settings_of(), own)) == []  # an official release says nothing of its anchors
-    # A flat file knows its scale of centres alone, which the network has taken over.
-    assert list(unlike({"decode_rule": {"scale_x_y": [1.0]}}, settings_of(), own | {"scale_x_y": [1.0]})) == []
+    assert list(unlike(ours, settings_of(), same, own)) == []
+    # A foreign file knows its scale of centres at most; its anchors are taken for the usual ones.
+    flat = {"model_name": "yolov4_tiny", "decode_rule": {"scale_x_y": [1.0]}}
+    assert list(unlike(flat, settings_of(), own | {"scale_x_y": [1.0]}, own | {"scale_x_y": [1.05]})) == []
+    assert list(unlike(flat, settings_of(), other | {"scale_x_y": [1.0]}, own)) == [sentence]
+    assert list(unlike({"pixel_rule": {}}, settings_of(), other, own)) == []  # a backbone alone has no anchors

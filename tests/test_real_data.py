@@ -50,7 +50,7 @@ def test_public_weights_score_as_elsewhere(real_data, tmp_path):
         *(sys.executable, "tools/get_map.py", "--model_name=yolox_nano", "--classes_path=model_data/coco_classes.txt"),
         *(f"--model_path={real_data / 'weights/yolox_nano_coco.pth'}", f"--map_out_path={tmp_path}"),
         f"--annotation_path={real_data / 'data/coco_tiny/annotations/instances_val2017.json'}",
-        *("--input_shape=[416,416]", "--confidence=0.001", "--nms_iou=0.65", "--fp16=False"),
+        *("--input_shape=[416,416]", "--confidence=0.001", "--nms_iou=0.65"),
     ]
     process = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=500)
     assert process.returncode == 0, process.stderr

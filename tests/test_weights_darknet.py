@@ -131,8 +131,7 @@ def test_a_whole_file_computes_what_its_network_did(tiny, tiny_path):
     model, _ = open_network(weights, class_names=["a", "b", "c"])
     assert torch.equal(outputs(model), outputs(tiny))
     assert weights.source == (
-        "Darknet file of yolov4_tiny, 3 classes; Darknet's rules: RGB pixels 0-1, image stretched, centres up to 1.2 "
-        "cells wide"
+        "Darknet file of yolov4_tiny, 3 classes; Darknet's rules: RGB pixels 0-1, image stretched, the usual anchors"
     )
     assert (weights.state, weights.is_backbone) == ({}, False)
 

@@ -4,6 +4,7 @@ import traceback
 from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -130,17 +131,25 @@ def test_a_backbone_of_torchvision_says_its_pixels_and_no_network(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("wrapper", "weights_format", "source"),
+    ("wrapper", "source", "others"),
     [
-        ("model", "", "official YOLOX release: BGR pixels 0-255, image top-left, padding 114"),
-        ("", "", "flat state dict of YOLOX: RGB pixels with ImageNet's mean and deviation, image centred, padding 128"),
+        (
+            "model",
+            "official YOLOX release: BGR pixels 0-255, image top-left, padding 114",
+            "'yolox_rgb' or 'flat_yolox'",
+        ),
+        (
+            "",
+            "flat state dict of YOLOX: RGB pixels with ImageNet's mean and deviation, image centred, padding 128",
+            "'yolox' or 'yolox_rgb'",
+        ),
     ],
 )
-def test_what_was_recognised_is_said_and_how_to_correct_it(tmp_path, wrapper, weights_format, source):
+def test_what_was_recognised_is_said_and_how_to_correct_it(tmp_path, wrapper, source, others):
     """Prevents the rules that a format cannot tell from being a silent guess: the words name the constant."""
     state = layout("yolox_nano", 3)
     path = saved({wrapper: state} if wrapper else state, tmp_path)
-    assert read_weights(path).source == f"{source} (if it was trained otherwise, weights_format says how)"
+    assert read_weights(path).source == f"{source} (if it was trained otherwise, set weights_format to {others})"
     told = read_weights(path, "yolox_rgb").source
     assert told.startswith("YOLOX release before 0.1.1: RGB") and "weights_format" not in told
 
@@ -261,12 +270,12 @@ def refused(path, weights_format=""):
         (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "is a web page"),
         (b"<!-- login --><html></html>", "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 7\n", "is a Git LFS pointer, not the"),
-        (b"Not found\n", "cannot be read as a weight file"),
-        (b'{"message": "Not Found"}', "cannot be read as a weight file"),
-        (b"one,two\n" * 1000, "cannot be read as a weight file"),
-        (bytes(range(256)), "cannot be read as a weight file"),
-        (b"PK\x03\x04" + bytes(100), "cannot be read as a weight file"),
-        (b"\x80\x02", "cannot be read as a weight file"),
+        (b"Not found\n", "cannot be read as weights: it is damaged"),
+        (b'{"message": "Not Found"}', "cannot be read as weights: it is damaged"),
+        (b"one,two\n" * 1000, "cannot be read as weights: it is damaged"),
+        (bytes(range(256)), "cannot be read as weights: it is damaged"),
+        (b"PK\x03\x04" + bytes(100), "is cut off: "),
+        (b"\x80\x02", "cannot be read as weights: it is damaged"),
     ],
 )
 def test_what_is_no_weight_file_is_named_for_what_it_is(tmp_path, content, found):
@@ -286,7 +295,8 @@ def test_half_a_file_is_named(tmp_path, nano, share, zipped):
     torch.save({"model": nano.state_dict()}, path, _use_new_zipfile_serialization=zipped)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    assert refused(path).startswith(f"{path} cannot be read as a weight file")
+    found = "is cut off: the download or copy was broken off" if zipped else "cannot be read as weights: it is damaged"
+    assert refused(path).startswith(f"{path} {found}")
 
 
 class Evil:
@@ -308,7 +318,7 @@ def test_code_in_a_weight_file_does_not_run(tmp_path, kind):
     else:
         torch.save({"model": Evil(trace)}, path, _use_new_zipfile_serialization=kind == "zip")
     message = refused(path)
-    assert message.startswith(f"{path} cannot be read as a weight file (")
+    assert message.startswith(f"{path} cannot be read as weights: it holds more than tensors")
     assert message.endswith("where its class lives, save its state_dict() and use that file.")
     assert not trace.exists()
     pickle.loads(path.read_bytes()) if kind == "bare pickle" else torch.load(path, weights_only=False)
@@ -342,8 +352,8 @@ def test_an_unknown_network_is_named(tmp_path):
 
 def test_a_missing_file_is_named(tmp_path):
     """Prevents a trace for a mistyped path, and for a folder."""
-    for path in (tmp_path / "none.pth", tmp_path):
-        assert refused(path).startswith("There is no weight file ")
+    for path, what in ((tmp_path / "none.pth", "does not exist"), (tmp_path, "is a folder")):
+        assert refused(path).startswith(f"The weight file {str(path)!r} {what} ")
 
 
 @pytest.mark.parametrize(
@@ -364,7 +374,7 @@ def test_a_format_that_does_not_fit_is_an_error(tmp_path, model_name, weights_fo
 
 def test_our_files_take_no_format(tmp_path):
     """Prevents a constant from overruling what a file says of itself."""
-    contract = {"model_name": "yolox_nano", "class_names": ["a"], "input_shape": [64, 64]}
+    contract = {"format": 1, "model_name": "yolox_nano", "class_names": ["a"], "input_shape": [64, 64]}
     contract |= {"resize_rule": TOP_LEFT, "pixel_rule": BGR}
     path = saved({"model": layout("yolox_nano", 1), "contract": contract}, tmp_path)
     assert read_weights(path).contract == contract
@@ -374,10 +384,69 @@ def test_our_files_take_no_format(tmp_path):
     assert message.endswith("set weights_format = ''.")
 
 
-def test_a_contract_that_is_not_ours_is_not_believed(tmp_path):
-    """Prevents a foreign entry of that name from being taken for all that use needs."""
-    path = saved({"model": layout("yolox_nano", 80), "contract": {"model_name": "yolox_s"}}, tmp_path)
-    assert read_weights(path).contract["model_name"] == "yolox_nano"
+CONTRACT = {"format": 1, "model_name": "yolox_nano", "backbone": "", "class_names": ["a"], "input_shape": [64, 64]}
+CONTRACT |= {"resize_rule": TOP_LEFT, "pixel_rule": BGR, "decode_rule": {}}
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"model_name": ["a"]}, "model_name = ['a'], which makes no sense"),
+        ({"class_names": None}, "class_names = None, which makes no sense"),
+        ({"class_names": [1, 2]}, "class_names = [1, 2], which makes no sense"),
+        ({"input_shape": [64, -64]}, "input_shape = [64, -64], which"),
+        ({"resize_rule": {}}, "resize_rule = {}, which"),
+        ({"resize_rule": {"mode": "topleft", "pad": 300}}, "which makes no sense"),
+        ({"pixel_rule": {"channels": "RGB", "mean": [0.0] * 3, "std": [0.0] * 3}}, "which makes no sense"),
+        ({"pixel_rule": {"channels": "GBR", "mean": [0.0] * 3, "std": [1.0] * 3}}, "which makes no sense"),
+        ({"format": 2}, "is written in format 2, and this project reads 1"),
+    ],
+)
+def test_a_contract_that_makes_no_sense_is_refused(tmp_path, change, found):
+    """Prevents a damaged, forged or newer contract from ending in a trace, or in boxes that are silently wrong."""
+    assert read_weights(saved({"model": layout("yolox_nano", 1), "contract": CONTRACT}, tmp_path)).contract == CONTRACT
+    path = saved({"model": layout("yolox_nano", 1), "contract": CONTRACT | change}, tmp_path)
+    assert found in refused(path)
+
+
+@pytest.mark.parametrize("contract", [{"model_name": "yolox_s"}, {}, None, "text"])
+def test_half_a_contract_is_refused(tmp_path, contract):
+    """Prevents a file of ours with a damaged contract from passing as an official release with other pixels."""
+    path = saved({"model": layout("yolox_nano", 80), "contract": contract}, tmp_path)
+    assert "its contract, which says how the weights are used, lacks " in refused(path)
+
+
+def test_numbers_of_numpy_beside_the_tensors_are_read(tmp_path):
+    """Prevents checkpoints of the official trainer, which hold the best AP as numpy's float, from being refused."""
+    content = {"model": layout("yolox_nano", 80), "best_ap": np.float64(0.3), "curr_ap": np.float32(0.2)}
+    assert read_weights(saved(content, tmp_path)).contract["model_name"] == "yolox_nano"
+
+
+def test_code_behind_a_number_of_numpy_does_not_run(tmp_path):
+    """Prevents the few names of numpy that are allowed from opening a way to run code."""
+    trace = tmp_path / "it_ran"
+    scalar = np.array(0.0)[()].__reduce__()[0]
+
+    class Hidden:
+        def __reduce__(self):
+            return scalar, (np.dtype("O"), Evil(trace))
+
+    message = refused(saved({"model": {"a": torch.ones(1)}, "best_ap": Hidden()}, tmp_path))
+    assert "which is code and is not run here" in message
+    assert not trace.exists()
+
+
+def test_a_file_that_holds_itself_ends(tmp_path):
+    """Prevents endless unwrapping."""
+    content = {"epoch": 1}
+    content["model"] = content
+    assert "holds no tensors by name" in refused(saved(content, tmp_path))
+
+
+def test_a_tensor_of_another_shape_is_no_network(tmp_path):
+    """Prevents a trace for keys that look familiar and hold something else."""
+    state = {"backbone.backbone.stem.conv.conv.weight": torch.ones(16), "head.cls_preds.0.weight": torch.ones(())}
+    assert "a network that is not known here" in refused(saved({"model": state}, tmp_path))
 
 
 def test_a_contract_of_nothing():

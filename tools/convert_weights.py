@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from nets import build_model
+from utils.anchors import choose_decode_rule
 from utils.checkpoint import make_contract, save_state
 from utils.config import check_values, run_script, script_constants
 from utils.data.annotations import read_class_names
@@ -21,11 +22,15 @@ from utils.weights.load import load_matching
 #   target          The file to write, .pth; the second word. A file that exists is not replaced.
 #   classes_path    Only for files that do not say their classes and have others than COCO's 80.
 #   weights_format  As in train.py: how the weights expect their images, where the file cannot say it.
+#   anchors_path    As in train.py, for foreign files of YOLOv4 that were trained with other anchors than the usual
+#   anchors_mask    ones, which they do not say.
 # ----------------------------------------------------------------------------------------------------------------------
 source = ""
 target = ""
 classes_path = ""
 weights_format = ""
+anchors_path = ""
+anchors_mask = []
 
 
 def main(settings):
@@ -41,6 +46,12 @@ def main(settings):
     contract = weights.contract
     if not contract.get("model_name"):
         raise ValueError(f"{settings.source} is a backbone of torchvision, which is used as it is: start from it.")
+    if settings.anchors_path or settings.anchors_mask:
+        if "format" in contract:
+            raise ValueError(f"{settings.source} says its anchors itself: leave anchors_path and anchors_mask empty.")
+        settings.model_name = contract["model_name"]
+        contract = contract | {"decode_rule": choose_decode_rule(settings, contract)}
+        weights = weights._replace(contract=contract)
     class_names = read_class_names(settings.classes_path) if settings.classes_path else None
     if contract.get("num_classes") or contract.get("class_names"):
         model, contract = open_network(weights, class_names=class_names)

@@ -30,7 +30,8 @@ from utils.infer import Detector
 #   MINOVERLAP        A box is right from this IoU on, for VOC mAP, precision and recall.
 #   batch_size        Images at a time.
 #   num_workers       Processes that prepare images; 0 for none.
-#   Cuda, fp16        As in train.py. Give fp16 the value of the training to see its very numbers.
+#   Cuda              Use the GPU where there is one.
+#   fp16              Mixed precision as in training: faster, and its very numbers; False is the most exact.
 #   map_out_path      Folder for results.json.
 # ----------------------------------------------------------------------------------------------------------------------
 annotation_path = "VOCdevkit/Sample/ImageSets/Main/val.txt"
@@ -45,7 +46,7 @@ MINOVERLAP = 0.5
 batch_size = 16
 num_workers = 0
 Cuda = True
-fp16 = True
+fp16 = False
 map_out_path = "map_out"
 
 

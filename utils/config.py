@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from utils.weights.download import is_release
+from utils.weights.formats import FORMATS
 
 LITERAL_TYPES = (bool, int, float, str, list, dict, type(None))
 
@@ -24,7 +25,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "adagrad")
 LR_DECAY_TYPES = ("cos", "step", "multistep", "exp", "plateau", "constant")
-WEIGHTS_FORMATS = ("", "yolox", "yolox_rgb", "flat_yolox", "flat_yolov4", "darknet", "torchvision")
+WEIGHTS_FORMATS = ("", *FORMATS)
 IOU_TYPES = ("", "iou", "ciou", "siou")
 
 

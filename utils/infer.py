@@ -113,7 +113,8 @@ def find_weights(model_path):
     if not is_release(model_path):
         return model_path
     folder = PROJECT / "model_data"
-    print(f"{model_path} is a release: {RELEASES[model_path]}, kept in {folder}")
+    if not (folder / RELEASES[model_path].rpartition("/")[2]).is_file():
+        print(f"{model_path} is fetched once from {RELEASES[model_path]} into {folder}")
     return fetch(model_path, folder, partial(check_release, model_path))
 
 

@@ -109,9 +109,12 @@ def _advice_on_rates(settings, phases, images):
         )
 
 
-def unlike(contract, settings, decode_rule):
-    """Sentences on what a weight file says about itself and the constants do not follow."""
-    if (decode_rule | contract.get("decode_rule", {})) != decode_rule:
+def unlike(contract, settings, decode_rule, usual_rule):
+    """Sentences on what a weight file says about itself and the constants do not follow.
+
+    decode_rule: of the network that is trained; usual_rule: of its kind, which files that do not say theirs follow.
+    """
+    if contract.get("model_name") and (usual_rule or {}) | contract.get("decode_rule", {}) != decode_rule:
         yield (
             "the weights were trained with other anchors than anchors_path and anchors_mask say; box sizes have to be "
             "learned anew. Leave both empty to keep those of the weights."

@@ -6,6 +6,7 @@ convolution begins: the numbers are handed to the convolutions of a network of o
 """
 
 import math
+import os
 import struct
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from torch import nn
 
 # model_name: numbers in a file for 0 classes, and for each class.
 SIZES = {"yolov4": (63998605, 5385), "yolov4_tiny": (5878014, 2310)}
+# Of both cfgs, whatever the network that is started from them has.
+ANCHORS_PER_MAP = 3
 # Files that end early, at the layer in their public name: (network, public name) by their numbers.
 PREFIXES = {42509664: ("yolov4", "yolov4.conv.137"), 4947424: ("yolov4_tiny", "yolov4-tiny.conv.29")}
 
@@ -39,23 +42,30 @@ def read_darknet(path):
     """Read a Darknet file. Raises ValueError, with the numbers expected and got, where its length fits no network."""
     with open(path, "rb") as file:
         major, minor, _ = struct.unpack("<iii", file.read(12))
-        file.read(8 if major * 10 + minor >= 2 else 4)
-        content = file.read()
-    numbers = np.frombuffer(content, "<f4", count=len(content) // 4)
-    if len(content) % 4 == 0:
-        if len(numbers) in PREFIXES:
-            return DarknetWeights(numbers, PREFIXES[len(numbers)][0], None)
-        for model_name, (size, per_class) in SIZES.items():
-            classes, rest = divmod(len(numbers) - size, per_class)
-            if rest == 0 and classes >= 1:
-                return DarknetWeights(numbers, model_name, classes)
+    header = 12 + (8 if major * 10 + minor >= 2 else 4)
+    # The length alone says what the file is: nothing else is read into memory.
+    count, rest = divmod(os.path.getsize(path) - header, 4)
+    if rest == 0:
+        fitting = [(name, classes) for name, classes in _networks_of(count) if classes is None or classes >= 1]
+        if fitting:
+            return DarknetWeights(np.fromfile(path, "<f4", offset=header), *fitting[0])
     expected = [f"{size + 80 * per_class:,} for {name} with 80 classes" for name, (size, per_class) in SIZES.items()]
     expected += [f"{count:,} for {public}" for count, (_, public) in PREFIXES.items()]
     raise ValueError(
-        f"{path} looks like a Darknet file and holds {len(content) / 4:,.2f} numbers".replace(".00 ", " ")
+        f"{path} looks like a Darknet file and holds {count + rest / 4:,.2f} numbers".replace(".00 ", " ")
         + f", which fits no network known here; expected {', '.join(expected)}. It is incomplete, too long, or of "
         "another network: fetch it again."
     )
+
+
+def _networks_of(count):
+    """(model_name, classes or None) of the networks that a file with so many numbers can belong to."""
+    if count in PREFIXES:
+        yield PREFIXES[count][0], None
+    for model_name, (size, per_class) in SIZES.items():
+        classes, rest = divmod(count - size, per_class)
+        if rest == 0:
+            yield model_name, classes
 
 
 def darknet_state(model, numbers, num_classes):
@@ -74,7 +84,7 @@ def darknet_state(model, numbers, num_classes):
                 f"the file ends within {key} of {model.name}: it holds {len(numbers):,} numbers, and "
                 f"{position + size:,} are needed up to there."
             )
-        state[key] = torch.from_numpy(numbers[position : position + size].astype(np.float32)).view(shape)
+        state[key] = torch.from_numpy(numbers[position : position + size].astype(np.float32, copy=False)).view(shape)
         position += size
     if position != len(numbers):
         raise ValueError(f"the file holds {len(numbers):,} numbers, and {model.name} takes {position:,}.")
@@ -93,7 +103,7 @@ def _order(model, num_classes):
             for key in ("bias", "weight", "running_mean", "running_var"):
                 yield f"{next_name}.{key}", shape[:1]
         else:
-            groups, offset = rows[f"{name}.bias"]
-            shape[0] = groups * (offset + (num_classes or model.num_classes))
+            _, offset = rows[f"{name}.bias"]
+            shape[0] = ANCHORS_PER_MAP * (offset + (num_classes or model.num_classes))
             yield f"{name}.bias", shape[:1]
         yield f"{name}.weight", shape

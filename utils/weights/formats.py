@@ -41,13 +41,13 @@ FORMATS = {
         _CENTRED,
     ),
     "flat_yolov4": Format(
-        "flat state dict of YOLOv4: RGB pixels 0-1, image centred, padding 128, centres within their cell",
+        "flat state dict of YOLOv4: RGB pixels 0-1, image centred, padding 128, the usual anchors",
         _RGB_1,
         _CENTRED,
         scale_x_y=1.0,
     ),
     "darknet": Format(
-        "Darknet's rules: RGB pixels 0-1, image stretched, centres up to 1.2 cells wide",
+        "Darknet's rules: RGB pixels 0-1, image stretched, the usual anchors",
         _RGB_1,
         {"mode": "stretch", "pad": 128},
     ),
@@ -79,26 +79,27 @@ class Recognised(NamedTuple):
 
 def recognise(state):
     """Which network a state dict {key: tensor} belongs to, by its keys and shapes. None for one that is not known."""
-    if (stem := _first(state, "backbone.backbone.stem.conv.conv.weight", "stem.conv.conv.weight")) is not None:
-        size = _YOLOX_SIZES.get(len(stem))
-        classes = state.get("head.cls_preds.0.weight")
-        is_backbone = "stem.conv.conv.weight" in state
-        if size and stem.ndim == 4:
-            return Recognised("yolox", f"yolox_{size}", is_backbone, None if classes is None else len(classes))
+    stem = _kernel(state, "backbone.backbone.stem.conv.conv.weight", "stem.conv.conv.weight")
+    if stem is not None and len(stem) in _YOLOX_SIZES:
+        classes = _kernel(state, "head.cls_preds.0.weight")
+        count = None if classes is None else len(classes)
+        return Recognised("yolox", f"yolox_{_YOLOX_SIZES[len(stem)]}", "stem.conv.conv.weight" in state, count)
     for model_name, key, head in (
         ("yolov4", "stages.0.downsample_conv.conv.weight", "yolo_head3.1.weight"),
         ("yolov4_tiny", "resblock_body1.conv1.conv.weight", "yolo_headP5.1.weight"),
     ):
-        if key in state or f"backbone.{key}" in state:
-            classes = None if head not in state else len(state[head]) // 3 - 5
+        if _kernel(state, key, f"backbone.{key}") is not None:
+            rows = _kernel(state, head)
+            classes = None if rows is None or len(rows) % 3 else len(rows) // 3 - 5
             return Recognised("yolov4", model_name, key in state, classes)
     if any(key in state for key in ("layer1.0.conv1.weight", "features.0.0.weight")):
         return Recognised("torchvision", "", True, None)
     return None
 
 
-def _first(state, *keys):
-    return next((state[key] for key in keys if key in state), None)
+def _kernel(state, *keys):
+    """The first of these entries that is a convolution's kernel."""
+    return next((state[key] for key in keys if key in state and state[key].ndim == 4), None)
 
 
 def choose_format(recognised, wrapper, weights_format, path):

@@ -1,5 +1,7 @@
 """Opening a weight file of any kind without running anything in it, and saying what it is."""
 
+import pickle
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,10 +10,16 @@ import torch
 
 from utils.config import PROJECT
 from utils.data.annotations import read_class_names
+from utils.weights.contract import check_contract
 from utils.weights.darknet import looks_like_darknet, read_darknet
 from utils.weights.formats import FITTING, FORMATS, choose_format, recognise
 
-CONTRACT_KEYS = ("model_name", "class_names", "input_shape", "resize_rule", "pixel_rule")
+# Numbers of numpy, which trainers keep beside their tensors; torch does not know them by itself. The second name is the
+# one of numpy before 2.
+PLAIN_NUMBERS = [
+    *(np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType),
+    *(np._core.multiarray.scalar, (np._core.multiarray.scalar, "numpy.core.multiarray.scalar")),
+]
 # Under these keys files keep their state dict, in the order in which they are looked for.
 WRAPPERS = ("model", "net", "state_dict", "model_state_dict", "ema", "module")
 # What wrapping a network for several devices, or compiling it, puts before its keys.
@@ -46,9 +54,13 @@ def read_weights(path, weights_format=""):
     """
     path = str(path)
     if not Path(path).is_file():
-        raise ValueError(f"There is no weight file {path!r} (relative to {Path.cwd()}); correct the path.")
-    with open(path, "rb") as file:
-        start = file.read(512)
+        what = "is a folder" if Path(path).is_dir() else "does not exist"
+        raise ValueError(f"The weight file {path!r} {what} (relative to {Path.cwd()}); correct the path.")
+    try:
+        with open(path, "rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be opened ({error.strerror}); check its permissions.") from error
     _refuse_other_files(path, start)
     if not start.startswith((b"PK\x03\x04", b"\x80")) and looks_like_darknet(start):
         return _from_darknet(path, weights_format)
@@ -70,25 +82,38 @@ def _refuse_other_files(path, start):
 
 
 def _load(path):
+    """What torch.load finds, without running anything."""
+    with open(path, "rb") as file:
+        is_archive = file.read(2) == b"PK"
+    if is_archive and not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is cut off: the download or copy was broken off. Fetch it again.")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(PLAIN_NUMBERS):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises nearly anything
-        raise ValueError(
-            f"{path} cannot be read as a weight file ({type(error).__name__}); expected a file of tensors. Either it "
-            "is damaged or incomplete: fetch it again. Or it is a whole pickled model, which is code and is not run "
-            "here: where its class lives, save its state_dict() and use that file."
-        ) from None  # torch's own message advises to run the code
+        # torch's own message is left out: it advises to run the code.
+        is_code = isinstance(error, pickle.UnpicklingError) and any(
+            word in str(error) for word in ("GLOBAL", "allowlist")
+        )
+        reason = (
+            "it holds more than tensors, such as a whole pickled model, which is code and is not run here: where its "
+            "class lives, save its state_dict() and use that file"
+            if is_code
+            else f"it is damaged, incomplete, or no file that torch.save wrote ({type(error).__name__}): fetch it again"
+        )
+        raise ValueError(f"{path} cannot be read as weights: {reason}.") from None
 
 
 def _from_content(path, content, weights_format):
     state, wrapper = unwrap(content)
     if not state:
         raise ValueError(f"{path} holds no tensors by name; expected weights, that is, a state dict.")
-    contract = content.get("contract")
-    if isinstance(contract, dict) and set(CONTRACT_KEYS) <= set(contract):
+    if isinstance(content, dict) and "contract" in content:
+        contract = content["contract"]
+        check_contract(path, contract)
         _refuse_format(path, contract, weights_format)
-        source = f"{contract['model_name']}, {len(contract['class_names'])} classes, written by this project"
-        return WeightFile(path, state, contract, source)
+        part = f"{len(contract['class_names'])} classes" if contract["class_names"] else "a part of it"
+        return WeightFile(path, state, contract, f"{contract['model_name']}, {part}, written by this project")
     recognised = recognise(state)
     if recognised is None:
         shown = ", ".join(list(state)[:3])
@@ -98,9 +123,9 @@ def _from_content(path, content, weights_format):
         )
     name = choose_format(recognised, wrapper, weights_format, path)
     contract = foreign_contract(name, recognised.model_name, recognised.num_classes)
-    source = FORMATS[name].words
-    if len(FITTING[recognised.family]) > 1 and not weights_format:
-        source += " (if it was trained otherwise, weights_format says how)"
+    source, others = FORMATS[name].words, [other for other in FITTING[recognised.family] if other != name]
+    if others and not weights_format:
+        source += f" (if it was trained otherwise, set weights_format to {' or '.join(map(repr, others))})"
     return WeightFile(path, state, contract, source, recognised.is_backbone)
 
 
@@ -122,15 +147,16 @@ def _from_darknet(path, weights_format):
     return WeightFile(path, {}, contract, source, numbers=darknet.numbers)
 
 
-def unwrap(content):
+def unwrap(content, depth=3):
     """The state dict inside what torch.load gave, and the key it was under ('' for none); ({}, '') where there is none.
 
-    Prefixes that wrapped networks have are taken off the keys. What is no tensor is left out.
+    depth: how many dicts deep it may lie. Prefixes that wrapped networks have are taken off the keys. What is no tensor
+    is left out.
     """
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not depth:
         return {}, ""
     for wrapper in WRAPPERS:
-        state, _ = unwrap(content.get(wrapper))
+        state, _ = unwrap(content.get(wrapper), depth - 1)
         if state:
             return state, wrapper
     tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
