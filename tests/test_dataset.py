@@ -1,3 +1,4 @@
+import multiprocessing
 import pickle
 import random
 
@@ -68,6 +69,22 @@ def test_epochs_differ_and_global_random_state_is_untouched(records):
     assert torch.equal(torch.get_rng_state(), before[2])
     assert first.indices != second.indices
     assert not torch.equal(first.images, second.images)
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="workers are not forked here")
+def test_forked_workers_start_after_opencv_used_threads(records):
+    """Prevents a training that hangs before its first step because images were resized in the main process before."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(4)
+    large = np.zeros((2000, 2000, 3), np.uint8)
+    cv2.cvtColor(cv2.resize(large, (1500, 1500)), cv2.COLOR_RGB2HSV)
+    try:
+        loader = build_train_loader(records, SETTINGS, 5, ONE, 7, 1)
+        loader.timeout, loader.multiprocessing_context = 20, "fork"
+        assert len(epoch_batches(loader, 0, 7)) == 1
+        assert cv2.getNumThreads() == 1
+    finally:
+        cv2.setNumThreads(threads)
 
 
 def test_batch_layout(records):

@@ -226,6 +226,9 @@ def build_val_loader(
 def _loader_options(num_workers: int, pin_memory: bool) -> dict:
     if num_workers == 0:
         _reuse_memory()
+    else:
+        # A forked worker in which OpenCV still counts on threads from before the fork hangs or crashes.
+        cv2.setNumThreads(1)
     return {
         "num_workers": num_workers,
         "pin_memory": pin_memory,
