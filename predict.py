@@ -9,7 +9,8 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.config import check_values, run_script, script_constants
-from utils.data.annotations import IMAGE_SUFFIXES, read_class_names
+from utils.data.class_names import read_class_names
+from utils.data.files import IMAGE_SUFFIXES
 from utils.data.letterbox import read_image, write_image
 from utils.device import choose_device
 from utils.draw import draw_boxes

@@ -16,8 +16,12 @@ from utils.anchors import choose_decode_rule, unused_anchors
 from utils.checkpoint import make_contract
 from utils.compiling import compile_if_faster
 from utils.config import check_training, plain, run_script, script_constants
-from utils.data.annotations import read_annotations, read_class_names
+from utils.data.annotations import class_names_of, read_source, to_records
+from utils.data.cache import RamCache, cache_fits, train_scales
+from utils.data.checks import quick_findings
+from utils.data.class_names import read_class_names, write_class_names
 from utils.data.dataset import build_train_loader, build_val_loader
+from utils.data.findings import findings_table, refuse, write_findings
 from utils.data.plan import AugmentSettings
 from utils.data.shapes import TrainShapes, multi_scale_shapes
 from utils.engine import Stepper, train_one_epoch
@@ -27,7 +31,7 @@ from utils.history import History, draw_planned_rates
 from utils.infer import find_weights
 from utils.optim import ModelEma, build_optimizer, parameter_groups, take_in
 from utils.phases import advice, check_batches, phases_of, steps_of, unlike
-from utils.report import epoch_line, report, result_row, stop_if_not_finite
+from utils.report import data_wait_advice, epoch_line, report, result_row, stop_if_not_finite
 from utils.schedule import Schedule, planned_rates, rates_of
 from utils.unfreeze import adopt_statistics
 from utils.weights.load import load_matching, loading_table
@@ -108,19 +112,31 @@ seed = 11
 #   THE DATA
 #
 #   classes_path            Text file with one class name per line, in any order that stays the same for this model.
-#                           THE constant to change for your own data; forgetting it is the commonest mistake.
+#                           THE constant to change for your own data; forgetting it is the commonest mistake. '' takes
+#                           the names from the annotations, where these have names. The run's folder gets classes.txt.
 #   train_annotation_path   What to train on, and
 #   val_annotation_path     what to validate on. Either a split of a VOC folder, which is read as it is
 #                               VOCdevkit/VOC2007/ImageSets/Main/train.txt   (Annotations/ and JPEGImages/ beside it)
 #                           or a COCO file, which ends in .json
 #                               coco/annotations/instances_train2017.json    (the images in coco/train2017/)
+#                           or YOLO's layout: its data.yaml for both constants, or a folder of images
+#                               my_data/images/train                         (the boxes in my_data/labels/train/)
 #                           or a list file with lines `path x1,y1,x2,y2,class x1,y1,x2,y2,class ...`
 #                               2007_train.txt
-#                           `python tools/voc_annotation.py` makes splits and lists from a folder of annotations.
+#                           `python tools/voc_annotation.py` makes splits and lists from a folder of annotations;
+#                           `python tools/check_data.py` shows what is wrong with the data, and pictures of it.
+#   keep_difficult          Learn boxes that are marked difficult (VOC), and crowds (COCO), too. False leaves them out,
+#                           as most do: they are hard to make out, or stand for many objects. Scores never count them.
+#   cache                   'ram' decodes every training image once, before the first epoch, and keeps it in main memory
+#                           at the size of the input, one copy for all workers. It spares a quarter to a half of the
+#                           loader's work. Training says how much it takes, and goes on without where it does not fit.
+#                           '' is off. Zoomed parts of images become a little softer.
 # ----------------------------------------------------------------------------------------------------------------------
 classes_path = "model_data/sample_classes.txt"
 train_annotation_path = "VOCdevkit/Sample/ImageSets/Main/train.txt"
 val_annotation_path = "VOCdevkit/Sample/ImageSets/Main/val.txt"
+keep_difficult = False
+cache = ""
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   THE NETWORK
@@ -344,16 +360,22 @@ _OUT_OF_MEMORY = (
 
 
 def read_data(settings, say):
-    """Class names, training records, validation records; what is odd about them is said."""
-    class_names = read_class_names(settings.classes_path)
-    records = []
-    for path in (settings.train_annotation_path, settings.val_annotation_path):
-        part, notes = read_annotations(path, class_names)
+    """Class names, training records, validation records, and what was found wrong with them, which is also said."""
+    paths = {"train": settings.train_annotation_path, "val": settings.val_annotation_path}
+    sources = [read_source(path, split) for split, path in paths.items()]
+    class_names = read_class_names(settings.classes_path) if settings.classes_path else class_names_of(sources)
+    records, findings = [], []
+    for path, source in zip(paths.values(), sources, strict=True):
+        part, found = to_records(source, class_names)
+        refuse(path, found, class_names)
         say(f"{path}: {len(part)} images, {len(part.boxes_xyxy)} boxes, {len(class_names)} classes")
-        for note in notes:
-            say(f"  note: {note}")
         records.append(part)
-    return class_names, *records
+        findings += found
+    findings += quick_findings(*records, class_names, settings.input_shape, settings.keep_difficult)
+    refuse(settings.train_annotation_path, findings, class_names)
+    if findings:
+        say(f"\nIn the data, the worst first (python tools/check_data.py looks deeper):\n{findings_table(findings)}\n")
+    return class_names, *records, findings
 
 
 def make_model(settings, class_names, place):
@@ -413,11 +435,30 @@ def loss_options(settings):
     )
 
 
+def chosen_boxes(records, settings):
+    """The records with the boxes that are learned; scores look at all of them."""
+    return records if settings.keep_difficult else records.without_difficult()
+
+
+def images_in_memory(settings, records, augment, shapes, workers, place):
+    """What gives the loader its decoded images; None where it decodes them itself."""
+    if settings.cache != "ram":
+        return None
+    scales, shared = train_scales(records, shapes.shapes, augment), workers > 0
+    fits, sentence = cache_fits(records, scales, shared, machine.processes_here())
+    place.say(sentence)
+    # Ranks must agree before one of them takes memory: else the others see less of it.
+    if machine.sum_over_ranks(torch.tensor(float(fits), device=place.device)) < place.ranks.world_size:
+        return None
+    cache = RamCache(records, scales, shared)
+    cache.fill("decoding into main memory" if place.ranks.is_main else None)
+    return cache
+
+
 def augmentation(settings):
     """The constants of the augmentation block as the loader takes them."""
     hue, saturation, brightness = settings.colour_jitter
     return AugmentSettings(
-        input_shape=tuple(settings.input_shape),
         augment_epochs=round(settings.special_aug_ratio * settings.UnFreeze_Epoch),
         mosaic=settings.mosaic,
         mosaic_prob=settings.mosaic_prob,
@@ -435,9 +476,12 @@ def augmentation(settings):
 def train_shapes(settings, augment, say):
     """The input shapes of training batches: one, or several with multi_scale."""
     if not settings.multi_scale:
-        return TrainShapes([augment.input_shape])
+        return TrainShapes([tuple(settings.input_shape)])
     shapes = multi_scale_shapes(
-        augment.input_shape, settings.multi_scale_range, settings.multi_scale_period, augment.augment_epochs
+        tuple(settings.input_shape),
+        settings.multi_scale_range,
+        settings.multi_scale_period,
+        augment.augment_epochs,
     )
     if len(shapes.shapes) == 1:
         say("note: multi_scale is True, but multi_scale_range holds no other multiple of 32: widen it.")
@@ -451,12 +495,14 @@ def main(settings):
     say, device, ranks = place.say, place.device, place.ranks
 
     # What it learns from, what learns, and how it is judged
-    class_names, train_records, val_records = read_data(settings, say)
+    class_names, train_records, val_records, findings = read_data(settings, say)
+    train_records = chosen_boxes(train_records, settings)
     model, fresh = make_model(settings, class_names, place)
     model = machine.with_sync_bn(model.to(device, memory_format=torch.channels_last), settings.sync_bn, place)
     criterion = build_criterion(model, loss_options(settings))
     augment = augmentation(settings)
-    contract = make_contract(model, class_names, augment.input_shape, augment.rule, settings=plain(vars(settings)))
+    input_shape = tuple(settings.input_shape)
+    contract = make_contract(model, class_names, input_shape, augment.rule, settings=plain(vars(settings)))
     phases = phases_of(settings)
     check_batches(phases, ranks)
     for sentence in (
@@ -468,10 +514,23 @@ def main(settings):
     workers = place.workers(settings.num_workers)
     shapes = train_shapes(settings, augment, say)
     train_loader = build_train_loader(
-        train_records, augment, settings.seed, shapes, phases[0].batch_size, workers, *ranks.of_all, place.on_gpu
+        train_records,
+        augment,
+        settings.seed,
+        shapes,
+        phases[0].batch_size,
+        workers,
+        *ranks.of_all,
+        place.on_gpu,
+        images_in_memory(settings, train_records, augment, shapes, workers, place),
     )
     val_loader = build_val_loader(
-        val_records, augment.input_shape, augment.rule, 2 * settings.Unfreeze_batch_size, min(workers, 2), place.on_gpu
+        chosen_boxes(val_records, settings),
+        input_shape,
+        augment.rule,
+        2 * settings.Unfreeze_batch_size,
+        min(workers, 2),
+        place.on_gpu,
     )
 
     # What moves it: the frozen part joins the optimiser when it is unfrozen
@@ -491,11 +550,14 @@ def main(settings):
         files = outputs.WeightFiles(outputs.new_run_folder(settings.save_dir), settings.save_period)
         history = History(files.folder)
         outputs.save_settings(files.folder, plain(vars(settings)))
+        write_class_names(files.folder / "classes.txt", class_names)
+        write_findings(files.folder / "findings.csv", findings)
         courses = joining_groups(model, settings, phases)
         draw_planned_rates(
             *planned_rates(settings, phases, courses), courses, settings.lr_decay_type, files.folder / "planned_lr.png"
         )
         say(f"\nresults go to {files.folder}\n")
+    del findings  # hundreds of thousands in a bad data set, and every worker would get a copy
 
     scores, named = None, set()
     try:
@@ -506,7 +568,7 @@ def main(settings):
                 adopt_statistics(model, woken, train_loader, device)
                 average.take_over(model, woken) if average else None
             take_in(optimizer, parameter_groups(model, settings.weight_decay, phase.first, factor_of))
-            shape = (phase.batch_size // ranks.world_size, 3, *augment.input_shape)
+            shape = (phase.batch_size // ranks.world_size, 3, *input_shape)
             network = compile_if_faster(model, criterion, stepper, shape, place) if settings.compile else model
             network = machine.parallel(network, place)
             rates = rates_of(settings, phase)
@@ -543,6 +605,9 @@ def main(settings):
                     say(f"note: {path} cannot be decoded any more and is left out")
                     named.add(path)
                 say(epoch_line(row, settings.UnFreeze_Epoch))
+                for sentence in data_wait_advice(row, settings, workers) - named:
+                    say(f"note: {sentence}")
+                    named.add(sentence)
                 contract |= {"epoch": epoch + 1, "scores": {key: row[key] for key in ("map50", "ap")}}
                 score = row["map50"] if settings.eval_flag else -row["val_loss"]
                 files.save(judged, contract, epoch + 1, is_last, row["loss"], row["val_loss"], score)

@@ -300,7 +300,9 @@ def test_shipped_constants_pass_their_checks(constants):
 BAD_VALUES = [
     *[(name, "yes") for name in ("Cuda", "distributed", "sync_bn", "fp16", "mosaic", "mixup", "Freeze_Train")],
     *[(name, 1) for name in ("ema", "eval_flag", "compile", "cudnn_benchmark", "deterministic", "focal_loss")],
-    *[(name, None) for name in ("multi_scale", "freeze_whole_run", "allow_partial_backbone")],
+    *[(name, None) for name in ("multi_scale", "freeze_whole_run", "allow_partial_backbone", "keep_difficult")],
+    ("cache", "disk"),
+    ("cache", True),
     *[(name, 0) for name in ("gpu_ids", "classes_path", "train_annotation_path", "val_annotation_path")],
     *[(name, None) for name in ("model_name", "backbone", "model_path", "anchors_path", "save_dir")],
     ("pretrained", ""),

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from utils.data import images
+from utils.data.cache import RamCache
 from utils.data.dataset import (
     EpochBatchSampler,
     Sample,
@@ -16,13 +18,15 @@ from utils.data.dataset import (
     build_val_loader,
     collate,
 )
-from utils.data.letterbox import boxes_to_image
-from utils.data.plan import AugmentSettings
+from utils.data.images import RecentImages
+from utils.data.letterbox import boxes_to_image, read_image
+from utils.data.plan import AugmentSettings, SampleKey, largest_scales
 from utils.data.records import Records
 from utils.data.shapes import TrainShapes
 
-SETTINGS = AugmentSettings((64, 96), augment_epochs=2)
-ONE = TrainShapes([(64, 96)])
+SETTINGS = AugmentSettings(augment_epochs=2)
+SHAPE = (64, 96)
+ONE = TrainShapes([SHAPE])
 # Two shapes besides the input's own, drawn anew with every batch of the first two epochs.
 THREE = TrainShapes([(64, 96), (32, 64), (96, 128)], 1, 2)
 RULE = {"mode": "center", "pad": 114}
@@ -36,6 +40,14 @@ def records(tmp_path):
         cv2.imencode(".png", rng.integers(0, 256, (40, 50, 3), np.uint8))[1].tofile(path)
     boxes = [(index, 5, index + 20, 30) for index in range(6)]
     return Records(paths, [(40, 50)] * 7, [1] * 6 + [0], boxes, [0, 1, 2, 0, 1, 2])
+
+
+def samples_of(records, settings, seed=0):
+    return TrainSamples(records, settings, seed, RecentImages(records, largest_scales(records, [SHAPE], settings)))
+
+
+def key(epoch, index, shape=SHAPE):
+    return SampleKey(epoch, index, shape, tuple((index + step) % 7 for step in range(1, 8)))
 
 
 def epoch_batches(loader, epoch, batch_size=3):
@@ -124,9 +136,9 @@ def test_sampler_covers_every_image_once():
     first, second = keys(sampler, 0), keys(sampler, 1)
     assert [len(batch) for batch in first] == [4, 4, 3]
     assert len(sampler) == 3
-    assert sorted(index for batch in first for _, index, _ in batch) == list(range(11))
-    assert {epoch for batch in second for epoch, _, _ in batch} == {1}
-    assert [key[1] for key in first[0]] != [key[1] for key in second[0]]
+    assert sorted(index for batch in first for _, index, _, _ in batch) == list(range(11))
+    assert {sample.epoch for batch in second for sample in batch} == {1}
+    assert [sample.index for sample in first[0]] != [sample.index for sample in second[0]]
     assert keys(sampler, 0) == first
     assert len(keys(sampler, 0, 6)) == len(sampler) == 2
 
@@ -139,7 +151,7 @@ def test_small_sets_and_short_last_batches(count, batch_size, lengths):
     sampler = EpochBatchSampler(count, batch_size, 0, ONE)
     batches = keys(sampler, 0)
     assert [len(batch) for batch in batches] == lengths
-    drawn = [index for batch in batches for _, index, _ in batch]
+    drawn = [sample.index for batch in batches for sample in batch]
     assert len(set(drawn)) == len(drawn)
     assert {index % count for index in drawn} == set(range(count))
 
@@ -152,22 +164,22 @@ def test_ranks_share_the_single_process_batches(count):
     assert {len(batches) for batches in ranks} == {len(single)}
     for parts, whole in zip(zip(*ranks, strict=True), single, strict=True):
         assert min(len(part) for part in parts) >= 2
-        together = [key for part in parts for key in part]
+        together = [sample for part in parts for sample in part]
         assert len(together) == len(set(together))
         assert set(whole) <= set(together)
         assert len(together) == max(8, len(whole))
-        assert len({shape for _, _, shape in together}) == 1
+        assert len({sample.input_shape for sample in together}) == 1
 
 
 def test_batches_change_their_size_and_end_with_the_inputs_own():
     """Prevents multi_scale without effect, samples of one batch that differ in size, and last epochs on other sizes."""
     sampler = EpochBatchSampler(40, 2, 3, THREE)
     for epoch, expected in ((0, set(THREE.shapes)), (1, set(THREE.shapes)), (2, {(64, 96)}), (7, {(64, 96)})):
-        shapes = [{shape for _, _, shape in batch} for batch in keys(sampler, epoch)]
+        shapes = [{sample.input_shape for sample in batch} for batch in keys(sampler, epoch)]
         assert all(len(shape) == 1 for shape in shapes)
         assert set.union(*shapes) == expected
     slow = EpochBatchSampler(40, 2, 3, THREE._replace(period=5))
-    shapes = [batch[0][2] for batch in keys(slow, 0)]
+    shapes = [batch[0].input_shape for batch in keys(slow, 0)]
     assert all(len(set(shapes[start : start + 5])) == 1 for start in range(0, 20, 5))
 
 
@@ -175,10 +187,10 @@ def test_batches_change_their_size_and_end_with_the_inputs_own():
 @pytest.mark.parametrize("shape", [(32, 64), (64, 96), (96, 128), (128, 32)])
 def test_samples_have_the_drawn_shape_and_boxes_inside_it(records, shape, augment_epochs):
     """Prevents boxes that belong to an image of another size, with mosaic and without."""
-    settings = AugmentSettings((64, 96), augment_epochs)
+    settings = AugmentSettings(augment_epochs)
     boxes = 0
     for index in range(6):
-        sample = TrainSamples(records, settings, 0)[0, index, shape]
+        sample = samples_of(records, settings)[key(0, index, shape)]
         height, width = shape
         assert sample.image_rgb.shape == (height, width, 3)
         assert (sample.boxes_xyxy >= 0).all() and (sample.boxes_xyxy <= [width, height, width, height]).all()
@@ -189,7 +201,6 @@ def test_samples_have_the_drawn_shape_and_boxes_inside_it(records, shape, augmen
             expected = np.array([index, 5, index + 20, 30]) * scale
             np.testing.assert_allclose(sample.boxes_xyxy, [expected], atol=1.0)
     assert boxes >= 6
-    assert settings.input_shape == (64, 96)
 
 
 def test_sampler_errors():
@@ -206,8 +217,8 @@ def test_unreadable_image_is_replaced_and_named(records):
     bad = records.path(3)
     with open(bad, "wb") as file:
         file.write(b"nothing")
-    single = AugmentSettings((64, 96), augment_epochs=1, mosaic=False, mixup=False)
-    sample = TrainSamples(records, single, 0)[0, 3, (64, 96)]
+    single = AugmentSettings(augment_epochs=1, mosaic=False, mixup=False)
+    sample = samples_of(records, single)[key(0, 3)]
     assert (sample.index, sample.unreadable) == (4, [bad])
     batch = epoch_batches(build_train_loader(records, single, 0, ONE, 7, 0), 0, 7)[0]
     assert batch.unreadable == [bad]
@@ -219,7 +230,7 @@ def test_unreadable_image_is_replaced_and_named(records):
 def test_changed_image_size_counts_as_unreadable(records):
     """Prevents boxes of an image that was replaced by another one during training from being trained."""
     cv2.imencode(".png", np.zeros((50, 40, 3), np.uint8))[1].tofile(records.path(0))
-    assert TrainSamples(records, AugmentSettings((64, 96)), 0)[0, 0, (64, 96)].unreadable == [records.path(0)]
+    assert samples_of(records, AugmentSettings())[key(0, 0)].unreadable == [records.path(0)]
 
 
 def test_nothing_readable_is_an_error(records, tmp_path):
@@ -227,7 +238,7 @@ def test_nothing_readable_is_an_error(records, tmp_path):
     for path in tmp_path.iterdir():
         path.unlink()
     with pytest.raises(ValueError, match="7 samples in a row"):
-        TrainSamples(records, SETTINGS, 0)[0, 0, (64, 96)]
+        samples_of(records, SETTINGS)[key(0, 0)]
 
 
 def test_validation_batches_lead_back_to_the_images(records):
@@ -261,14 +272,46 @@ def test_images_can_come_from_elsewhere(records):
         asked.append(index)
         return np.full((40, 50, 3), 200, np.uint8)
 
-    plain = AugmentSettings((40, 50))
-    sample = TrainSamples(records, plain, 0, load)[0, 2, (40, 50)]
+    sample = TrainSamples(records, AugmentSettings(), 0, load)[key(0, 2, (40, 50))]
     assert (asked, np.unique(sample.image_rgb).tolist()) == ([2], [200])
 
 
 def test_datasets_pickle(records):
-    """Prevents a loader that cannot start its workers on Windows."""
-    train = pickle.loads(pickle.dumps(TrainSamples(records, SETTINGS, 0)))
-    key = 1, 2, (64, 96)
-    assert np.array_equal(train[key].image_rgb, TrainSamples(records, SETTINGS, 0)[key].image_rgb)
-    assert len(pickle.loads(pickle.dumps(ValSamples(records, (64, 96), RULE)))) == 7
+    """Prevents a loader that cannot start its workers on Windows, or that sends them what was decoded before."""
+    samples = samples_of(records, SETTINGS)
+    image_rgb = samples[key(1, 2)].image_rgb
+    assert samples.load_image.kept_bytes > 0
+    train = pickle.loads(pickle.dumps(samples))
+    assert (train.load_image.kept_bytes, len(train.load_image.kept)) == (0, 0)
+    assert np.array_equal(train[key(1, 2)].image_rgb, image_rgb)
+    assert len(pickle.loads(pickle.dumps(ValSamples(records, SHAPE, RULE)))) == 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cached", [False, True])
+def test_spawned_workers_give_the_same_batches(records, cached):
+    """Prevents a loader that only works where workers are forked: Windows and macOS spawn them."""
+
+    def batches(workers, context):
+        cache = RamCache(records, np.ones(7), shared=workers > 0) if cached else None
+        cache.fill(None) if cached else None
+        loader = build_train_loader(records, SETTINGS, 5, ONE, 3, workers, load_image=cache)
+        loader.multiprocessing_context = context
+        return epoch_batches(loader, 1)
+
+    for first, second in zip(batches(0, None), batches(2, "spawn"), strict=True):
+        assert first.indices == second.indices
+        assert torch.equal(first.images, second.images)
+        assert torch.equal(first.targets, second.targets)
+
+
+def test_an_image_is_decoded_once_for_its_neighbours(tmp_path, monkeypatch):
+    """Prevents mosaics that decode four images for each sample: 40 images, 40 samples, 40 times decoding."""
+    paths = [str(tmp_path / f"{index}.png") for index in range(40)]
+    for path in paths:
+        cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tofile(path)
+    records, read = Records(paths, [(8, 8)] * 40, [0] * 40, [], []), []
+    monkeypatch.setattr(images, "read_image", lambda path, *rest: read.append(path) or read_image(path, *rest))
+    settings = AugmentSettings(1, mixup_prob=1.0)
+    assert len(epoch_batches(build_train_loader(records, settings, 0, ONE, 8, 0), 0, 8)) == 5
+    assert sorted(read) == sorted(paths)

@@ -14,11 +14,15 @@ WITHOUT_TORCH = [
     "utils.draw",
     *(
         f"utils.data.{name}"
-        for name in ("records", "annotations", "coco_json", "entries", "letterbox", "plan", "render")
+        for name in (
+            *("records", "annotations", "source", "voc", "list_file", "coco_json", "json_stream", "yolo_txt"),
+            *("class_names", "files", "findings", "image_size", "letterbox", "plan", "render"),
+        )
     ),
     "utils.weights.download",
 ]
-MOST_LINES_OF_CODE = 4500
+# Readers need one format of annotations and one kind of network; each part of these is a small file of its own.
+MOST_LINES_OF_CODE = 5500
 NO_CODE = (
     *(tokenize.ENCODING, tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE),
     *(tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER),
@@ -91,7 +95,12 @@ def test_nets_know_nothing_of_files_or_training():
 
 def test_nobody_imports_the_programs():
     """Prevents circular imports, and programs that run or parse arguments when something else needs one function."""
-    assert offences(sources(*PROGRAMS, "utils", "nets"), lambda name: not is_within(name, *PROGRAMS)) == []
+    assert offences(sources("train", "predict", "utils", "nets"), lambda name: not is_within(name, *PROGRAMS)) == []
+
+    def is_allowed(name):
+        return not is_within(name, *PROGRAMS) or is_within(name, "tools.data_report")  # the parts of a tool
+
+    assert offences(sources("tools", "benchmarks"), is_allowed) == []
 
 
 def test_utils_build_no_networks():

@@ -10,7 +10,7 @@ from test_weights_read import layout, saved
 from nets import build_model
 from utils import infer
 from utils.checkpoint import make_contract, save_weights
-from utils.data.annotations import read_class_names
+from utils.data.class_names import read_class_names
 from utils.data.letterbox import placement, write_image
 from utils.infer import Detector, check_release, find_weights, open_network, suppress, to_image
 from utils.weights.download import RELEASES

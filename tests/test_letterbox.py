@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.data.letterbox import boxes_to_image, boxes_to_input, letterbox, placement, read_image, write_image
+from utils.data.letterbox import (
+    boxes_to_image,
+    boxes_to_input,
+    letterbox,
+    placement,
+    read_image,
+    reduction_for,
+    write_image,
+)
 
 
 def test_placement_literal_values():
@@ -116,3 +124,29 @@ def test_write_image(tmp_path):
     for name in ("picture.xyz", "picture"):
         with pytest.raises(ValueError, match=r"Use \.jpg or \.png"):
             write_image(str(tmp_path / name), image)
+
+
+def test_much_too_large_images_are_averaged_first():
+    """Prevents a resize that skips pixels: stripes one pixel wide must become grey, not black or white."""
+    image = np.zeros((256, 256, 3), np.uint8)
+    image[:, ::2] = 200
+    for side, reduction in ((64, 4), (63, 4), (100, 2), (200, 1)):
+        assert reduction_for(side / 256) == reduction
+        canvas, _ = letterbox(image, (side, side), {"mode": "topleft", "pad": 114})
+        if reduction > 1:
+            assert (np.abs(canvas[:, 1:-1].astype(int) - 100) <= 1).all()
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", [1, 6, 8])
+@pytest.mark.parametrize("size_wh", [(203, 101), (64, 64), (1, 7)])
+def test_reduced_images(tmp_path, suffix, orientation, size_wh):
+    """Prevents reduced images of another size, turned otherwise, or with red and blue swapped."""
+    path, exif = str(tmp_path / f"image.{suffix}"), Image.Exif()
+    exif[274] = orientation
+    Image.new("RGB", size_wh, (250, 100, 5)).save(path, exif=exif)
+    height, width = read_image(path).shape[:2]
+    for reduction in (2, 4, 8):
+        image = read_image(path, reduction)
+        assert image.shape[:2] == (-(-height // reduction), -(-width // reduction))
+        assert np.abs(image[0, 0].astype(int) - (250, 100, 5)).max() <= 6

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 from nets import MODELS, build_model
-from utils.anchors import choose_decode_rule, read_anchors, unused_anchors
+from utils.anchors import best_anchor_iou, choose_decode_rule, read_anchors, shape_iou, unused_anchors
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN = {"anchors": [[1, 2], [3, 4]], "anchors_mask": [[1], [0]], "scale_x_y": [1.05, 1.05]}
@@ -56,6 +56,19 @@ def test_a_file_in_another_encoding_is_named(tmp_path, encoding):
         read_anchors(path)
     assert str(error.value).startswith(f"{path}: ")
     assert str(error.value).endswith("; expected numbers such as 12,16, 19,36, 40,28.")
+
+
+def test_how_well_anchors_fit_boxes():
+    """Prevents width taken for height, a union that counts the overlap twice, and NaN for a box without area."""
+    sizes_wh, anchors_wh = [[10, 20], [30, 20], [0, 5]], [[10, 10], [40, 20]]
+    assert shape_iou(sizes_wh, anchors_wh).tolist() == [[0.5, 0.25], [100 / 600, 0.75], [0, 0]]
+    assert best_anchor_iou(sizes_wh, anchors_wh).tolist() == [0.5, 0.75, 0]
+
+
+def test_no_boxes_to_fit():
+    """Prevents an error for data without boxes."""
+    assert best_anchor_iou([], [[10, 10]]).tolist() == []
+    assert shape_iou([[10, 10]], []).shape == (1, 0)
 
 
 @pytest.mark.parametrize(

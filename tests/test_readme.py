@@ -20,12 +20,13 @@ from utils.weights.read import read_weights
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README_zh.md")
 SCRIPTS = ("train.py", "predict.py", "tools/get_map.py", "tools/convert_weights.py", "tools/summary.py")
-SCRIPTS += ("tools/voc_annotation.py",)
+SCRIPTS += ("tools/voc_annotation.py", "tools/check_data.py", "tools/kmeans_for_anchors.py")
 CODE_FOLDERS = ("nets", "utils", "tools", "benchmarks")
 # What people and programs make, and what other repos had: no files of ours.
 USER_MADE = re.compile(
     r"logs/(?!README)|img_out/|map_out/|VOCdevkit/VOC2007/(?!README)|my_images/|BCCD_Dataset/"
-    r"|(?:Annotations|JPEGImages|ImageSets)(?:/|$)|model_data/(?:my|bccd)_classes\.txt|model_data/[\w.-]+\.(?:pth|weights)"
+    r"|(?:Annotations|JPEGImages|ImageSets)(?:/|$)|model_data/(?:my|bccd)_(?:classes|anchors)\.txt"
+    r"|model_data/[\w.-]+\.(?:pth|weights)"
 )
 OLD_FILES = {"yolo.py", "get_map.py", "voc_annotation.py", "summary.py", "kmeans_for_anchors.py", "nets/yolo.py"}
 OLD_FILES |= {"nets/yolo_training.py"}
@@ -54,7 +55,8 @@ def constants_of(script):
 
 def parameters_of(script):
     """{name: value} of all that a script's command line knows."""
-    return module_of(script).constants() if script == "tools/summary.py" else constants_of(script)
+    module = module_of(script)
+    return module.constants() if hasattr(module, "constants") else constants_of(script)
 
 
 def table_rows(text, script):

@@ -5,7 +5,7 @@ import pytest
 
 from utils.engine import EpochResult
 from utils.phases import Phase
-from utils.report import epoch_line, report, result_row, stop_if_not_finite
+from utils.report import data_wait_advice, epoch_line, report, result_row, stop_if_not_finite
 
 RESULT = EpochResult({"loss": 4.5, "box": 1.25, "obj": 3.25}, 2e-3, 30.0, 0.125, 12.34, [])
 SCORES = {"map50": 0.75, "AP": 0.5, "AP50": 0.75}
@@ -84,3 +84,20 @@ def test_a_run_without_a_score_says_so(tmp_path):
     assert said(tmp_path, None) == (
         "\nNo epoch could be scored: the validation set holds no boxes, or its loss was not a number."
     )
+
+
+@pytest.mark.parametrize(
+    ("data_wait", "cache", "workers", "expected"),
+    [
+        (0.24, "", 0, set()),
+        (0.25, "", 0, {"set cache = 'ram', which decodes each image once"}),
+        (0.5, "ram", 2, {"raise num_workers (now 2; this machine has 4 cores)"}),
+        (0.5, "ram", 3, {"lower input_shape, or mosaic_prob and mixup_prob; a faster processor would help as well"}),
+    ],
+)
+def test_a_slow_loader_names_the_constant_to_change(monkeypatch, data_wait, cache, workers, expected):
+    """Prevents trainings that wait for images half of the time while nobody knows what to do."""
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    advice = data_wait_advice({"data_wait": data_wait}, SimpleNamespace(cache=cache), workers)
+    start = "much of the time goes into waiting for images (data wait): "
+    assert advice == {f"{start}{change}." for change in expected}

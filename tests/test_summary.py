@@ -8,6 +8,7 @@ from torch import nn
 
 from nets import MODELS, build_model
 from tools import summary
+from utils import config
 
 ROOT = Path(__file__).parents[1]
 
@@ -248,12 +249,12 @@ def test_a_constant_that_train_computes(monkeypatch, tmp_path):
     assert text.count("\nFreeze_Epoch = 10\n") == text.count("\nMin_lr = None\n") == 1
     path = tmp_path / "train.py"
     path.write_text(text.replace("\nFreeze_Epoch = 10\n", "\nFreeze_Epoch = 5 * 2\n"), encoding="utf-8")
-    monkeypatch.setattr(summary, "_TRAIN", path)
+    monkeypatch.setattr(config, "TRAIN", path)
+    monkeypatch.setattr(summary, "TRAIN", path)
     with pytest.raises(ValueError) as error:
         settings_of()
     assert str(error.value) == (
-        f"{path} computes Freeze_Epoch, and it is not run to look at a network; give its value, as in "
-        "--Freeze_Epoch=..."
+        f"{path} computes Freeze_Epoch, and it is not run here; give its value, as in --Freeze_Epoch=..."
     )
     settings = settings_of(Freeze_Epoch=7)
     assert (settings.Freeze_Epoch, settings.Min_lr) == (7, None)

@@ -30,6 +30,7 @@ def settings(tmp_path, monkeypatch):
         trainval_percent=0.9,
         train_percent=0.5,
         seed=0,
+        group_pattern="",
         overwrite=False,
     )
 
@@ -53,6 +54,84 @@ def test_splits(settings, capsys):
     settings.seed = 1
     voc_annotation.main(settings)
     assert ids("train") != first
+
+
+def test_splits_stay_as_they_were(settings):
+    """Prevents another split under the same seed: results of other runs could no longer be compared."""
+    voc_annotation.main(settings)
+    assert ids("test") == ["10", "18"]
+    assert ids("val") == ["00", "02", "03", "05", "09", "11", "14", "16", "17"]
+
+
+def test_groups_are_not_divided(settings, capsys):
+    """Prevents frames of one video on both sides, and shares that groups cannot meet without a word on it."""
+    settings.group_pattern = "^(.)[0-9]"
+    voc_annotation.main(settings)
+    assert [name[0] for name in ids("train")] == 10 * [ids("train")[0][0]]
+    assert [name[0] for name in ids("val")] == 10 * [ids("val")[0][0]]
+    assert ids("trainval") == [f"{number:02d}" for number in range(20)] and ids("test") == []
+    assert len(Path("2007_train.txt").read_text().splitlines()) == 10
+    assert (
+        """
+2 groups; the largest, '0', has 10 images
+       groups  images  by the shares
+train       1      10              9
+val         1      10              9
+test        0       0              2
+"""
+        in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    ("group_pattern", "groups"),
+    [
+        ("(.+)_[0-9]+$", {"a_b": ["a_b_1", "a_b_2"], "c": ["c_1", "c"]}),  # the last name is that of a group
+        ("^(.)(.)", {"a": ["a_b_1", "a_b_2"], "c": ["c_1", "c"]}),  # the first bracket alone
+        ("[0-9]", {"1": ["a_b_1", "c_1"], "2": ["a_b_2"], "c": ["c"]}),  # anywhere in the name, no bracket
+        ("(b)|c", {"b": ["a_b_1", "a_b_2"], "c_1": ["c_1"], "c": ["c"]}),  # a bracket that has no part in the match
+    ],
+)
+def test_what_a_pattern_names(group_pattern, groups):
+    """Prevents a pattern from being read otherwise than its comment says."""
+    assert voc_annotation.group_ids(["a_b_1", "a_b_2", "c_1", "c"], group_pattern) == groups
+
+
+def test_names_without_a_match_are_told(capsys):
+    """Prevents a pattern that fits half of the names from dividing the others without a word."""
+    assert len(voc_annotation.group_ids(["a_1", "a_2", "b", "c"], "(.+)_")) == 3
+    assert capsys.readouterr().out == "group_pattern does not match 2 names, which name a group each: b, c\n"
+
+
+def group_sizes(sizes, counts, seed=0):
+    """{split: sizes of its groups, large ones first} for groups of these sizes."""
+    groups = {str(number): ["image"] * size for number, size in enumerate(sizes)}
+    parts = voc_annotation.split_groups(groups, dict(zip(("train", "val", "test"), counts, strict=True)), seed)
+    return {part: [len(groups[name]) for name in names] for part, names in parts.items()}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "counts", "train", "val", "test"),
+    [
+        ([50, 10, 10, 10, 10, 10], (81, 9, 10), [50, 10, 10, 10], [10], [10]),
+        ([1] * 20, (9, 9, 2), [1] * 9, [1] * 9, [1] * 2),
+        ([10, 9, 2, 2, 1], (18, 6, 0), [10, 9], [2, 2, 1], []),
+        ([30, 30, 30], (73, 8, 9), [30], [30], [30]),  # the shares alone would give all to train
+        ([95, 5], (81, 9, 10), [95], [5], []),
+    ],
+)
+def test_groups_meet_the_shares(sizes, counts, train, val, test):
+    """Prevents splits far from the shares, and a data set whose large groups leave nothing to validate on."""
+    for seed in range(5):
+        assert group_sizes(sizes, counts, seed) == {"train": train, "val": val, "test": test}
+
+
+def test_the_seed_draws_among_equal_groups():
+    """Prevents groups in alphabetical order, often that of their dates, and splits that change from run to run."""
+    groups = {name: [name] for name in "abcdefgh"}
+    counts = {"train": 6, "val": 2, "test": 0}
+    drawn = [voc_annotation.split_groups(groups, counts, seed)["val"] for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_lists_hold_the_same_data_as_the_splits(settings):
@@ -108,6 +187,9 @@ def test_nothing_is_written_on_a_mistake(settings):
         ("trainval_percent", 90.0, "a share"),
         ("train_percent", 0.0, "a share"),
         ("train_percent", 1.0, "leave 18 to train on and 0 to validate on"),
+        ("group_pattern", "(.+", "is no regular expression .*position 0.*expected one such as"),
+        ("group_pattern", "_[0-9]", "matches none of the 20 names of images, such as '00'"),
+        ("group_pattern", ".*(x?)", "puts all 20 images into one group, ''"),
         ("VOCdevkit_path", "none", "VOCdevkit_path must name"),
         ("VOCdevkit_path", "empty", "holds no .xml files"),
     ],
@@ -129,3 +211,14 @@ def test_command(settings):
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 1
     assert run.stderr.strip().startswith("Error: ") and "Traceback" not in run.stderr
+
+
+def test_all_broken_files_are_named(settings):
+    """Prevents people from correcting one file per call; hidden copies are none of the data set's files."""
+    for name in ("03", "07", "._08"):
+        Path(f"my voc/Annotations/{name}.xml").write_text("<annotation>")
+    with pytest.raises(ValueError) as caught:
+        voc_annotation.main(settings)
+    assert "annotation cannot be read (2 times): " in str(caught.value)
+    assert "03.xml, " in str(caught.value) and "07.xml (not valid XML" in str(caught.value)
+    assert not os.path.exists("my voc/ImageSets")

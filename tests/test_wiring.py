@@ -16,7 +16,9 @@ from utils import device as machine
 from utils import outputs
 from utils.checkpoint import make_contract, save_weights
 from utils.config import check_training, script_constants
+from utils.data.cache import RamCache
 from utils.data.plan import AugmentSettings
+from utils.data.records import Records
 from utils.data.shapes import TrainShapes
 from utils.device import Place, Precision, Ranks
 
@@ -33,6 +35,7 @@ CONSTANTS |= {"mosaic_prob": 0.9, "mixup_prob": 0.3, "special_aug_ratio": 0.5, "
 CONSTANTS |= {"scale_range": [0.7, 1.2], "colour_jitter": [0.01, 0.6, 0.5]}
 CONSTANTS |= {"multi_scale_range": [0.6, 1.4], "multi_scale_period": 3}
 CONSTANTS |= {"iou_type": "siou", "label_smoothing": 0.02, "focal_loss": True, "focal_alpha": 0.3, "focal_gamma": 1.5}
+CONSTANTS |= {"cache": "ram"}
 CONSTANTS |= {"ignore_iou": 0.6, "map_weights": [2.0, 0.5]}
 CONSTANTS |= {"optimizer_type": "sgd", "Init_lr": 3.2e-2, "momentum": 0.8, "weight_decay": 3e-4}
 CONSTANTS |= {"lr_decay_type": "plateau", "lr_scale": {"neck": 0.5}}
@@ -153,7 +156,6 @@ def test_the_augmentation_gets_its_block(training):
     """Prevents probabilities and gains that change places; half of two epochs are augmented."""
     (call,) = training.build_train_loader
     assert call.settings == AugmentSettings(
-        input_shape=(64, 96),
         augment_epochs=1,
         mosaic=True,
         mosaic_prob=0.9,
@@ -174,6 +176,8 @@ def test_the_loaders_get_theirs(training):
     assert call.shapes == TrainShapes([(64, 96), (32, 64), (96, 128)], 3, 1)
     assert (len(call.records), call.seed, call.batch_size, call.num_workers) == (6, 5, 3, 3)
     assert (call.rank, call.world_size, call.pin_memory) == (0, 1, False)
+    # 224 x 224 and 288 x 224 pixels at most fit into 96 x 128.
+    assert isinstance(call.load_image, RamCache) and call.load_image(0).shape[0] <= 96
     assert (len(val.records), val.input_shape, val.rule["mode"]) == (1, (64, 96), "topleft")
     assert (val.batch_size, val.num_workers, val.pin_memory) == (4, 2, False)
 
@@ -281,6 +285,27 @@ def test_the_sizes_of_multi_scale_are_said(constants, changes, shapes, lines):
     settings, said = SimpleNamespace(**constants | changes), []
     assert train.train_shapes(settings, train.augmentation(settings), said.append).shapes == shapes
     assert said == lines
+
+
+@pytest.mark.parametrize(("keep_difficult", "expected"), [(True, [0, 1, 2]), (False, [0, 2])])
+def test_difficult_boxes_follow_their_constant(constants, keep_difficult, expected):
+    """Prevents boxes that nobody can make out, and crowds, from being learned against the user's will, or lost."""
+    records = Records(["a.jpg"], [(9, 9)], [3], [[0, 0, 5, 5]] * 3, [0, 1, 2], [False, True, False])
+    settings = SimpleNamespace(**constants | {"keep_difficult": keep_difficult})
+    assert train.chosen_boxes(records, settings).classes.tolist() == expected
+
+
+def test_a_cache_that_does_not_fit_is_done_without(constants, monkeypatch):
+    """Prevents a training that ends where it could go on without the cache, or that drops it without a word."""
+    said = []
+    monkeypatch.setattr(train, "cache_fits", lambda records, scales, shared, copies: (False, f"{shared} {copies}"))
+    settings, place = SimpleNamespace(**constants), SimpleNamespace(say=said.append, device=CPU, ranks=Ranks())
+    records = Records(["a.jpg"], [(9, 9)], [0], [], [])
+    shapes = TrainShapes([(64, 96)])
+    assert train.images_in_memory(settings, records, train.augmentation(settings), shapes, 3, place) is None
+    settings.cache = ""
+    assert train.images_in_memory(settings, records, train.augmentation(settings), shapes, 3, place) is None
+    assert said == ["True 1"]
 
 
 def test_constants_of_other_networks_are_refused_before_an_image_is_read(constants, monkeypatch):

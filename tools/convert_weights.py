@@ -12,7 +12,7 @@ from nets import build_model
 from utils.anchors import choose_decode_rule
 from utils.checkpoint import make_contract, save_state
 from utils.config import check_values, run_script, script_constants
-from utils.data.annotations import read_class_names
+from utils.data.class_names import read_class_names
 from utils.infer import find_weights, open_network
 from utils.weights import read
 from utils.weights.load import load_matching

@@ -11,15 +11,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.config import check_values, run_script, script_constants
-from utils.data.annotations import read_annotations, read_class_names
+from utils.data.annotations import read_annotations
+from utils.data.class_names import read_class_names
 from utils.data.dataset import build_val_loader
+from utils.data.findings import findings_table
 from utils.device import choose_device, choose_precision
 from utils.eval.evaluate import evaluate
 from utils.eval.scores import format_scores
 from utils.infer import Detector
 
 # ----------------------------------------------------------------------------------------------------------------------
-#   annotation_path   What to measure on: a split of a VOC folder, a list file, or a COCO file (.json), as in train.py.
+#   annotation_path   What to measure on, in any of the formats that train.py reads; of a data.yaml its val part.
 #   model_path        Weights. A file that training wrote says itself which network, classes and input size it needs.
 #   classes_path      Only for files that do not say their classes and have others than COCO's 80.
 #   model_name        '' lets the file say it; a name has to agree with the file.
@@ -59,10 +61,12 @@ def main(settings):
         settings.model_path, device, settings.model_name, class_names, settings.input_shape, settings.weights_format
     )
     print(f"{settings.model_path}: {detector.source}")
-    records, notes = read_annotations(settings.annotation_path, detector.class_names)
+    records, findings = read_annotations(settings.annotation_path, detector.class_names, "val")
     print(f"{settings.annotation_path}: {len(records)} images, {len(records.boxes_xyxy)} boxes")
-    for note in (*notes, sentence):
-        print(f"note: {note}") if note else None
+    if findings:
+        print(findings_table(findings))
+    if sentence:
+        print(f"note: {sentence}")
     loader = build_val_loader(
         records, detector.input_shape, detector.resize_rule, settings.batch_size, settings.num_workers
     )

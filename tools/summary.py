@@ -19,8 +19,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nets import build_model
 from utils.anchors import choose_decode_rule
-from utils.config import PROJECT, check_training, read_constants, run_script, script_constants
-from utils.data.annotations import read_class_names
+from utils.config import (
+    TRAIN,
+    check_training,
+    read_constants,
+    refuse_computed,
+    run_script,
+    script_constants,
+    train_constants,
+)
+from utils.data.class_names import read_class_names
 from utils.freezing import frozen_parameters, training_table
 from utils.phases import phases_of, starts_trained
 
@@ -32,7 +40,6 @@ from utils.phases import phases_of, starts_trained
 num_classes = 0
 layers = False
 
-_TRAIN = PROJECT / "train.py"
 # The constants of train.py that decide what is shown here. Of model_path it counts whether there is one: anchors that
 # stand in a weight file are not looked at.
 _OF_TRAIN = (
@@ -57,18 +64,13 @@ class Trace(NamedTuple):
 
 def constants():
     """All that the command line takes: the constants above, and train.py's; None for one that cannot be read there."""
-    read = read_constants(_TRAIN)
-    return script_constants(globals()) | {name: read.get(name) for name in _OF_TRAIN}
+    return script_constants(globals()) | train_constants(_OF_TRAIN)
 
 
 def check(values):
     """The settings, checked as train.py checks them. Raises ValueError: parameter, got, expected."""
-    read = read_constants(_TRAIN)
-    for name in _OF_TRAIN:
-        if values[name] is None and name not in read:
-            raise ValueError(
-                f"{_TRAIN} computes {name}, and it is not run to look at a network; give its value, as in --{name}=..."
-            )
+    read = read_constants(TRAIN)
+    refuse_computed(values, [name for name in _OF_TRAIN if name not in read])
     if values["num_classes"] < 0:
         raise ValueError(f"num_classes is {values['num_classes']}; expected 1 or more, or 0 to count classes_path.")
     # A course of the user's own is a function, which is not read, and which nothing here depends on.

@@ -1,4 +1,4 @@
-"""Anchors as users give them: a text file of numbers."""
+"""Anchors as users give them: a text file of numbers; and how well they fit boxes."""
 
 from pathlib import Path
 
@@ -22,6 +22,23 @@ def read_anchors(path):
             "12,16, 19,36, 40,28."
         )
     return [numbers[start : start + 2] for start in range(0, len(numbers), 2)]
+
+
+def shape_iou(sizes_wh, anchors_wh):
+    """IoU (M, K) of M boxes and K anchors laid corner to corner: width and height count alone.
+
+    sizes_wh, anchors_wh: (M, 2) and (K, 2) in one unit; (0, 2) for none. No anchor is without area; a box without area
+    has 0. Source: Redmon & Farhadi 2016, "YOLO9000", section 2, "Dimension Clusters".
+    """
+    sizes_wh = np.asarray(sizes_wh, np.float64).reshape(-1, 2)
+    anchors_wh = np.asarray(anchors_wh, np.float64).reshape(-1, 2)
+    overlap = np.minimum.outer(sizes_wh[:, 0], anchors_wh[:, 0]) * np.minimum.outer(sizes_wh[:, 1], anchors_wh[:, 1])
+    return overlap / (np.add.outer(sizes_wh.prod(axis=1), anchors_wh.prod(axis=1)) - overlap)
+
+
+def best_anchor_iou(sizes_wh, anchors_wh):
+    """(M,) IoU of each box with the anchor that fits it best. As shape_iou, with one anchor or more."""
+    return shape_iou(sizes_wh, anchors_wh).max(axis=1)
 
 
 def unused_anchors(decode_rule):

@@ -22,11 +22,13 @@ LITERAL_TYPES = (bool, int, float, str, list, dict, type(None))
 # torch.distributed.launch adds its own argument to ours; the same number stands in the environment.
 LAUNCHER_ARGUMENTS = ("--local-rank=", "--local_rank=")
 PROJECT = Path(__file__).resolve().parent.parent
+TRAIN = PROJECT / "train.py"
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "adagrad")
 LR_DECAY_TYPES = ("cos", "step", "multistep", "exp", "plateau", "constant")
 WEIGHTS_FORMATS = ("", *FORMATS)
 IOU_TYPES = ("", "iou", "ciou", "siou")
+CACHES = ("", "ram")
 
 
 def run_script(main, constants, check=None, positional=()):
@@ -88,6 +90,19 @@ def read_constants(path):
             except ValueError:
                 constants = {name: value for name, value in constants.items() if name not in names}
     return script_constants(constants)
+
+
+def train_constants(names):
+    """{name: value} of train.py's constants, for tools that look at what it would do; None for one that it computes."""
+    read = read_constants(TRAIN)
+    return {name: read.get(name) for name in names}
+
+
+def refuse_computed(values, names):
+    """Raise ValueError where train_constants could not read one of these and the command line did not give it."""
+    for name in names:
+        if values[name] is None:
+            raise ValueError(f"{TRAIN} computes {name}, and it is not run here; give its value, as in --{name}=...")
 
 
 def _literal(node):
@@ -313,7 +328,8 @@ INPUT_SHAPE = (
 RULES = {
     **dict.fromkeys(("Cuda", "distributed", "sync_bn", "fp16", "mosaic", "mixup", "Freeze_Train"), _FLAG),
     **dict.fromkeys(("ema", "eval_flag", "compile", "cudnn_benchmark", "deterministic", "focal_loss"), _FLAG),
-    **dict.fromkeys(("multi_scale", "freeze_whole_run", "allow_partial_backbone"), _FLAG),
+    **dict.fromkeys(("multi_scale", "freeze_whole_run", "allow_partial_backbone", "keep_difficult"), _FLAG),
+    "cache": (CACHES.__contains__, "'ram', or '' for none."),
     **dict.fromkeys(("classes_path", "train_annotation_path", "val_annotation_path"), _TEXT),
     **dict.fromkeys(("model_name", "backbone", "model_path", "anchors_path", "save_dir"), _TEXT),
     "gpu_ids": (_is_gpu_list, "numbers with commas, such as '0' or '0,2', or '' for all GPUs."),

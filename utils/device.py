@@ -62,8 +62,7 @@ class Place(NamedTuple):
         """Loader processes: num_workers, or for -1 what suits: on a CPU the network needs the cores itself."""
         if num_workers >= 0:
             return num_workers
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // processes)) if self.on_gpu else 0
+        return max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // processes_here())) if self.on_gpu else 0
 
 
 def set_up(settings):
@@ -93,6 +92,11 @@ def set_up(settings):
     if sentence:
         say(f"note: {sentence}")
     return Place(device, ranks, precision, say)
+
+
+def processes_here():
+    """How many ranks run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _say_nothing(*_):

@@ -1,9 +1,13 @@
 """What a person reads while a training runs and when it is over."""
 
 import math
+import os
 
 from utils import outputs
 from utils.eval.scores import format_scores
+
+# Share of an epoch from which on the wait for images is worth a word.
+MUCH_WAITING = 0.25
 
 
 def epoch_line(row, last_epoch):
@@ -13,6 +17,20 @@ def epoch_line(row, last_epoch):
     text += f"  val {row['val_loss']:6.3f}  lr {row['lr']:.1e}  {row['images_per_second']:.0f} images/s"
     text += f"  data wait {row['data_wait']:.0%}  {row['seconds']:.1f} s"
     return text if row["map50"] is None else f"{text}  mAP@0.5 {row['map50']:.3f}  AP {row['ap']:.3f}"
+
+
+def data_wait_advice(row, settings, workers):
+    """What to change where an epoch waited much for images: a set of one sentence or none; row as in epoch_line."""
+    if row["data_wait"] < MUCH_WAITING:
+        return set()
+    cores = os.cpu_count() or 1
+    if settings.cache != "ram":
+        change = "set cache = 'ram', which decodes each image once"
+    elif workers < cores - 1:
+        change = f"raise num_workers (now {workers}; this machine has {cores} cores)"
+    else:
+        change = "lower input_shape, or mosaic_prob and mixup_prob; a faster processor would help as well"
+    return {f"much of the time goes into waiting for images (data wait): {change}."}
 
 
 def stop_if_not_finite(loss, epoch):

@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from utils.data.letterbox import Placement, boxes_to_input, letterbox, placement, read_image
-from utils.data.plan import AugmentSettings, plan_sample, plan_targets
+from utils.data.images import RecentImages, UnreadableImageError, decode
+from utils.data.letterbox import Placement, boxes_to_input, letterbox, placement
+from utils.data.order import epoch_order
+from utils.data.plan import AugmentSettings, SampleKey, largest_scales, plan_sample, plan_targets
 from utils.data.records import Records
 from utils.data.render import render
 from utils.data.shapes import TrainShapes
@@ -25,14 +26,6 @@ PREFETCHED_BATCHES = 3
 REUSED_BYTES = 31 * 2**20
 # How many neighbours are tried where an image cannot be read.
 MAX_REPLACEMENTS = 64
-
-
-class UnreadableImageError(ValueError):
-    """An image that could be opened when the records were made and cannot be decoded now."""
-
-    def __init__(self, path: str, reason: object):
-        super().__init__(f"{path}: {reason}")
-        self.path = path
 
 
 class Sample(NamedTuple):
@@ -53,38 +46,35 @@ class Batch(NamedTuple):
 
 
 class TrainSamples(Dataset):
-    """Training samples; an item's key is (epoch, index, input shape). Index i + len(records) is image i with another
-    plan.
+    """Training samples by their SampleKey.
 
-    load_image: image index -> (h, w, 3) uint8 RGB of the size in the records; default: decode the file.
-    Where an image cannot be read, the next index of the epoch takes its place and the sample names the path.
+    load_image: image index -> (h, w, 3) uint8 RGB of the size in the records or smaller, see draw_tile. Where an image
+    cannot be read, the next index of the epoch takes its place and the sample names the path.
     """
 
-    def __init__(self, records: Records, settings: AugmentSettings, seed: int, load_image: Callable | None = None):
-        self.records, self.settings, self.seed = records, settings, seed
-        self.load_image = load_image
+    def __init__(self, records: Records, settings: AugmentSettings, seed: int, load_image: Callable):
+        self.records, self.settings, self.seed, self.load_image = records, settings, seed, load_image
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, key: tuple[int, int, tuple[int, int]]) -> Sample:
-        epoch, index, input_shape = key
-        settings, unreadable = replace(self.settings, input_shape=input_shape), []
+    def __getitem__(self, key: SampleKey) -> Sample:
+        unreadable, first = [], key.index
         for step in range(min(len(self.records), MAX_REPLACEMENTS)):
-            # A pass further on, the neighbour has another plan than in its own sample, so none is drawn twice.
-            key = index if step == 0 else index + step + 2 * len(self.records)
-            plan = plan_sample(self.records, key, epoch, self.seed, settings)
+            if step:
+                # A pass further on, the neighbour has another plan than in its own sample, so none is drawn twice.
+                # Its partners are itself: those of the key may be what cannot be read.
+                index = first + step + 2 * len(self.records)
+                key = key._replace(index=index, partners=(index % len(self.records),) * len(key.partners))
+            plan = plan_sample(self.records, key, self.seed, self.settings)
             try:
-                image_rgb = render(plan, self.load_image or self._decode, settings)
+                image_rgb = render(plan, self.load_image, self.records, self.settings.pad)
             except UnreadableImageError as error:
                 unreadable.append(error.path)
                 continue
             boxes_xyxy, labels = plan_targets(self.records, plan)
-            return Sample(image_rgb, boxes_xyxy, labels, key % len(self.records), None, unreadable)
+            return Sample(image_rgb, boxes_xyxy, labels, key.index % len(self.records), None, unreadable)
         raise ValueError(f"{len(unreadable)} samples in a row need unreadable images, {unreadable[-1]} among them.")
-
-    def _decode(self, index: int) -> np.ndarray:
-        return decode(self.records, index)
 
 
 class ValSamples(Dataset):
@@ -109,23 +99,8 @@ class ValSamples(Dataset):
         return Sample(image_rgb, boxes_xyxy, self.records.labels(index), index, placed, unreadable)
 
 
-def decode(records: Records, index: int) -> np.ndarray:
-    """One image of the records, (h, w, 3) uint8 RGB.
-
-    Raises UnreadableImageError when the file is gone, damaged, or no longer of the size that the records state.
-    """
-    path, size_hw = records.path(index), tuple(records.sizes_hw[index].tolist())
-    try:
-        image_rgb = read_image(path)
-    except (OSError, ValueError) as error:
-        raise UnreadableImageError(path, error) from error
-    if image_rgb.shape[:2] != size_hw:
-        raise UnreadableImageError(path, f"its size is {image_rgb.shape[:2]}, the header said {size_hw}")
-    return image_rgb
-
-
 class EpochBatchSampler(Sampler):
-    """Batches of keys (epoch, index, input shape) in an order that is a pure function of (seed, epoch).
+    """Batches of SampleKeys in an order that is a pure function of (seed, epoch).
 
     batch_size counts the images of all ranks together; rank r takes every world_size-th image of a batch from the r-th
     on, so the ranks' batches k together are the single process's batch k. No image is dropped: the last batch may be
@@ -156,17 +131,20 @@ class EpochBatchSampler(Sampler):
     def __len__(self) -> int:
         return math.ceil(self.image_count / self.batch_size)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int, tuple[int, int]]]]:
-        # The fourth number keeps this stream apart from those of the samples, (seed, epoch, index).
-        order = np.random.default_rng((self.seed, self.epoch, 0, 1)).permutation(self.image_count).tolist()
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        order, partners = epoch_order(self.image_count, self.seed, self.epoch)
         smallest = min(self.batch_size, MIN_IMAGES_PER_RANK * self.world_size)
         for start in range(0, self.image_count, self.batch_size):
-            batch = order[start : start + self.batch_size]
-            for extra in range(smallest - len(batch)):
-                repeat, position = divmod(extra, self.image_count)
-                batch.append(order[position] + (repeat + 1) * self.image_count)
+            positions = list(range(start, min(start + self.batch_size, self.image_count)))
+            # Beyond the end the order begins again, with new plans.
+            positions += range(self.image_count, self.image_count + smallest - len(positions))
             shape = self.shapes.at(self.epoch, start // self.batch_size, self.seed)
-            yield [(self.epoch, index, shape) for index in batch[self.rank :: self.world_size]]
+            keys = []
+            for position in positions[self.rank :: self.world_size]:
+                repeat, row = divmod(position, self.image_count)
+                index = int(order[row]) + repeat * self.image_count
+                keys.append(SampleKey(self.epoch, index, shape, tuple(partners[row].tolist())))
+            yield keys
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -202,9 +180,10 @@ def build_train_loader(
 ) -> DataLoader:
     """Training batches. Before each epoch call loader.batch_sampler.set_epoch(epoch, batch_size).
 
-    shapes: of the batches, in the place of settings.input_shape. batch_size counts all ranks together. The batches are
-    the same for any num_workers; persistent workers follow the epochs.
+    shapes: of the batches. batch_size counts all ranks together. load_image: as in TrainSamples; None decodes files.
+    The batches are the same for any num_workers; persistent workers follow the epochs.
     """
+    load_image = load_image or RecentImages(records, largest_scales(records, shapes.shapes, settings))
     samples = TrainSamples(records, settings, seed, load_image)
     sampler = EpochBatchSampler(len(records), batch_size, seed, shapes, rank, world_size)
     return DataLoader(samples, batch_sampler=sampler, **_loader_options(num_workers, pin_memory))

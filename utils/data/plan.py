@@ -1,9 +1,11 @@
 """Every random choice of a training sample, made before a pixel is touched.
 
-A plan is a pure function of (seed, epoch, index), so a sample is the same with any number of workers and ranks and
-after a resume, and its boxes follow from the plan alone. Rendering turns it into pixels (utils/data/render.py).
+A plan is a pure function of the seed and the sample's key, and the keys of an epoch are one of (seed, epoch): see
+utils/data/order.py. So a sample is the same with any number of workers and ranks and after a resume, and its boxes
+follow from the plan alone. Rendering turns it into pixels (utils/data/render.py).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,11 +24,22 @@ MIXUP_BETA = 32.0
 NEUTRAL_GAINS = (0.0, 1.0, 1.0)
 
 
+class SampleKey(NamedTuple):
+    """Which sample: image `index` of an epoch. Index i + len(records) is image i again, with choices of its own.
+
+    partners: the images that mosaic and mixup may take: three of the mosaic, that of the mixup, three of its mosaic.
+    """
+
+    epoch: int
+    index: int
+    input_shape: tuple[int, int]  # height, width
+    partners: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class AugmentSettings:
     """What may happen to a training sample. Augmentation is on while epoch < augment_epochs."""
 
-    input_shape: tuple[int, int]  # height, width
     augment_epochs: int = 0
     mosaic: bool = True
     mosaic_prob: float = 1.0
@@ -64,6 +77,7 @@ class Tile(NamedTuple):
 class SamplePlan(NamedTuple):
     """Tiles, blended with the partner (weight is this plan's share), then colour and flip of the painted region."""
 
+    input_shape: tuple[int, int]  # height, width
     tiles: tuple[Tile, ...]
     partner: "SamplePlan | None" = None
     weight: float = 1.0
@@ -71,19 +85,29 @@ class SamplePlan(NamedTuple):
     flip: bool = False
 
 
-def plan_sample(records: Records, index: int, epoch: int, seed: int, settings: AugmentSettings) -> SamplePlan:
-    """The plan of sample `index` of an epoch. Index i + len(records) is image i again, with choices of its own."""
-    random = np.random.default_rng((seed, epoch, index))
-    image = index % len(records)
-    if epoch >= settings.augment_epochs:
-        return SamplePlan((_plain_tile(records, image, settings),))
-    tiles, partner, weight = _augmented_tiles(records, image, random, settings), None, 1.0
+def largest_scales(records: Records, shapes: Sequence[tuple[int, int]], settings: AugmentSettings) -> np.ndarray:
+    """(N,) the largest factor by which any plan for one of the input shapes draws each image."""
+    ratios = np.max([np.array(shape) / records.sizes_hw for shape in shapes], axis=0)
+    fit = ratios.max(axis=1) if settings.resize_mode == "stretch" else ratios.min(axis=1)
+    if not settings.augment_epochs:
+        return fit
+    return fit * max(1.0, settings.scale_range[1] * (1 + settings.aspect_jitter) ** 0.5)
+
+
+def plan_sample(records: Records, key: SampleKey, seed: int, settings: AugmentSettings) -> SamplePlan:
+    """The plan of one sample of an epoch."""
+    random = np.random.default_rng((seed, key.epoch, key.index))
+    image, shape = key.index % len(records), key.input_shape
+    if key.epoch >= settings.augment_epochs:
+        return SamplePlan(shape, (_plain_tile(records, image, shape, settings),))
+    tiles = _augmented_tiles(records, (image, *key.partners[:3]), shape, random, settings)
+    partner, weight = None, 1.0
     if settings.mixup and random.random() < settings.mixup_prob:
-        partner = SamplePlan(_augmented_tiles(records, int(random.integers(len(records))), random, settings))
+        partner = SamplePlan(shape, _augmented_tiles(records, key.partners[3:], shape, random, settings))
         weight = float(random.beta(MIXUP_BETA, MIXUP_BETA))
     hue, saturation, value = random.uniform(-1, 1, 3).tolist()
     gains = (hue * settings.hue_gain, 1 + saturation * settings.saturation_gain, 1 + value * settings.value_gain)
-    return SamplePlan(tiles, partner, weight, gains, bool(random.random() < settings.flip_prob))
+    return SamplePlan(shape, tiles, partner, weight, gains, bool(random.random() < settings.flip_prob))
 
 
 def plan_targets(records: Records, plan: SamplePlan) -> tuple[np.ndarray, np.ndarray]:
@@ -110,13 +134,13 @@ def painted_yxyx(plan: SamplePlan) -> tuple[int, int, int, int]:
     return y1, x1, y2, x2
 
 
-def _augmented_tiles(records: Records, image: int, random: np.random.Generator, settings: AugmentSettings):
-    """Four tiles around a random centre, or one somewhere in the canvas."""
-    height, width = settings.input_shape
+def _augmented_tiles(records: Records, images, input_shape, random: np.random.Generator, settings: AugmentSettings):
+    """Four images around a random centre, or the first of them somewhere in the canvas."""
+    height, width = input_shape
     if not (settings.mosaic and random.random() < settings.mosaic_prob):
-        return (_random_tile(records, image, random, settings, (0, 0, height, width), (None, None)),)
+        return (_random_tile(records, images[0], input_shape, random, settings, (0, 0, height, width), (None, None)),)
     centre_y, centre_x = (random.uniform(*MOSAIC_CENTRE, 2) * (height, width)).astype(int).tolist()
-    images = [image, *random.integers(len(records), size=3).tolist()]
+    images = list(images)
     random.shuffle(images)
     quadrants = (
         ((0, 0, centre_y, centre_x), ("end", "end")),
@@ -125,17 +149,17 @@ def _augmented_tiles(records: Records, image: int, random: np.random.Generator, 
         ((centre_y, centre_x, height, width), ("start", "start")),
     )
     return tuple(
-        _random_tile(records, image, random, settings, room_yxyx, sides)
+        _random_tile(records, image, input_shape, random, settings, room_yxyx, sides)
         for image, (room_yxyx, sides) in zip(images, quadrants, strict=True)
     )
 
 
-def _random_tile(records: Records, image: int, random, settings: AugmentSettings, room_yxyx, sides) -> Tile:
+def _random_tile(records: Records, image: int, input_shape, random, settings, room_yxyx, sides) -> Tile:
     """An image at a random scale and aspect in a part of the canvas, against one side of it (None: anywhere)."""
     height, width = records.sizes_hw[image].tolist()
     scale_draw, aspect_draw, place_y, place_x = random.random(4).tolist()
     low, high = settings.scale_range
-    fit = min(settings.input_shape[0] / height, settings.input_shape[1] / width)
+    fit = min(input_shape[0] / height, input_shape[1] / width)
     scale = fit * (low + (high - low) * scale_draw)
     aspect = (1 + settings.aspect_jitter) ** (2 * aspect_draw - 1)
     y1, x1, y2, x2 = room_yxyx
@@ -161,8 +185,8 @@ def _fit_axis(length: int, scale: float, start: int, end: int, side: str | None,
     return exact, begin - first * exact, begin, stop
 
 
-def _plain_tile(records: Records, image: int, settings: AugmentSettings) -> Tile:
-    placed = placement(records.sizes_hw[image], settings.input_shape, settings.resize_mode)
+def _plain_tile(records: Records, image: int, input_shape, settings: AugmentSettings) -> Tile:
+    placed = placement(records.sizes_hw[image], input_shape, settings.resize_mode)
     top, left = placed.offset_y, placed.offset_x
     clip_yxyx = (top, left, top + placed.new_hw[0], left + placed.new_hw[1])
     return Tile(image, placed.scale_y, placed.scale_x, top, left, clip_yxyx)

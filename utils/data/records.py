@@ -43,6 +43,13 @@ class Records:
         """(n,) int64 classes of the boxes of one image."""
         return self.classes[self.first[index] : self.first[index + 1]]
 
+    def without_difficult(self) -> "Records":
+        """The same images without the boxes that are marked difficult."""
+        keep = ~self.difficult
+        kept_before = np.concatenate([[0], np.cumsum(keep)])[self.first]
+        paths = [self.path(index) for index in range(len(self))]
+        return Records(paths, self.sizes_hw, np.diff(kept_before), self.boxes_xyxy[keep], self.classes[keep])
+
 
 def _offsets(counts) -> np.ndarray:
     """(N + 1,) int64 running sum of counts, starting at 0."""

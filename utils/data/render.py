@@ -5,22 +5,25 @@ from collections.abc import Callable
 import numpy as np
 
 from utils.data.letterbox import resize_into
-from utils.data.plan import NEUTRAL_GAINS, AugmentSettings, SamplePlan, Tile, painted_yxyx
+from utils.data.plan import NEUTRAL_GAINS, SamplePlan, Tile, painted_yxyx
+from utils.data.records import Records
 from utils.opencv import cv2
 
-LEVELS = np.arange(256)
+# Of the NTSC standard.
+RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+YIQ_TO_RGB = np.linalg.inv(RGB_TO_YIQ)
 
 
-def render(plan: SamplePlan, load_image: Callable[[int], np.ndarray], settings: AugmentSettings) -> np.ndarray:
-    """Draw a planned sample: (H, W, 3) uint8 RGB.
+def render(plan: SamplePlan, load_image: Callable[[int], np.ndarray], records: Records, pad: int) -> np.ndarray:
+    """Draw a planned sample: (H, W, 3) uint8 RGB, with pad where no image is.
 
-    load_image: image index -> (h, w, 3) uint8 RGB array of the size the records state; it is not written to.
+    load_image: image index -> (h, w, 3) uint8 RGB array, of the size in the records or smaller; it is not written to.
     """
-    canvas = np.full((*settings.input_shape, 3), settings.pad, np.uint8)
+    canvas = np.full((*plan.input_shape, 3), pad, np.uint8)
     for tile in plan.tiles:
-        draw_tile(canvas, tile, load_image(tile.index))
+        draw_tile(canvas, tile, load_image(tile.index), records.sizes_hw[tile.index].tolist())
     if plan.partner is not None:
-        blend(canvas, render(plan.partner, load_image, settings), plan.weight)
+        blend(canvas, render(plan.partner, load_image, records, pad), plan.weight)
     y1, x1, y2, x2 = painted_yxyx(plan)
     painted = canvas[y1:y2, x1:x2]
     if plan.gains != NEUTRAL_GAINS:
@@ -30,12 +33,22 @@ def render(plan: SamplePlan, load_image: Callable[[int], np.ndarray], settings: 
     return canvas
 
 
-def draw_tile(canvas: np.ndarray, tile: Tile, image_rgb: np.ndarray) -> None:
-    """Draw the visible part of a tile's image into its clip rectangle of the canvas."""
+def draw_tile(canvas: np.ndarray, tile: Tile, image_rgb: np.ndarray, size_hw: tuple[int, int]) -> None:
+    """Draw the visible part of a tile's image into its clip rectangle of the canvas.
+
+    image_rgb may be smaller than the image of the records, size_hw: then the crop meets its place within half a pixel.
+    """
     y1, x1, y2, x2 = tile.clip_yxyx
-    top, bottom = round((y1 - tile.offset_y) / tile.scale_y), round((y2 - tile.offset_y) / tile.scale_y)
-    left, right = round((x1 - tile.offset_x) / tile.scale_x), round((x2 - tile.offset_x) / tile.scale_x)
+    share_y, share_x = image_rgb.shape[0] / size_hw[0], image_rgb.shape[1] / size_hw[1]
+    top, bottom = _crop(y1, y2, tile.offset_y, tile.scale_y, share_y, image_rgb.shape[0])
+    left, right = _crop(x1, x2, tile.offset_x, tile.scale_x, share_x, image_rgb.shape[1])
     resize_into(canvas[y1:y2, x1:x2], image_rgb[top:bottom, left:right])
+
+
+def _crop(start: int, stop: int, offset: float, scale: float, share: float, length: int) -> tuple[int, int]:
+    """The range of an axis of the image, at `share` of its size, that is seen in [start, stop) of the canvas."""
+    first = min(round((start - offset) / scale * share), length - 1)
+    return first, max(round((stop - offset) / scale * share), first + 1)
 
 
 def blend(canvas: np.ndarray, partner: np.ndarray, weight: float) -> None:
@@ -49,10 +62,15 @@ def flip(image_rgb: np.ndarray) -> None:
 
 
 def change_colour(image_rgb: np.ndarray, hue_shift: float, saturation_factor: float, value_factor: float) -> None:
-    """Shift the hue by a share of the colour circle and scale saturation and value, in place."""
-    hue = (LEVELS + round(hue_shift * 256)) % 256
-    saturation, value = (np.clip(LEVELS * factor, 0, 255) for factor in (saturation_factor, value_factor))
-    table = np.stack([hue, saturation, value], axis=-1).astype(np.uint8)
-    hsv = cv2.cvtColor(image_rgb, cv2.COLOR_RGB2HSV_FULL)
-    cv2.LUT(hsv, table[None], dst=hsv)
-    cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL, dst=image_rgb)
+    """Turn the hue by a share of the colour circle, red to yellow, and scale saturation and brightness, in place.
+
+    As in HSV, brightness is the largest channel of a pixel and saturation how far the others lie below it; a third of
+    the cost of going there and back. The hue is turned in the I-Q plane of YIQ, where it is an angle.
+    """
+    angle = -2 * np.pi * hue_shift
+    turn = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
+    cv2.transform(image_rgb, YIQ_TO_RGB @ turn @ RGB_TO_YIQ, dst=image_rgb)
+    red, green, blue = cv2.split(image_rgb)
+    brightness = cv2.cvtColor(cv2.max(cv2.max(red, green), blue), cv2.COLOR_GRAY2RGB)
+    share = value_factor * saturation_factor
+    cv2.addWeighted(image_rgb, share, brightness, value_factor - share, 0, dst=image_rgb)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from utils.config import PROJECT
-from utils.data.annotations import read_class_names
+from utils.data.class_names import read_class_names
 from utils.weights.contract import check_contract
 from utils.weights.darknet import looks_like_darknet, read_darknet
 from utils.weights.formats import FITTING, FORMATS, choose_format, recognise
