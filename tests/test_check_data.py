@@ -166,7 +166,7 @@ def test_changed_copies_are_found(change):
     assert list(lookalikes(train, val)) == [(index, index + 20, 1) for index in range(10)]
 
 
-def test_real_photographs_are_told_apart():
+def test_images_of_one_set_are_told_apart():
     """Prevents false alarms on the drawn sample, where everything looks somewhat alike."""
     folder = Path(__file__).parents[1] / "VOCdevkit/Sample/JPEGImages"
     sample = looks([look_of(read_image(str(path))) for path in sorted(folder.iterdir())[:60]])

@@ -105,9 +105,9 @@ def test_boxes_marked_difficult_are_nothing_to_validate_on():
 @pytest.mark.parametrize(
     ("cats", "dogs", "expected"),
     [
-        (10, 9, ["dog: 9 boxes, under 10"]),
+        (10, 9, ["dog: only 9 (under 10)"]),
         (10, 10, []),
-        (1600, 15, ["dog: 15 boxes, under 1% of the largest class (1600)"]),
+        (1600, 15, ["dog: only 15 (under 1% of the largest class, 1600)"]),
         (1600, 16, []),
         (1600, 100, []),
     ],

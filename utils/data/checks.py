@@ -107,9 +107,9 @@ def _class_balance(train_records: Records, val_records: Records, class_names: Se
         if train.any() and not train_count:
             findings.append(Finding("class_without_boxes", "", f"{name}: 0 in training, {val_count} in validation"))
         elif train_count < FEW_BOXES and train_count:
-            findings.append(Finding("rare_class", "", f"{name}: {train_count} boxes, under {FEW_BOXES}"))
+            findings.append(Finding("rare_class", "", f"{name}: only {train_count} (under {FEW_BOXES})"))
         elif train_count < min(RARE_BOXES, RARE_SHARE * train.max()):
-            detail = f"{name}: {train_count} boxes, under {RARE_SHARE:.0%} of the largest class ({train.max()})"
+            detail = f"{name}: only {train_count} (under {RARE_SHARE:.0%} of the largest class, {train.max()})"
             findings.append(Finding("rare_class", "", detail))
         if val.any() and train_count and not val_count:
             findings.append(Finding("class_not_validated", "", f"{name}: {train_count} in training, 0 in validation"))
