@@ -16,7 +16,7 @@ def test_blood_cells_from_public_weights(real_data, tmp_path):
     """Prevents a training that only works on drawn pictures: boxes without area, public weights, another class count.
 
     Three epochs, two of them frozen, on a third of the pixels: the losses fall, across the unfreeze epoch as well, and
-    the mAP rises well above that of a network that guesses.
+    the mAP rises far above that of a network that guesses.
     """
     splits = real_data / "data/bccd/ImageSets/Main"
     (tmp_path / "classes.txt").write_text("RBC\nWBC\nPlatelets\n")
@@ -36,7 +36,8 @@ def test_blood_cells_from_public_weights(real_data, tmp_path):
     losses = [float(row["loss"]) - float(row["loss_l1"]) for row in rows]
     assert losses[1] < 0.8 * losses[0]
     assert losses[2] < 1.2 * losses[1]
-    assert float(rows[-1]["map50"]) > 0.05
+    # The epoch that unfreezes is a short one here, after which BatchNorm's statistics are still on their way.
+    assert max(float(row["map50"]) for row in rows) > 0.15
 
 
 @pytest.mark.slow

@@ -180,7 +180,7 @@ def test_a_list_file_trains_like_the_voc_folder(first_run, tmp_path):
         ("--classes_path=none.txt", ["classes_path", "none.txt", "one class name per line"]),
         ("--model_path=none.pth", ["model_path", "none.pth", "from scratch"]),
         ("--model_path=requirements.txt", ["requirements.txt", "cannot be read as weights"]),
-        ("--classes_path=model_data/voc_classes.txt", ["classes_path", "'fish'", "boxes"]),
+        ("--classes_path=model_data/voc_classes.txt", ["classes_path names", "'fish' (183 times)"]),
         ("--train_annotation_path=VOCdevkit/VOC2007/ImageSets/Main/train.txt", ["does not exist", "VOC2007"]),
         ("--distributed=True", ["distributed", "torchrun --nproc_per_node=2 train.py"]),
         ("--fp16=maybe", ["fp16", "'maybe'", "True or False"]),
