@@ -12,6 +12,7 @@ from nets import LossOptions, build_criterion, build_model
 from nets.torchvision_backbone import check_backbone
 from utils import device as machine
 from utils import outputs
+from utils.advice.advise import Run
 from utils.anchors import choose_decode_rule, unused_anchors
 from utils.checkpoint import make_contract
 from utils.compiling import compile_if_faster
@@ -19,7 +20,7 @@ from utils.config import check_training, plain, run_script, script_constants
 from utils.data.annotations import class_names_of, read_source, to_records
 from utils.data.cache import RamCache, cache_fits, train_scales
 from utils.data.checks import quick_findings
-from utils.data.class_names import read_class_names, write_class_names
+from utils.data.class_names import read_class_names
 from utils.data.dataset import build_train_loader, build_val_loader
 from utils.data.findings import findings_table, refuse, write_findings
 from utils.data.plan import AugmentSettings
@@ -27,11 +28,12 @@ from utils.data.shapes import TrainShapes, multi_scale_shapes
 from utils.engine import Stepper, train_one_epoch
 from utils.eval.evaluate import evaluate
 from utils.freezing import frozen_parameters, joining_groups, rate_factors, stuck_at_random, training_table
-from utils.history import History, draw_planned_rates
 from utils.infer import find_weights
 from utils.optim import ModelEma, build_optimizer, parameter_groups, take_in
 from utils.phases import advice, check_batches, phases_of, steps_of, unlike
-from utils.report import data_wait_advice, epoch_line, report, result_row, stop_if_not_finite
+from utils.pictures.epochs import draw_planned_rates
+from utils.report import stop_if_not_finite
+from utils.run_log import RunLog
 from utils.schedule import Schedule, planned_rates, rates_of
 from utils.unfreeze import adopt_statistics
 from utils.weights.load import load_matching, loading_table
@@ -347,11 +349,15 @@ ema = True
 #   eval_flag       True: measure the mAP on the validation set; best_epoch_weights.pth are those of the best mAP.
 #                   False: of the lowest validation loss.
 #   eval_period     Epochs between two measurements. The last epoch is always measured.
+#   patience        Stop once the mAP (with eval_flag = False: the validation loss) has not become better for so many
+#                   epochs. 0 is off. The last epochs, without mosaic, often bring the best mAP: with less than a third
+#                   of UnFreeze_Epoch they may never be reached.
 # ----------------------------------------------------------------------------------------------------------------------
 save_dir = "logs"
 save_period = 10
 eval_flag = True
 eval_period = 5
+patience = 0
 
 _OUT_OF_MEMORY = (
     "The GPU's memory does not suffice. Lower Unfreeze_batch_size or Freeze_batch_size (and raise accumulate as much), "
@@ -531,6 +537,7 @@ def main(settings):
         2 * settings.Unfreeze_batch_size,
         min(workers, 2),
         place.on_gpu,
+        *ranks.of_all,
     )
 
     # What moves it: the frozen part joins the optimiser when it is unfrozen
@@ -546,20 +553,19 @@ def main(settings):
     )
     judged = average.model if average else model
 
+    log = None
     if ranks.is_main:
-        files = outputs.WeightFiles(outputs.new_run_folder(settings.save_dir), settings.save_period)
-        history = History(files.folder)
-        outputs.save_settings(files.folder, plain(vars(settings)))
-        write_class_names(files.folder / "classes.txt", class_names)
-        write_findings(files.folder / "findings.csv", findings)
+        run = Run(settings, class_names, train_records, val_records, model.decode_rule, workers)
+        log = RunLog(settings, contract, run, ranks.world_size, say)
+        write_findings(log.folder / "findings.csv", findings)
         courses = joining_groups(model, settings, phases)
         draw_planned_rates(
-            *planned_rates(settings, phases, courses), courses, settings.lr_decay_type, files.folder / "planned_lr.png"
+            *planned_rates(settings, phases, courses), courses, settings.lr_decay_type, log.folder / "planned_lr.png"
         )
-        say(f"\nresults go to {files.folder}\n")
+        train_loader.batch_sampler.set_epoch(phases[0].first, phases[0].batch_size)
+        log.draw_data(train_loader)
     del findings  # hundreds of thousands in a bad data set, and every worker would get a copy
 
-    scores, named = None, set()
     try:
         for phase in phases:
             woken = model.freeze(frozen_parameters(model, settings, phase.frozen))
@@ -586,45 +592,43 @@ def main(settings):
                     network, criterion, train_loader, stepper, set_rates_at, settings.accumulate, bar
                 )
                 stop_if_not_finite(result.losses["loss"], epoch)
-                if not ranks.is_main:
-                    schedule.end_epoch(machine.told_by_main(None, device))
-                    continue
 
-                is_last = epoch + 1 == settings.UnFreeze_Epoch
-                scored = settings.eval_flag and (is_last or (epoch + 1) % settings.eval_period == 0)
+                is_due = (epoch + 1) % settings.eval_period == 0 or epoch + 1 == settings.UnFreeze_Epoch
                 judged.eval()
+                machine.follow_main(judged)
                 criterion.use_l1 = False  # so that validation losses of all epochs compare
                 evaluation = evaluate(
-                    judged, val_loader, val_records, class_names, device, place.precision.dtype, criterion, scored
+                    judged,
+                    val_loader,
+                    val_records,
+                    class_names,
+                    device,
+                    place.precision.dtype,
+                    criterion,
+                    scored=settings.eval_flag and is_due,
+                    ranks=ranks,
                 )
-                schedule.end_epoch(machine.told_by_main(evaluation.loss, device))
-                scores = evaluation.scores or scores
-                row = result_row(epoch, phase, result, evaluation, ranks.world_size)
-                history.add_epoch(row)
-                for path in sorted({*result.unreadable, *evaluation.unreadable} - named):
-                    say(f"note: {path} cannot be decoded any more and is left out")
-                    named.add(path)
-                say(epoch_line(row, settings.UnFreeze_Epoch))
-                for sentence in data_wait_advice(row, settings, workers) - named:
-                    say(f"note: {sentence}")
-                    named.add(sentence)
-                contract |= {"epoch": epoch + 1, "scores": {key: row[key] for key in ("map50", "ap")}}
-                score = row["map50"] if settings.eval_flag else -row["val_loss"]
-                files.save(judged, contract, epoch + 1, is_last, row["loss"], row["val_loss"], score)
+                schedule.end_epoch(evaluation.loss)
+                is_over = log.end_epoch(epoch, phase, result, evaluation, judged) if log else None
+                if machine.told_by_main(is_over, device):
+                    break
+            else:
+                continue
+            break
     except KeyboardInterrupt:
-        if ranks.is_main:
-            say(f"\nThe last whole epoch, if there was one, is in {files.folder / outputs.LAST}")
+        if log:
+            say(f"\nThe last whole epoch, if there was one, is in {log.folder / outputs.LAST}")
         raise
     except torch.OutOfMemoryError as error:
         raise ValueError(_OUT_OF_MEMORY) from error
     finally:
-        if ranks.is_main:
-            history.close()
+        if log:
+            log.close()
         machine.leave_ranks()
 
-    if ranks.is_main:
-        report(files, scores, settings, say)
-    return (files.folder if ranks.is_main else None), scores
+    if log:
+        log.summarise()
+    return (log.folder, log.scores) if log else (None, None)
 
 
 if __name__ == "__main__":

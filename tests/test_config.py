@@ -13,7 +13,9 @@ import train
 from utils import config
 from utils.config import (
     RULES,
+    check_prediction,
     check_training,
+    check_values,
     parse_overrides,
     plain,
     read_constants,
@@ -301,6 +303,8 @@ BAD_VALUES = [
     *[(name, "yes") for name in ("Cuda", "distributed", "sync_bn", "fp16", "mosaic", "mixup", "Freeze_Train")],
     *[(name, 1) for name in ("ema", "eval_flag", "compile", "cudnn_benchmark", "deterministic", "focal_loss")],
     *[(name, None) for name in ("multi_scale", "freeze_whole_run", "allow_partial_backbone", "keep_difficult")],
+    ("patience", -1),
+    ("patience", 2.5),
     ("cache", "disk"),
     ("cache", True),
     *[(name, 0) for name in ("gpu_ids", "classes_path", "train_annotation_path", "val_annotation_path")],
@@ -584,3 +588,16 @@ def test_a_library_inside_the_project_folder_is_still_a_library(monkeypatch):
 def test_arguments_of_the_launcher_are_no_parameters():
     """Prevents torch.distributed.launch, which adds --local-rank=N, from ending in an unknown parameter."""
     assert parse_overrides(CONSTANTS, ["--local-rank=1", "--local_rank=0", "--seed=3"])["seed"] == 3
+
+
+def test_predict_may_leave_the_confidence_open():
+    """Prevents None, which takes the confidences of the weight file, from being refused, and other nonsense from
+    passing with it; tools have no such choice."""
+    values = {"confidence": None, "nms_iou": 0.5}
+    assert check_prediction(values).confidence is None
+    assert check_prediction(values | {"confidence": 0.3}).confidence == 0.3
+    for wrong in ({"confidence": 1.5}, {"confidence": "high"}, {"nms_iou": None}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .*; expected a share from 0 to 1"):
+            check_prediction(values | wrong)
+    with pytest.raises(ValueError, match="confidence is None; expected a share"):
+        check_values(values)

@@ -315,3 +315,12 @@ def test_an_image_is_decoded_once_for_its_neighbours(tmp_path, monkeypatch):
     settings = AugmentSettings(1, mixup_prob=1.0)
     assert len(epoch_batches(build_train_loader(records, settings, 0, ONE, 8, 0), 0, 8)) == 5
     assert sorted(read) == sorted(paths)
+
+
+def test_ranks_share_the_validation_images(records):
+    """Prevents images that are validated twice, or not at all, where several processes evaluate."""
+    shares = [[], [], []]
+    for rank, share in enumerate(shares):
+        for batch in build_val_loader(records, SHAPE, RULE, 2, 0, False, rank, 3):
+            share += batch.indices
+    assert shares == [[0, 3, 6], [1, 4], [2, 5]]

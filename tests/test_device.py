@@ -179,6 +179,14 @@ def test_cpu_threads(capsys):
     assert torch.get_num_threads() == 1
 
 
+def test_one_process_follows_itself():
+    """Prevents a training on one device from asking other ranks for BatchNorm's statistics."""
+    norm = nn.BatchNorm2d(2)
+    norm.running_mean += 3
+    machine.follow_main(norm)
+    assert norm.running_mean.tolist() == [3, 3]
+
+
 def test_one_process_has_nobody_to_ask():
     """Prevents a call into a process group that does not exist."""
     values = torch.tensor([3.0, 4.0])

@@ -61,6 +61,22 @@ def test_labels_of_boxes_at_one_place_do_not_cover_each_other():
     assert min(inks) > 0.5 * tab_area
 
 
+def test_labels_that_would_hide_others_can_be_left_out():
+    """Prevents a heap of unreadable names in small pictures of crowds: all boxes stay, and the names with room."""
+    boxes = [[100, 100, 110, 110]] * 30
+    few = draw_boxes(GREY, boxes, [0] * 30, None, ["dog"], every_name=False)
+    many = draw_boxes(GREY, boxes, [0] * 30, None, ["dog"])
+    white = [(image > 230).all(2).sum() for image in (few, many)]
+    assert 0 < white[0] <= white[1]
+    alone = (draw_boxes(GREY, boxes[:1], [0], None, ["dog"]) > 230).all(2).sum()
+    assert white[0] % alone < 0.1 * alone  # whole labels
+    apart = [[20, 50, 60, 90], [200, 200, 260, 260]]
+    assert (
+        draw_boxes(GREY, apart, [0, 1], None, ["dog", "cat"], every_name=False)
+        == draw_boxes(GREY, apart, [0, 1], None, ["dog", "cat"])
+    ).all()
+
+
 def test_line_and_text_grow_with_the_image():
     """A one-pixel line and 12-pixel letters on a 1600 px picture cannot be seen."""
     small, large = GREY, np.full((1600, 1600, 3), 128, np.uint8)

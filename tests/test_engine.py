@@ -335,9 +335,13 @@ for values in ([1.0, 2.0, 3.0], [10.0]), ([1.0, 1.0], [float("nan"), 1.0]):
     stepper = Stepper(model, torch.optim.SGD(model.parameters(), lr=0.0), None, place.precision, place.device)
     losses.append(train_one_epoch(network, mean_loss, batches, stepper, lambda share: 0.0, 1, "").losses)
     taken.append(batches.taken)
+norm = torch.nn.BatchNorm2d(1)
+norm.running_mean += place.ranks.rank + 5
+machine.follow_main(norm)
 told = [machine.told_by_main(value if place.ranks.is_main else None, place.device) for value in (0.1, None)]
 result = dict(steps=found, told=told[0], nothing=told[1] != told[1], ranks=machine.world_size())
 result |= dict(means=losses[0], nan=losses[1]["loss"] != losses[1]["loss"], taken=taken)
+result |= dict(statistics=norm.running_mean.item())
 with open(f"{sys.argv[1]}/{place.ranks.rank}.json", "w") as file:
     json.dump(result, file)
 machine.leave_ranks()
@@ -377,6 +381,7 @@ def test_two_ranks_step_like_one_process(tmp_path):
         result = json.loads((tmp_path / f"{rank}.json").read_text())
         assert result.pop("means") == pytest.approx({"loss": 4.0, "box": 8.0})
         assert (result.pop("nan"), result.pop("taken")) == (True, [1, 2])
+        assert result.pop("statistics") == 5  # those of rank 0
         assert result == {"steps": [pytest.approx(2.25)] * 2, "told": 0.1, "nothing": True, "ranks": 2}
 
 

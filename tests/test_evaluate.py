@@ -1,13 +1,17 @@
+import json
 import math
+import socket
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from utils.data.dataset import Batch
 from utils.data.letterbox import boxes_to_input, placement
 from utils.data.records import Records
-from utils.eval.evaluate import evaluate, ground_truth, join_detections, run_network
+from utils.device import Ranks
+from utils.eval.evaluate import Thresholds, evaluate, ground_truth, join_detections, run_network
 from utils.infer import ImageDetections
 
 CPU = torch.device("cpu")
@@ -18,6 +22,10 @@ NO_BOX = [0.0, 0.0, 1.0, 1.0, -20.0, 0.0, 0.0]
 
 @pytest.fixture
 def records():
+    return three_images()
+
+
+def three_images():
     """Three images 200 wide and 100 high: two boxes, none, one that is difficult and one that is not."""
     boxes_xyxy = [(20, 20, 120, 80), (130, 10, 190, 90), (0, 0, 50, 50), (100, 20, 200, 100)]
     return Records(
@@ -52,26 +60,27 @@ def rows(records, shift=0.0):
     return found
 
 
-def batches(records, batch_size=2):
-    """What build_val_loader would give, without files."""
-    placed = placement((100, 200), INPUT, "topleft")
-    for start in range(0, len(records), batch_size):
-        indices = list(range(start, min(start + batch_size, len(records))))
+def batches(records, batch_size=2, rank=0, world_size=1):
+    """What build_val_loader would give, without files; of several ranks each takes every world_size-th image."""
+    placed, share = placement((100, 200), INPUT, "topleft"), list(range(rank, len(records), world_size))
+    for start in range(0, len(share), batch_size):
+        indices = share[start : start + batch_size]
         images = torch.tensor(indices, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, *INPUT)
         yield Batch(images, torch.zeros(len(indices), 16, 5), indices, [placed] * len(indices), [])
 
 
 def scores_of(records, found, **options):
-    loss, scores, _ = evaluate(FakeModel(found), batches(records), records, NAMES, CPU, torch.float32, **options)
-    assert loss is None
-    return scores
+    evaluation = evaluate(FakeModel(found), batches(records), records, NAMES, CPU, torch.float32, **options)
+    assert evaluation.loss is None
+    return evaluation.scores
 
 
 def test_a_perfect_network_scores_one(records):
     """Prevents boxes of another image, of input pixels or of another class order from being compared."""
     scores = scores_of(records, rows(records))
     assert (scores["map50"], scores["AP"], scores["AP50"]) == (1.0, pytest.approx(1.0), pytest.approx(1.0))
-    assert [(row["name"], row["boxes"], row["AP50"]) for row in scores["classes"]] == [("cat", 2, 1.0), ("dog", 1, 1.0)]
+    rows_by_class = [(row["name"], row["boxes"], row["map50"]) for row in scores["classes"]]
+    assert rows_by_class == [("cat", 2, 1.0), ("dog", 1, 1.0)]
     assert scores["images"] == 3
 
 
@@ -93,11 +102,15 @@ def test_the_options_reach_the_scores():
     records = Records(["a.jpg"], [(100, 200)], [1], [(20, 20, 120, 80)], [0])
     found = rows(records, shift=25)
     assert scores_of(records, found)["map50"] == 1.0
-    assert scores_of(records, found, min_overlap=0.7)["map50"] == 0.0
-    assert scores_of(records, found, confidence=0.99999)["map50"] == 0.0
+    assert scores_of(records, found, thresholds=Thresholds(min_overlap=0.7))["map50"] == 0.0
+    assert scores_of(records, found, thresholds=Thresholds(confidence=0.99999))["map50"] == 0.0
     double = [torch.cat([found[0], found[0][:1] + torch.tensor([1.0, 0, 1, 0, -1, 0, 0])])]  # overlaps by 0.94
-    assert scores_of(records, double)["classes"][0]["precision"] == 1.0
-    assert scores_of(records, double, nms_iou=0.99)["classes"][0]["precision"] == 0.5
+    assert scores_of(records, double)["classes"][0]["miss_rate"] < 1e-9
+    assert len(run_network(FakeModel(double), batches(records), records, CPU, torch.float32)[1].scores) == 1
+    kept = run_network(
+        FakeModel(double), batches(records), records, CPU, torch.float32, thresholds=Thresholds(nms_iou=0.99)
+    )[1]
+    assert len(kept.scores) == 2
 
 
 def loss_of_first_pixel(raw, targets):
@@ -109,15 +122,15 @@ def loss_of_first_pixel(raw, targets):
 def test_the_loss_is_a_mean_over_images(records):
     """Prevents a short last batch from counting as much as a full one: (1 + 3 + 8) / 3, not (2 + 8) / 2."""
     model = FakeModel(rows(records))
-    loss, scores, _ = evaluate(model, batches(records), records, NAMES, CPU, torch.float32, loss_of_first_pixel)
-    assert (loss, scores["map50"]) == (pytest.approx(4.0), 1.0)
+    result = evaluate(model, batches(records), records, NAMES, CPU, torch.float32, loss_of_first_pixel)
+    assert (result.loss, result.scores["map50"], len(result.detections.scores)) == (pytest.approx(4.0), 1.0, 4)
 
 
 def test_epochs_between_evaluations_only_take_the_loss(records):
     """Prevents the cost of decoding, suppression and scoring in epochs that do not show it."""
     model = FakeModel(None)
     result = evaluate(model, batches(records), records, NAMES, CPU, torch.float32, loss_of_first_pixel, scored=False)
-    assert result == (pytest.approx(4.0), None, [])
+    assert result == (pytest.approx(4.0), None, [], None)
 
 
 def test_no_images_no_loss():
@@ -136,19 +149,67 @@ def test_ground_truth_is_flat(records):
     assert truth.classes.tolist() == [0, 1, 1, 0]
     assert truth.difficult.tolist() == [False, False, True, False]
     empty = ground_truth(Records([], [], [], [], []))
-    assert [part.shape for part in empty] == [(0,), (0, 4), (0,), (0,)]
+    assert [part.shape for part in empty[:4]] == [(0,), (0, 4), (0,), (0,)]
 
 
 def test_detections_are_joined_in_order():
-    """Prevents boxes under the id of another image, and arrays of another type for images without boxes."""
+    """Prevents boxes under the id of another image, arrays of another type for images without boxes, and equal scores
+    that rank by the order in which ranks brought their images."""
     first = ImageDetections(np.array([[0, 0, 1, 1]], np.float32), np.array([0.5], np.float32), np.array([1], np.int64))
     none = ImageDetections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
     pair = ImageDetections(np.ones((2, 4), np.float32), np.array([0.9, 0.8], np.float32), np.array([0, 0], np.int64))
     joined = join_detections([(4, first), (0, none), (2, pair)])
-    assert joined.image_ids.tolist() == [4, 2, 2]
-    assert joined.boxes_xyxy.tolist() == [[0, 0, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
-    assert joined.scores.tolist() == pytest.approx([0.5, 0.9, 0.8])
-    assert joined.classes.tolist() == [1, 0, 0]
+    assert joined.image_ids.tolist() == [2, 2, 4]
+    assert joined.boxes_xyxy.tolist() == [[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 1, 1]]
+    assert joined.scores.tolist() == pytest.approx([0.9, 0.8, 0.5])
+    assert joined.classes.tolist() == [0, 0, 1]
     for detections in (join_detections([]), join_detections([(0, none)])):
         assert [part.shape for part in detections] == [(0,), (0, 4), (0,), (0,)]
         assert [part.dtype for part in detections] == [np.int64, np.float32, np.float32, np.int64]
+
+
+def test_an_image_that_comes_twice_or_never_is_noticed(records):
+    """Prevents sharded loaders that pad their shares: an image counted twice changes every score."""
+    model = FakeModel(rows(records))
+    for brought in ([*batches(records), *batches(records)], list(batches(records))[:1]):
+        with pytest.raises(AssertionError, match="each image"):
+            run_network(model, brought, records, CPU, torch.float32)
+
+
+def evaluate_share(rank, world_size, port, folder):
+    """One rank of a distributed evaluation; writes down what it knows in the end."""
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+    records = three_images()
+    loader = [batch._replace(unreadable=[f"{rank}.jpg"]) for batch in batches(records, 1, rank, world_size)]
+    result = evaluate(
+        *(FakeModel(rows(records, shift=10)), loader, records, NAMES, CPU, torch.float32, loss_of_first_pixel),
+        ranks=Ranks(rank, rank, world_size),
+    )
+    dist.destroy_process_group()
+    detections = result.detections and [column.tolist() for column in result.detections]
+    values = [result.loss, result.scores, result.unreadable, detections]
+    (folder / f"{rank}.json").write_text(json.dumps(values), encoding="utf-8")
+
+
+def test_two_ranks_score_what_one_scores(records, tmp_path):
+    """Prevents images that no rank or several ranks count, a loss of one share alone, and ranks that wait for ever.
+
+    Rank 0 has images 0 and 2, in two batches, rank 1 image 1 in one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = torch.multiprocessing.get_context("spawn")
+    ranks = [context.Process(target=evaluate_share, args=(rank, 2, port, tmp_path)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(60)
+        rank.kill()
+    main, other = (json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2))
+    assert other == [pytest.approx(4.0), None, [], None]
+    model = FakeModel(rows(records, shift=10))
+    alone = evaluate(model, batches(records), records, NAMES, CPU, torch.float32, loss_of_first_pixel)
+    assert main[0] == alone.loss == pytest.approx(4.0)
+    assert main[1]["classes"][0]["map50"] == alone.scores["classes"][0]["map50"] and main[1]["AP"] == alone.scores["AP"]
+    assert main[2] == ["0.jpg", "0.jpg", "1.jpg"]
+    assert main[3] == [column.tolist() for column in alone.detections]

@@ -76,6 +76,13 @@ def test_the_confidence_counts_objectness_and_class():
     assert lists(suppress(predictions, 0.26, 0.65)[0]) == ([], [], [])
 
 
+def test_each_class_may_have_a_confidence_of_its_own():
+    """Prevents one threshold for classes whose scores differ: 0.81 of class 0 is too little, 0.25 of class 1 enough."""
+    predictions = decoded((LEFT, P90, P90, P01), (FAR, P50, P01, P50))
+    assert lists(suppress(predictions, [0.9, 0.25], 0.65)[0]) == ([[50, 50, 60, 60]], [0.25], [1])
+    assert lists(suppress(predictions, torch.tensor([0.5, 0.5]), 0.65)[0]) == ([[0, 0, 10, 10]], [0.81], [0])
+
+
 def test_nothing_in_nothing_out():
     """Prevents a crash on images without objects, and arrays of another shape than the rest expects."""
     for predictions in (decoded((LEFT, P01, P01, P01)), torch.zeros(1, 0, 7)):
@@ -371,6 +378,21 @@ def test_detections_are_in_pixels_of_the_image(trained, tmp_path):
     assert len(detector(image_rgb, confidence=0.2).scores) == 2
     assert len(detector(image_rgb, confidence=0.2, max_boxes=1).scores) == 1
     assert len(detector(image_rgb, confidence=0.9).scores) == 0
+
+
+def test_the_file_knows_the_confidence_of_each_class(model, tmp_path):
+    """Prevents the confidences of the best F1, which training measured, from being stored but not used; and those of a
+    file without them from being anything but 0.5."""
+    path = tmp_path / "best.pth"
+    contract = make_contract(model, ["cat", "dog"], (64, 96), TOP_LEFT, confidence={"dog": 0.2})
+    save_weights(path, model, contract)
+    detector = Detector(path)
+    assert detector.confidences == [0.5, 0.2]
+    detector.model.decode = lambda raw: decoded((LEFT, P50, P90, P01), (FAR, P50, P01, P50))
+    image_rgb = np.zeros((64, 96, 3), np.uint8)
+    assert detector(image_rgb).class_ids.tolist() == [1]
+    assert detector(image_rgb, confidence=[0.4, 0.3]).class_ids.tolist() == [0]
+    assert detector(image_rgb, confidence=0.2).class_ids.tolist() == [0, 1]
 
 
 def test_an_unreadable_image_is_named(trained, tmp_path):

@@ -118,3 +118,12 @@ def test_until_a_score_comes_the_newest_is_the_best(files):
     assert (files.folder / "best_epoch_weights.pth").is_file()
     assert (files.folder.parent / "best_epoch_weights.pth").is_file()
     assert (files.folder / "last_epoch_weights.pth").is_file()
+
+
+def test_a_run_stalls_by_epochs_since_its_best(tmp_path):
+    """Prevents a stop while no epoch was scored yet, one epoch too early, or with patience = 0."""
+    files = WeightFiles(tmp_path, 10)
+    assert not files.has_stalled(100, 5)
+    files.best_epoch = 10
+    assert [files.has_stalled(epoch, 5) for epoch in (10, 14, 15, 16)] == [False, False, True, True]
+    assert not files.has_stalled(1000, 0)

@@ -19,8 +19,11 @@ from utils.weights.read import read_weights
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README_zh.md")
-SCRIPTS = ("train.py", "predict.py", "tools/get_map.py", "tools/convert_weights.py", "tools/summary.py")
-SCRIPTS += ("tools/voc_annotation.py", "tools/check_data.py", "tools/kmeans_for_anchors.py")
+SCRIPTS = ("train.py", "predict.py", "tools/get_map.py", "tools/compare.py", "tools/label_suspects.py")
+SCRIPTS += ("tools/convert_weights.py", "tools/summary.py", "tools/voc_annotation.py", "tools/check_data.py")
+SCRIPTS += ("tools/kmeans_for_anchors.py",)
+# Scripts that take two bare words, the paths of two files.
+TWO_WORDS = ("tools/convert_weights.py", "tools/compare.py")
 CODE_FOLDERS = ("nets", "utils", "tools", "benchmarks")
 # What people and programs make, and what other repos had: no files of ours.
 USER_MADE = re.compile(
@@ -190,7 +193,7 @@ def test_commands_can_be_typed_as_shown(readme):
         if script == "tools/make_sample.py":  # has a parser of its own
             continue
         constants = parameters_of(script)
-        assert len(words) == 2 * (script == "tools/convert_weights.py"), f"{readme}: {script} with the words {words}"
+        assert len(words) == 2 * (script in TWO_WORDS), f"{readme}: {script} with the words {words}"
         for name, _, value in (argument.partition("=") for argument in arguments):
             assert name in constants, f"{readme}: {script} has no parameter {name}"
             convert(name, value, constants[name])

@@ -2,13 +2,14 @@ import math
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from utils.engine import EpochResult
 from utils.phases import Phase
 from utils.report import data_wait_advice, epoch_line, report, result_row, stop_if_not_finite
 
 RESULT = EpochResult({"loss": 4.5, "box": 1.25, "obj": 3.25}, 2e-3, 30.0, 0.125, 12.34, [])
-SCORES = {"map50": 0.75, "AP": 0.5, "AP50": 0.75}
+SCORES = {"map50": 0.75, "AP": 0.5, "AP50": 0.75, "precision": 0.875, "recall": 0.625}
 
 
 def row_of(scores, world_size=1):
@@ -27,12 +28,16 @@ def test_a_row_counts_from_one_and_over_all_ranks():
         "lr": 2e-3,
         "map50": 0.75,
         "ap": 0.5,
+        "precision": 0.875,
+        "recall": 0.625,
         "images_per_second": 120.0,
         "data_wait": 0.125,
+        "gpu_memory": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
         "seconds": 12.34,
     }
     row = row_of(None)
     assert (row["map50"], row["ap"], row["images_per_second"]) == (None, None, 30.0)
+    assert (row["precision"], row["recall"]) == (None, None)
 
 
 def test_the_line_of_an_epoch():
@@ -42,7 +47,7 @@ def test_the_line_of_an_epoch():
         "12.3 s"
     )
     assert epoch_line(row_of(None), 100) == line
-    assert epoch_line(row_of(SCORES), 100) == line + "  mAP@0.5 0.750  AP 0.500"
+    assert epoch_line(row_of(SCORES), 100) == line + "  P 0.88  R 0.62  mAP@0.5 0.750  AP 0.500"
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])

@@ -399,6 +399,10 @@ CONTRACT |= {"resize_rule": TOP_LEFT, "pixel_rule": BGR, "decode_rule": {}}
         ({"resize_rule": {"mode": "topleft", "pad": 300}}, "which makes no sense"),
         ({"pixel_rule": {"channels": "RGB", "mean": [0.0] * 3, "std": [0.0] * 3}}, "which makes no sense"),
         ({"pixel_rule": {"channels": "GBR", "mean": [0.0] * 3, "std": [1.0] * 3}}, "which makes no sense"),
+        ({"confidence": [0.5]}, "confidence = [0.5], which makes no sense"),
+        ({"confidence": {"a": 1.5}}, "confidence = {'a': 1.5}, which makes no sense"),
+        ({"confidence": {"a": float("nan")}}, "confidence = {'a': nan}, which makes no sense"),
+        ({"confidence": {1: 0.5}}, "confidence = {1: 0.5}, which makes no sense"),
         ({"format": 2}, "is written in format 2, and this project reads 1"),
     ],
 )

@@ -204,6 +204,13 @@ def check_values(values, rules=None):
     return SimpleNamespace(**values)
 
 
+def check_prediction(values):
+    """Check predict.py's constants, as check_values; confidence may be None."""
+    is_open = values["confidence"] is None
+    check_values({name: value for name, value in values.items() if not (is_open and name == "confidence")})
+    return SimpleNamespace(**values)
+
+
 def check_training(values):
     """Check train.py's constants before anything is built.
 
@@ -329,6 +336,7 @@ RULES = {
     **dict.fromkeys(("Cuda", "distributed", "sync_bn", "fp16", "mosaic", "mixup", "Freeze_Train"), _FLAG),
     **dict.fromkeys(("ema", "eval_flag", "compile", "cudnn_benchmark", "deterministic", "focal_loss"), _FLAG),
     **dict.fromkeys(("multi_scale", "freeze_whole_run", "allow_partial_backbone", "keep_difficult"), _FLAG),
+    "patience": (_whole(0), "a number of epochs, 0 for off."),
     "cache": (CACHES.__contains__, "'ram', or '' for none."),
     **dict.fromkeys(("classes_path", "train_annotation_path", "val_annotation_path"), _TEXT),
     **dict.fromkeys(("model_name", "backbone", "model_path", "anchors_path", "save_dir"), _TEXT),

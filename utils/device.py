@@ -205,6 +205,13 @@ def main_rank_first(ranks):
             dist.barrier()
 
 
+def follow_main(model):
+    """Give the model of every rank the buffers of the main one: BatchNorm's statistics differ by a step's batch."""
+    if is_distributed():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
 def told_by_main(value, device):
     """A number that only the main rank knows, on every rank; the others may pass None."""
     if not is_distributed():

@@ -3,6 +3,7 @@
 import numpy as np
 
 from utils.opencv import cv2
+from utils.pictures.text import text_width, write_text
 
 # Ten colours that stay apart on a photograph, for most colour-blind people too.
 _PALETTE = (
@@ -17,8 +18,8 @@ _PALETTE = (
     (131, 82, 40),  # brown
     (170, 220, 60),  # lime
 )
-# Comes inside OpenCV 5 and knows Chinese; the classic Hershey fonts of putText draw question marks.
-_FONT, _WEIGHT = cv2.FontFace("sans"), 600
+_WEIGHT = 600  # of the letters: bold
+_MOST_HIDDEN = 20  # pixels, of the margin around letters
 
 
 def class_colour(class_id):
@@ -26,12 +27,13 @@ def class_colour(class_id):
     return _PALETTE[int(class_id) % len(_PALETTE)]
 
 
-def draw_boxes(image_rgb, boxes_xyxy, class_ids, scores, class_names):
+def draw_boxes(image_rgb, boxes_xyxy, class_ids, scores, class_names, every_name=True):
     """Draw boxes and their labels ("name 0.87") on a copy of an image.
 
     image_rgb: (H, W, 3) uint8; boxes_xyxy: (N, 4) pixels; class_ids: (N,); scores: (N,) or None for names alone
     class_names: list of str, any script. Line and text grow with the image. Each label stands on a tab in the
     class's colour, inside the picture, where it hides the other labels least; the surest boxes choose first.
+    every_name: False leaves out labels that would hide others, for small pictures with many boxes.
     Returns a new (H, W, 3) uint8 array.
     """
     image = np.array(image_rgb, np.uint8, order="C")
@@ -49,7 +51,9 @@ def draw_boxes(image_rgb, boxes_xyxy, class_ids, scores, class_names):
     for i in order:
         text = class_names[class_ids[i]] + ("" if scores is None else f" {scores[i]:.2f}")
         text, size, tab_hw = _fit(text, text_size, width)
-        tab_xyxy = _place(corners[i], tab_hw, taken_xyxy, (height, width), line_width)
+        tab_xyxy, hidden = _place(corners[i], tab_hw, taken_xyxy, (height, width), line_width)
+        if hidden > _MOST_HIDDEN and not every_name:
+            continue
         _draw_tab(image, tab_xyxy, text, size, class_colour(class_ids[i]))
         taken_xyxy = np.concatenate([taken_xyxy, tab_xyxy[None]])
     return image
@@ -58,8 +62,7 @@ def draw_boxes(image_rgb, boxes_xyxy, class_ids, scores, class_names):
 def _fit(text, size, image_width):
     """Shorten and shrink a text until its tab fits the picture: text, text size, (height, width) of the tab."""
     while True:
-        # The rectangle that getTextSize returns is (x, y, width, height).
-        tab_width = cv2.getTextSize((0, 0), text, (0, 0), _FONT, size, _WEIGHT)[2] + size // 2
+        tab_width = text_width(text, size, _WEIGHT) + size // 2
         if tab_width <= image_width or (size <= 6 and len(text) < 3):
             return text, size, (round(size * 1.4), min(tab_width, image_width))
         if size > 9:
@@ -71,7 +74,9 @@ def _fit(text, size, image_width):
 
 
 def _place(box_xyxy, tab_hw, taken_xyxy, size_hw, line_width):
-    """Tab (4,) x1, y1, x2, y2 at the box and inside the picture that overlaps the taken tabs (N, 4) least."""
+    """The tab (4,) x1, y1, x2, y2 at the box and inside the picture that overlaps the taken tabs (N, 4) least, and how
+    many of its pixels do.
+    """
     x1, y1, x2, y2 = box_xyxy
     height, width = tab_hw
     edge = line_width // 2
@@ -88,7 +93,8 @@ def _place(box_xyxy, tab_hw, taken_xyxy, size_hw, line_width):
     shared = np.minimum(tabs_xyxy[:, None, 2:], taken_xyxy[:, 2:]) - np.maximum(
         tabs_xyxy[:, None, :2], taken_xyxy[:, :2]
     )
-    return tabs_xyxy[np.argmin(shared.clip(0).prod(2).sum(1))]
+    hidden = shared.clip(0).prod(2).sum(1)
+    return tabs_xyxy[np.argmin(hidden)], hidden.min()
 
 
 def _draw_tab(image, tab_xyxy, text, size, colour):
@@ -96,5 +102,5 @@ def _draw_tab(image, tab_xyxy, text, size, colour):
     cv2.rectangle(image, (x1, y1), (x2 - 1, y2 - 1), colour, cv2.FILLED)
     brightness = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
     ink = (0, 0, 0) if brightness > 140 else (255, 255, 255)
-    # The room below the baseline holds the tails of g, j and y. Without the wide wrap, text would break at the border.
-    cv2.putText(image, text, (x1 + size // 4, y2 - round(size * 0.4)), ink, _FONT, size, _WEIGHT, wrap=(0, 1 << 15))
+    # The room below the baseline holds the tails of g, j and y.
+    write_text(image, text, (x1 + size // 4, y2 - round(size * 0.4)), size, ink, _WEIGHT)

@@ -11,6 +11,7 @@ from torchvision.ops import batched_nms
 from nets import build_model
 from utils.config import INPUT_SHAPE, PROJECT
 from utils.data.letterbox import boxes_to_image, letterbox, read_image
+from utils.weights.contract import confidence_of
 from utils.weights.download import RELEASES, fetch, is_release
 from utils.weights.load import load_matching
 from utils.weights.read import COCO_CLASSES, read_weights
@@ -31,15 +32,17 @@ class ImageDetections(NamedTuple):
 def suppress(decoded, confidence, nms_iou, max_boxes=100):
     """Turn decoded predictions into the boxes that stay.
 
-    decoded: (B, N, 5 + C) from model.decode. confidence: lowest objectness * class probability, 0..1. nms_iou: boxes of
-    one class that overlap more than this are one. Each cell names its most probable class. Returns for each image
-    (boxes_xyxy (n, 4) input pixels, scores (n,), class_ids (n,)), best first, at most max_boxes.
+    decoded: (B, N, 5 + C) from model.decode. confidence: lowest objectness * class probability, 0..1, one for all or
+    one for each class. nms_iou: boxes of one class that overlap more than this are one. Each cell names its most
+    probable class. Returns for each image (boxes_xyxy (n, 4) input pixels, scores (n,), class_ids (n,)), best first, at
+    most max_boxes.
     """
+    lowest = torch.as_tensor(confidence, dtype=torch.float32, device=decoded.device).expand(decoded.shape[-1] - 5)
     class_probability, class_ids = decoded[..., 5:].max(-1)
     scores = decoded[..., 4].sigmoid() * class_probability.sigmoid()
     results = []
     for boxes_xyxy, score, classes in zip(decoded[..., :4], scores, class_ids, strict=True):
-        keep = (score >= confidence).nonzero().squeeze(1)
+        keep = (score >= lowest[classes]).nonzero().squeeze(1)
         if len(keep) > MAX_CANDIDATES:
             keep = keep[score[keep].topk(MAX_CANDIDATES).indices]
         boxes_xyxy, score, classes = boxes_xyxy[keep], score[keep], classes[keep]
@@ -123,7 +126,8 @@ class Detector:
 
     weights_path: any file that utils/weights/read.py reads and that holds a whole network, or the name of a release.
     device: 'cpu', 'cuda', ... model_name, class_names, weights_format: only where the file cannot say them.
-    input_shape: (height, width), None for the file's. source: what kind of file it was, in words. Raises ValueError for
+    input_shape: (height, width), None for the file's. source: what kind of file it was, in words. confidences: of each
+    class the one that gave the best F1 on the training's validation set, where the file knows it. Raises ValueError for
     a file that cannot be used, or constants that contradict it.
     """
 
@@ -135,6 +139,7 @@ class Detector:
         self.source = weights.source
         self.device = torch.device(device)
         self.model_name, self.class_names = self.contract["model_name"], self.contract["class_names"]
+        self.confidences = confidence_of(self.contract, self.class_names)
         self.input_shape = tuple(input_shape or self.contract["input_shape"])
         is_valid, expected = INPUT_SHAPE
         if not is_valid(self.input_shape):
@@ -143,8 +148,12 @@ class Detector:
         self.model.to(self.device, memory_format=torch.channels_last)
 
     @torch.no_grad()
-    def __call__(self, image, confidence=0.5, nms_iou=0.5, max_boxes=300):
-        """Detect on one image: a path, or RGB uint8 (H, W, 3). Returns ImageDetections in the image's pixels."""
+    def __call__(self, image, confidence=None, nms_iou=0.5, max_boxes=300):
+        """Detect on one image: a path, or RGB uint8 (H, W, 3). Returns ImageDetections in the image's pixels.
+
+        confidence: lowest score of a box, one for all classes or one for each; None takes `confidences`.
+        """
+        confidence = self.confidences if confidence is None else confidence
         image = read_image(str(image)) if isinstance(image, (str, Path)) else image
         canvas, placement = letterbox(image, self.input_shape, self.resize_rule)
         batch = torch.from_numpy(canvas).permute(2, 0, 1).unsqueeze(0).to(self.device)

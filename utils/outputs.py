@@ -61,6 +61,10 @@ class WeightFiles:
         if epoch % self.save_period == 0 or is_last:
             copy_weights(self.folder / LAST, self.folder / f"ep{epoch:03d}-loss{loss:.3f}-val_loss{val_loss:.3f}.pth")
 
+    def has_stalled(self, epoch, patience):
+        """Whether the best score is `patience` or more epochs old; patience 0: never."""
+        return patience > 0 and self.best_epoch is not None and epoch - self.best_epoch >= patience
+
     def _save_and_copy(self, name, model, contract):
         save_weights(self.folder / name, model, contract)
         copy_weights(self.folder / name, self.folder.parent / name)

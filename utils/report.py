@@ -3,6 +3,8 @@
 import math
 import os
 
+import torch
+
 from utils import outputs
 from utils.eval.scores import format_scores
 
@@ -16,7 +18,9 @@ def epoch_line(row, last_epoch):
     text = f"epoch {row['epoch']:3d}/{last_epoch} {row['phase']:8s}  loss {row['loss']:6.3f} ({parts})"
     text += f"  val {row['val_loss']:6.3f}  lr {row['lr']:.1e}  {row['images_per_second']:.0f} images/s"
     text += f"  data wait {row['data_wait']:.0%}  {row['seconds']:.1f} s"
-    return text if row["map50"] is None else f"{text}  mAP@0.5 {row['map50']:.3f}  AP {row['ap']:.3f}"
+    if row["map50"] is None:
+        return text
+    return f"{text}  P {row['precision']:.2f}  R {row['recall']:.2f}  mAP@0.5 {row['map50']:.3f}  AP {row['ap']:.3f}"
 
 
 def data_wait_advice(row, settings, workers):
@@ -54,8 +58,11 @@ def result_row(epoch, phase, result, evaluation, world_size):
         "lr": result.learning_rate,
         "map50": scores["map50"] if scores else None,
         "ap": scores["AP"] if scores else None,
+        "precision": scores["precision"] if scores else None,
+        "recall": scores["recall"] if scores else None,
         "images_per_second": result.images_per_second * world_size,
         "data_wait": result.data_wait,
+        "gpu_memory": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,  # GiB
         "seconds": result.seconds,
     }
 

@@ -196,10 +196,14 @@ def build_val_loader(
     batch_size: int,
     num_workers: int,
     pin_memory: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> DataLoader:
-    """Validation batches in the order of the records, the last one possibly short."""
+    """Validation batches in the order of the records, the last one possibly short; every world_size-th image from the
+    rank-th on, so that each image has one rank."""
     samples = ValSamples(records, input_shape, rule)
-    return DataLoader(samples, batch_size=batch_size, **_loader_options(num_workers, pin_memory))
+    share = range(rank, len(samples), world_size)
+    return DataLoader(samples, batch_size=batch_size, sampler=share, **_loader_options(num_workers, pin_memory))
 
 
 def _loader_options(num_workers: int, pin_memory: bool) -> dict:

@@ -1,61 +1,103 @@
-"""Run a network over a validation set: its loss and its scores, in one pass. Training and tools/get_map.py use this."""
+"""Run a network over a validation set: its loss and its scores, in one pass. Training and tools/get_map.py use this.
 
+Several ranks share the images: each forwards its part, and the main one gathers all and scores.
+"""
+
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from utils.data.dataset import build_val_loader
+from utils.device import Ranks, sum_over_ranks
 from utils.eval.inputs import Detections, GroundTruth
 from utils.eval.scores import score_detections
 from utils.infer import suppress, to_image
 
-# Low, so that the curve behind an AP is whole. COCO counts at most 100 boxes per image and class.
-CONFIDENCE, NMS_IOU, MAX_BOXES = 0.001, 0.65, 1000
+MAX_BOXES = 1000  # of an image; COCO counts at most 100 per class
+ALONE = Ranks()
+
+
+class Thresholds(NamedTuple):
+    """confidence: lowest score of a box; nms_iou: of suppression; min_overlap: IoU from which a box is right."""
+
+    confidence: float = 0.001  # low, so that the curve behind an AP is whole
+    nms_iou: float = 0.65
+    min_overlap: float = 0.5
+
+
+USUAL = Thresholds()
 
 
 class Evaluation(NamedTuple):
-    """loss: mean over images or None; scores: as in score_detections or None; unreadable: paths that did not decode."""
+    """loss: mean over the images of all ranks, or None. The rest only the main rank knows, on others None or empty:
+    scores: as in score_detections, or None; unreadable: paths that did not decode; detections: of all images, or None.
+    """
 
     loss: float | None
     scores: dict | None
     unreadable: list
+    detections: Detections | None
 
 
 @torch.no_grad()
-def run_network(
-    model, loader, records, device, dtype, criterion=None, collect=True, confidence=CONFIDENCE, nms_iou=NMS_IOU
-):
+def run_network(model, loader, records, device, dtype, criterion=None, collect=True, thresholds=USUAL, ranks=ALONE):
     """Forward a validation set once.
 
     model: in eval mode on device. loader: from build_val_loader, over records. dtype: of the forward pass.
     criterion: also returns the loss. collect: also detects.
-    Returns (mean loss over images or None, Detections over all images or None, paths that failed to decode).
+    ranks: all of them must call, each with a loader over its share, so that each image has one rank.
+    Returns (mean loss over all images or None, Detections of all images or None, paths that failed to decode); the last
+    two are None and [] on other ranks than the main one.
     """
-    losses, images, found, unreadable = torch.zeros((), device=device), 0, [], []
-    for batch in tqdm(loader, desc="validation", leave=False, disable=None):
+    sums, indices, found, unreadable = torch.zeros(2, dtype=torch.float64, device=device), [], [], []
+    for batch in tqdm(loader, desc="validation", leave=False, disable=None if ranks.is_main else True):
         inputs = batch.images.to(device, non_blocking=True)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             raw = model(inputs)
         if criterion is not None:
-            losses += criterion(raw, batch.targets.to(device, non_blocking=True))["loss"] * len(inputs)
-        images += len(inputs)
+            sums[0] += criterion(raw, batch.targets.to(device, non_blocking=True))["loss"] * len(inputs)
+        sums[1] += len(inputs)
+        indices += batch.indices
         unreadable += batch.unreadable
         if collect:
-            results = suppress(model.decode(raw), confidence, nms_iou, MAX_BOXES)
+            results = suppress(model.decode(raw), thresholds.confidence, thresholds.nms_iou, MAX_BOXES)
             for result, placed, index in zip(results, batch.placements, batch.indices, strict=True):
                 found.append((index, to_image(result, placed, records.sizes_hw[index])))
-    loss = None if criterion is None else losses.item() / max(images, 1)
-    return loss, join_detections(found) if collect else None, unreadable
+    shares = [(indices, unreadable, join_detections(found))]
+    if ranks.world_size > 1:
+        sums, shares = sum_over_ranks(sums), _gather(shares[0], ranks)
+    loss, images = sums.tolist()
+    loss = None if criterion is None else loss / max(images, 1)
+    if not ranks.is_main:
+        return loss, None, []
+    indices, unreadable, parts = zip(*shares, strict=True)
+    assert sorted(chain(*indices)) == list(range(len(records))), "each image must come to one rank, once"
+    return loss, merge(parts) if collect else None, sorted(chain(*unreadable))
+
+
+def _gather(value, ranks):
+    """What all ranks gave, in their order, on the main rank; nothing of use on the others."""
+    values = [None] * ranks.world_size if ranks.is_main else None
+    torch.distributed.gather_object(value, values)
+    return values
 
 
 def join_detections(found):
     """[(image index, utils.infer.ImageDetections)] -> Detections of all images as flat arrays."""
     ids = [np.full(len(item.scores), index, np.int64) for index, item in found]
-    parts = [(item.boxes_xyxy, item.scores, item.class_ids) for _, item in found]
-    empty = [np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)]
-    boxes_xyxy, scores, classes = (np.concatenate([rest, *column]) for rest, *column in zip(empty, *parts, strict=True))
-    return Detections(np.concatenate([np.zeros(0, np.int64), *ids]), boxes_xyxy, scores, classes)
+    parts = [Detections(image, *item) for image, (_, item) in zip(ids, found, strict=True)]
+    empty = np.zeros(0, np.int64), np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)
+    return merge([Detections(*empty), *parts])
+
+
+def merge(parts):
+    """Several Detections as one, in the order of the images, so that equal scores rank the same on 1 and N ranks."""
+    merged = Detections(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    order = np.argsort(merged.image_ids, kind="stable")
+    return Detections(*(column[order] for column in merged))
 
 
 def ground_truth(records):
@@ -65,28 +107,26 @@ def ground_truth(records):
 
 
 def evaluate(
-    model,
-    loader,
-    records,
-    class_names,
-    device,
-    dtype,
-    criterion=None,
-    scored=True,
-    confidence=CONFIDENCE,
-    nms_iou=NMS_IOU,
-    min_overlap=0.5,
+    model, loader, records, class_names, device, dtype, criterion=None, scored=True, thresholds=USUAL, ranks=ALONE
 ):
     """Loss and scores of a network on a validation set.
 
-    loader: over records, unshuffled. scored: False leaves the scores out (None), for epochs between evaluations.
-    confidence: lowest score of a box; nms_iou: of suppression; min_overlap: IoU from which a box is right.
+    loader: over records, unshuffled. ranks: see run_network; all of them must call.
+    scored: False leaves the scores out (None), for epochs between evaluations.
     Returns an Evaluation.
     """
     loss, detections, unreadable = run_network(
-        model, loader, records, device, dtype, criterion, scored, confidence, nms_iou
+        model, loader, records, device, dtype, criterion, scored, thresholds, ranks
     )
     scores = None
-    if scored:
-        scores = score_detections(ground_truth(records), detections, class_names, records.sizes_hw, min_overlap)
-    return Evaluation(loss, scores, unreadable)
+    if detections is not None:
+        truth = ground_truth(records)
+        scores = score_detections(truth, detections, class_names, len(records), thresholds.min_overlap)
+    return Evaluation(loss, scores, unreadable, detections)
+
+
+def evaluate_detector(detector, records, dtype, batch_size, num_workers, thresholds=USUAL):
+    """The Evaluation, without loss, of a utils.infer.Detector on Records; dtype: of the forward pass."""
+    loader = build_val_loader(records, detector.input_shape, detector.resize_rule, batch_size, num_workers)
+    model, device = detector.model, detector.device
+    return evaluate(model, loader, records, detector.class_names, device, dtype, thresholds=thresholds)

@@ -12,6 +12,7 @@ class GroundTruth(NamedTuple):
     boxes_xyxy: np.ndarray  # (M, 4) float
     classes: np.ndarray  # (M,) int64
     difficult: np.ndarray  # (M,) bool; finding such a box is neither right nor wrong
+    areas: np.ndarray | None = None  # (M,) what makes a box small, medium or large to COCO; None: width * height
 
 
 class Detections(NamedTuple):
@@ -32,9 +33,9 @@ def check_inputs(ground_truth, detections, num_classes, num_images=None):
     """
     for kind, arrays in (("ground truth", ground_truth), ("detections", detections)):
         count = len(arrays.image_ids)
-        for field, values in zip(arrays._fields, arrays, strict=True):
+        for field, values in arrays._asdict().items():
             expected = (count, 4) if field == "boxes_xyxy" else (count,)
-            if np.shape(values) != expected:
+            if values is not None and np.shape(values) != expected:
                 raise ValueError(f"{kind}: {field} has the shape {np.shape(values)}, expected {expected}.")
         _refuse_any(
             (arrays.classes < 0) | (arrays.classes >= num_classes),

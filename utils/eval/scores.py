@@ -5,66 +5,97 @@ import unicodedata
 import numpy as np
 
 from utils.eval.coco import coco_average_precision
+from utils.eval.curves import draw_from, mean_over_classes
 from utils.eval.inputs import check_inputs
-from utils.eval.voc import voc_average_precision
+from utils.eval.voc import voc_average_precisions, voc_outcome
 
 
-def score_detections(ground_truth, detections, class_names, sizes_hw, iou=0.5, confidence=0.5):
+def score_detections(ground_truth, detections, class_names, num_images, iou=0.5):
     """Score detections by the rules of VOC and of COCO.
 
-    ground_truth, detections: GroundTruth and Detections (utils/eval/inputs.py); image id i names row i of sizes_hw
-    sizes_hw: (I, 2) height and width of each image
-    iou: threshold of the VOC numbers; confidence: detections from this score on count for precision, recall and F1
-    Returns a dict: map50 (VOC mAP at iou, area under the curve, no +1 pixel), the numbers of coco_average_precision,
-    iou, confidence, images, and classes: a list of {"name", "boxes", "AP50", "precision", "recall", "f1"}, where boxes
-    counts the non-difficult ones and AP50 is the VOC AP at iou. NaN marks what is not defined (VocScores says when).
-    Raises ValueError on NaN scores, unknown images or classes and impossible boxes.
+    ground_truth, detections: GroundTruth and Detections (utils/eval/inputs.py), image ids 0..num_images - 1
+    iou: from it on a box is right, for all but the COCO numbers
+    Returns a dict:
+        map50, map50_11_point, map50_plus_one, map50_11_point_plus_one: VOC mAP at iou, see voc_average_precisions
+        AP, AP50, ... AR_large: the names of utils.eval.coco.NAMES
+        precision, recall, f1, miss_rate: means over the classes
+        classes: [{"name", "boxes" (non-difficult), "map50", "AP", "precision", "recall", "f1", "confidence",
+            "miss_rate"}], where precision, recall and F1 are those at the confidence of the best F1 (see Curves)
+        iou, images
+    NaN marks what is not defined, such as all numbers of a class without boxes; no mean counts it, nor a class that
+    occurs in detections only. Raises ValueError, see check_inputs.
     """
-    check_inputs(ground_truth, detections, len(class_names), len(sizes_hw))
-    voc = voc_average_precision(ground_truth, detections, len(class_names), iou, confidence=confidence)
-    columns = (class_names, voc.boxes.tolist(), *(a.tolist() for a in (voc.ap, voc.precision, voc.recall, voc.f1)))
-    names = ("name", "boxes", "AP50", "precision", "recall", "f1")
+    count = len(class_names)
+    check_inputs(ground_truth, detections, count, num_images)
+    voc = voc_average_precisions(ground_truth, detections, count, np.ones((num_images, 1)), iou)
+    coco, coco_by_class = coco_average_precision(ground_truth, detections, class_names, num_images)
+    outcome = voc_outcome(ground_truth, detections, count, iou)
+    curves = draw_from(outcome, ground_truth, detections, count, num_images)._asdict()
+    columns = {
+        "name": list(class_names),
+        "boxes": np.bincount(ground_truth.classes[~ground_truth.difficult], minlength=count).tolist(),
+        "map50": voc["map50"][:, 0].tolist(),
+        "AP": coco_by_class.tolist(),
+        **{name: curves[name].tolist() for name in ("precision", "recall", "f1", "confidence", "miss_rate")},
+    }
     return {
-        "map50": float(voc.map),
-        **coco_average_precision(ground_truth, detections, class_names, sizes_hw),
+        **{name: float(mean_over_classes(values[:, 0])) for name, values in voc.items()},
+        **coco,
+        **{
+            name: float(mean_over_classes(np.array(columns[name])))
+            for name in ("precision", "recall", "f1", "miss_rate")
+        },
         "iou": iou,
-        "confidence": confidence,
-        "images": len(sizes_hw),
-        "classes": [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)],
+        "images": num_images,
+        "classes": [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)],
     }
 
 
 def format_scores(scores):
-    """Lay out the dict of score_detections as an aligned table of several lines; "-" stands for NaN."""
-    rows = scores["classes"]
-    header = ["class", "boxes", f"AP@{scores['iou']:g}", "precision", "recall", "F1"]
-    cells = [[row["name"], str(row["boxes"]), *map(_number, list(row.values())[2:])] for row in rows]
-    means = [_number(_mean([row[key] for row in rows])) for key in ("precision", "recall", "f1")]
-    total = ["all", str(sum(row["boxes"] for row in rows)), _number(scores["map50"]), *means]
-    widths = [max(map(_width, column)) for column in zip(header, *cells, total, strict=True)]
-    lines = [_align(row, widths) for row in (header, *cells, total)]
-    lines.insert(1, "-" * (sum(widths) + 2 * (len(widths) - 1)))
-    coco = {
-        name: _number(scores[name]) for name in ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR100")
-    }
-    return "\n".join(
-        [
-            *lines,
-            f"precision, recall and F1 at confidence >= {scores['confidence']:g}; {scores['images']} images",
-            f"VOC  mAP@{scores['iou']:g} {_number(scores['map50'])}",
-            f"COCO AP {coco['AP']}  AP50 {coco['AP50']}  AP75 {coco['AP75']}  AR100 {coco['AR100']}",
-            f"     AP by size: small {coco['AP_small']}, medium {coco['AP_medium']}, large {coco['AP_large']}",
-        ]
-    )
+    """Lay out the dict of score_detections as aligned lines; "-" stands for NaN.
+
+    Where with_intervals has been there, each mAP has its interval beside it: `0.874 [0.842, 0.903]`.
+    """
+    iou, rows = f"{scores['iou']:g}", scores["classes"]
+    columns = ("map50", "AP", "precision", "recall", "f1", "confidence", "miss_rate")
+    header = ["class", "boxes", f"AP@{iou}", "AP", "precision", "recall", "F1", "confidence", "miss rate"]
+    total = {"name": "all", "boxes": sum(row["boxes"] for row in rows), "confidence": float("nan"), **scores}
+    table = [[row["name"], str(row["boxes"]), *(_number(row, name) for name in columns)] for row in (*rows, total)]
+    lines = _aligned([header, *table])
+    width = max(len(label) for label, _ in _SUMMARY) + len(iou)
+    summary = [
+        f"{label.format(iou):{width}}" + "  ".join(_number(scores, name) for name in names) for label, names in _SUMMARY
+    ]
+    notes = [f"{scores['images']} images; precision, recall, F1: at the confidence where F1 of the class is best"]
+    if "intervals" in scores:
+        notes.append(f"[low, high]: 95 % interval, by {scores['resamplings']} resamplings of the images")
+        if not scores["intervals"]:
+            notes[-1] = "too few images with boxes for an interval"
+    return "\n".join([lines[0], "-" * _width(max(lines, key=_width)), *lines[1:], *notes, "", *summary])
 
 
-def _number(value):
-    return "-" if np.isnan(value) else f"{value:.3f}"
+_SUMMARY = (
+    ("VOC mAP@{}, area under the curve", ("map50",)),
+    ("VOC mAP@{}, 11-point", ("map50_11_point",)),
+    ("VOC mAP@{}, area, +1 pixel", ("map50_plus_one",)),
+    ("VOC mAP@{}, 11-point, +1 pixel", ("map50_11_point_plus_one",)),
+    ("COCO AP, mean of IoU 0.5 to 0.95", ("AP",)),
+    ("COCO AP50", ("AP50",)),
+    ("COCO AP75", ("AP75",)),
+    ("COCO AP small, area up to 32 x 32", ("AP_small",)),
+    ("COCO AP medium", ("AP_medium",)),
+    ("COCO AP large, area from 96 x 96", ("AP_large",)),
+    ("COCO AR at 1, 10, 100 boxes", ("AR1", "AR10", "AR100")),
+    ("COCO AR small, medium, large", ("AR_small", "AR_medium", "AR_large")),
+)
 
 
-def _mean(values):
-    values = [value for value in values if not np.isnan(value)]
-    return sum(values) / len(values) if values else float("nan")
+def _number(numbers, name):
+    """One number to three digits, with its interval where there is one."""
+    if np.isnan(numbers[name]):
+        return "-"
+    between = numbers.get("intervals", {}).get(name)
+    return f"{numbers[name]:.3f}" + (f" [{between[0]:.3f}, {between[1]:.3f}]" if between else "")
 
 
 def _width(text):
@@ -72,7 +103,11 @@ def _width(text):
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
-def _align(row, widths):
-    """First cell to the left, the others to the right."""
-    gaps = [" " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)]
-    return "  ".join([row[0] + gaps[0], *(gap + cell for gap, cell in zip(gaps[1:], row[1:], strict=True))]).rstrip()
+def _aligned(rows):
+    """Lines of a table: the first column to the left, the others to the right."""
+    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        gaps = [" " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join([row[0] + gaps[0], *(gap + cell for gap, cell in zip(gaps[1:], row[1:], strict=True))]))
+    return [line.rstrip() for line in lines]

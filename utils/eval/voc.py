@@ -4,25 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.eval.inputs import check_inputs
-
-
-class VocScores(NamedTuple):
-    """VOC scores of C classes; NaN stands where a number is not defined.
-
-    map: mean of ap over the classes with a non-difficult box; NaN where there is none at all
-    ap, recall: NaN for a class without a non-difficult box
-    precision: NaN for a class without a detection that counts at the confidence
-    f1: NaN for a class with neither
-    boxes: non-difficult ground-truth boxes
-    """
-
-    map: float
-    ap: np.ndarray  # (C,)
-    precision: np.ndarray  # (C,)
-    recall: np.ndarray  # (C,)
-    f1: np.ndarray  # (C,)
-    boxes: np.ndarray  # (C,) int64
+from utils.eval.curves import Outcome, average_precision
 
 
 class Matches(NamedTuple):
@@ -34,47 +16,41 @@ class Matches(NamedTuple):
     ignored: np.ndarray  # (D,) bool, found a difficult box; every other detection is a false positive
 
 
-def voc_average_precision(
-    ground_truth, detections, num_classes, iou=0.5, plus_one=False, eleven_point=False, confidence=0.5
-):
-    """Score detections by the rules of the VOC development kit.
+def voc_average_precisions(ground_truth, detections, num_classes, weights, iou=0.5):
+    """AP of each class in the four ways in which people compute it: {name: (C, B)}, NaN without a non-difficult box.
 
-    ground_truth, detections: GroundTruth and Detections (utils/eval/inputs.py)
-    iou: a detection is right from this IoU on, iou included
-    plus_one: count pixels as the kit does (width = x2 - x1 + 1)
-    eleven_point: mean precision at recall 0, 0.1, ... 1 (VOC2007) instead of the area under the curve (VOC2010 on)
-    confidence: detections with at least this score count for precision, recall and F1
-    Returns VocScores. Classes that occur only in detections do not count. Raises ValueError, see check_inputs.
+    ground_truth, detections: GroundTruth and Detections (utils/eval/inputs.py), checked. weights: (I, B), see
+    average_precision. iou: a detection is right from this IoU on, iou included.
+    Names: map50, the area under the curve; map50_11_point, the mean of eleven precisions; both also with _plus_one,
+    where pixels are counted as the kit does (width = x2 - x1 + 1).
     """
-    check_inputs(ground_truth, detections, num_classes)
+    scores = {}
+    for suffix in ("", "_plus_one"):
+        outcome = voc_outcome(ground_truth, detections, num_classes, iou, plus_one=suffix != "")
+        area, eleven = average_precision(outcome, ground_truth, detections, num_classes, (0, 11), weights)[:, :, 0]
+        scores |= {f"map50{suffix}": area, f"map50_11_point{suffix}": eleven}
+    return scores
+
+
+def voc_outcome(ground_truth, detections, num_classes, iou=0.5, plus_one=False):
+    """The Outcome of match_detections, with which it shares its arguments."""
     matches = match_detections(ground_truth, detections, num_classes, iou, plus_one)
-    boxes = np.bincount(ground_truth.classes[~ground_truth.difficult], minlength=num_classes)
-
-    # One stable sort for all classes: by class, then by descending score, ties in the order given.
-    counted = np.flatnonzero(~matches.ignored)
-    counted = counted[np.lexsort((-detections.scores[counted], detections.classes[counted]))]
-    classes, right = detections.classes[counted], matches.true_positive[counted]
-    bounds = np.searchsorted(classes, np.arange(num_classes + 1))
-    ap = np.full(num_classes, np.nan)
-    for class_id in np.flatnonzero(boxes):
-        ap[class_id] = _average_precision(right[bounds[class_id] : bounds[class_id + 1]], boxes[class_id], eleven_point)
-
-    confident = detections.scores[counted] >= confidence
-    found = np.bincount(classes[confident], minlength=num_classes)
-    found_right = np.bincount(classes[confident & right], minlength=num_classes)
-    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that VocScores promises
-        precision, recall, f1 = found_right / found, found_right / boxes, 2 * found_right / (found + boxes)
-    recall[boxes == 0] = np.nan
-    return VocScores(float(ap[boxes > 0].mean()) if boxes.any() else np.nan, ap, precision, recall, f1, boxes)
+    return Outcome(matches.true_positive[None], matches.ignored[None], ~ground_truth.difficult)
 
 
 def match_detections(ground_truth, detections, num_classes, iou=0.5, plus_one=False):
     """Match each detection to the ground-truth box of highest IoU in its image and class.
 
-    From that IoU on, a difficult box makes the detection ignored; another is a true positive for the detection of
-    the highest score and a false positive for the later ones. Returns Matches; no Python loop over images or boxes.
+    iou: from it on, a difficult box makes the detection ignored; another is a true positive for the detection of the
+    highest score and a false positive for the later ones. plus_one: see voc_average_precisions.
+    Returns Matches; no Python loop over images or boxes.
     """
-    best_iou, best_index = _best_boxes(ground_truth, detections, num_classes, plus_one)
+    best_iou = np.zeros(len(detections.scores))
+    best_index = np.full(len(best_iou), -1)
+    for rows, candidate in same_class_pairs(ground_truth, detections, num_classes):
+        overlap = paired_iou(ground_truth.boxes_xyxy[candidate], detections.boxes_xyxy[rows], plus_one)
+        better = (overlap > best_iou[rows]) | (best_index[rows] < 0)
+        best_iou[rows[better]], best_index[rows[better]] = overlap[better], candidate[better]
     hit = (best_index >= 0) & (best_iou >= iou)
     ignored = np.zeros(len(hit), bool)
     ignored[hit] = ground_truth.difficult[best_index[hit]]
@@ -85,40 +61,26 @@ def match_detections(ground_truth, detections, num_classes, iou=0.5, plus_one=Fa
     return Matches(best_iou, best_index, true_positive, ignored)
 
 
-def _best_boxes(ground_truth, detections, num_classes, plus_one):
-    """Highest IoU (D,) and its ground-truth index (D,) within the image and class of each detection."""
+def same_class_pairs(ground_truth, detections, num_classes):
+    """Yield (detections, a ground-truth box of the same image and class for each): every pair once, as index arrays."""
     group_of_truth = ground_truth.image_ids * num_classes + ground_truth.classes
     group_of_detection = detections.image_ids * num_classes + detections.classes
     order = np.argsort(group_of_truth, kind="stable")
     start, stop = (np.searchsorted(group_of_truth[order], group_of_detection, side) for side in ("left", "right"))
-    best_iou = np.zeros(len(start))
-    best_index = np.where(stop > start, order[np.minimum(start, len(order) - 1)] if len(order) else -1, -1)
-    # The loop runs over the first, second, ... box of every group at once, so it is as long as the fullest group.
+    # The first, second, ... box of every group at once: as many rounds as the fullest group has boxes.
     for offset in range(int((stop - start).max(initial=0))):
         rows = np.flatnonzero(start + offset < stop)
-        candidate = order[start[rows] + offset]
-        overlap = _paired_iou(ground_truth.boxes_xyxy[candidate], detections.boxes_xyxy[rows], plus_one)
-        better = overlap > best_iou[rows]
-        best_iou[rows[better]], best_index[rows[better]] = overlap[better], candidate[better]
-    return best_iou, best_index
+        yield rows, order[start[rows] + offset]
 
 
-def _paired_iou(boxes_a_xyxy, boxes_b_xyxy, plus_one):
-    """IoU (N,) of row n of one (N, 4) array with row n of the other; 0 where neither has an area."""
+def paired_iou(boxes_a_xyxy, boxes_b_xyxy, plus_one=False, of_b=False):
+    """IoU (N,) of row n of one (N, 4) array with row n of the other; 0 where neither has an area.
+
+    of_b: (N,) bool or False; where True, the share of box b that lies in box a instead.
+    """
     extra = 1.0 if plus_one else 0.0
     a, b = boxes_a_xyxy.astype(np.float64), boxes_b_xyxy.astype(np.float64)
     inner = (np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]) + extra).clip(0).prod(1)
-    union = (a[:, 2:] - a[:, :2] + extra).prod(1) + (b[:, 2:] - b[:, :2] + extra).prod(1) - inner
+    area_a, area_b = ((box[:, 2:] - box[:, :2] + extra).prod(1) for box in (a, b))
+    union = np.where(of_b, area_b, area_a + area_b - inner)
     return inner / np.where(union > 0, union, 1)
-
-
-def _average_precision(right, boxes, eleven_point):
-    """AP of one class from its detections in descending score: right (D,) bool, boxes > 0 to be found."""
-    true_positives = np.cumsum(right)
-    recall = true_positives / boxes
-    precision = true_positives / np.arange(1, len(right) + 1)
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]  # the best precision at this recall or a higher one
-    if eleven_point:
-        first = np.searchsorted(recall, np.arange(11) / 10)
-        return float(np.append(envelope, 0.0)[first].mean())
-    return float(np.sum(np.diff(recall, prepend=0.0) * envelope))

@@ -3,8 +3,11 @@
 import math
 
 from utils.checkpoint import FORMAT
+from utils.data.findings import listed
 from utils.data.letterbox import MODES
 
+# For classes whose best confidence is not known.
+USUAL_CONFIDENCE = 0.5
 _KEYS = ("format", "model_name", "class_names", "input_shape", "resize_rule", "pixel_rule")
 
 
@@ -27,12 +30,45 @@ def check_contract(path, contract):
             )
 
 
+def best_confidences(scores):
+    """What the contract keeps of an evaluation: {class name: the confidence of its best F1}.
+
+    scores: of utils.eval.scores.score_detections, None where nothing was scored. Classes without one are left out.
+    """
+    rows = scores["classes"] if scores else []
+    return {row["name"]: row["confidence"] for row in rows if math.isfinite(row["confidence"])}
+
+
+def confidence_of(contract, class_names):
+    """The lowest score at which a box of each class is shown: a list, with USUAL_CONFIDENCE where none is known."""
+    known = contract.get("confidence", {})
+    return [known.get(name, USUAL_CONFIDENCE) for name in class_names]
+
+
+def confidence_words(contract, class_names, confidence=None):
+    """A sentence on the scores from which on boxes are shown. confidence: the constant; None takes the contract's."""
+    known = contract.get("confidence", {})
+    named = [f"{name} {known[name]:.2f}" for name in class_names if name in known]
+    if confidence is None and named:
+        others = [f"{USUAL_CONFIDENCE:g} for the other classes"] if len(named) < len(class_names) else []
+        return (
+            f"Boxes are shown from the score on that was best for their class in training: {listed([*others, *named])}."
+        )
+    reason = "" if confidence is not None else "; the file does not say which score is best"
+    return f"Boxes are shown from the score {USUAL_CONFIDENCE if confidence is None else confidence:g} on{reason}."
+
+
 def _is_text(value):
     return isinstance(value, str)
 
 
 def _is_names(value):
     return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_confidence(value):
+    is_named = isinstance(value, dict) and all(map(_is_text, value))
+    return is_named and all(isinstance(number, (int, float)) and 0 <= number <= 1 for number in value.values())
 
 
 def _are_numbers(value, count, lowest=-math.inf):
@@ -58,4 +94,5 @@ _RULES = {
     "resize_rule": _is_resize_rule,
     "pixel_rule": _is_pixel_rule,
     "decode_rule": lambda value: isinstance(value, dict),
+    "confidence": _is_confidence,
 }

@@ -1,0 +1,102 @@
+"""What scoring costs on this machine, after the forward passes: stage by stage, on random boxes.
+
+python benchmarks/evaluation.py [--images=1000 --detections=100 --classes=20 ...]
+"""
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import utils.threads  # noqa: F401 # isort: skip
+import numpy as np
+import torch
+
+from utils import device as machine
+from utils.config import check_values, run_script, script_constants
+from utils.eval.bootstrap import with_intervals
+from utils.eval.coco import coco_average_precision
+from utils.eval.coco_match import coco_outcomes
+from utils.eval.curves import draw_from
+from utils.eval.inputs import Detections, GroundTruth
+from utils.eval.plots import draw_curves
+from utils.eval.scores import score_detections
+from utils.eval.voc import voc_average_precisions, voc_outcome
+
+# ----------------------------------------------------------------------------------------------------------------------
+#   images, classes       Size of the random set.
+#   detections, labelled  Boxes of each image. Two of five detections lie near a labelled box.
+#   resamplings           For the intervals that tools/get_map.py adds.
+#   repeats               The fastest of so many runs is shown.
+# ----------------------------------------------------------------------------------------------------------------------
+images = 1000
+classes = 20
+detections = 100
+labelled = 10
+resamplings = 1000
+repeats = 3
+
+
+def random_boxes(settings):
+    """GroundTruth and Detections, always the same."""
+    random = np.random.default_rng(0)
+    count = settings.images * settings.labelled
+    corner, size = random.uniform(0, 400, (count, 2)), np.exp(random.uniform(2, 6, (count, 2)))
+    truth = GroundTruth(
+        np.repeat(np.arange(settings.images), settings.labelled),
+        np.concatenate([corner, corner + size], 1),
+        random.integers(settings.classes, size=count),
+        random.random(count) < 0.02,
+    )
+    image_ids = np.repeat(np.arange(settings.images), settings.detections)
+    near = random.random(len(image_ids)) < 0.4
+    source = image_ids * settings.labelled + random.integers(settings.labelled, size=len(image_ids))
+    shift = random.normal(0, 0.1, (len(image_ids), 4)) * np.tile(size[source], 2)
+    elsewhere = np.where(near, 0, random.uniform(-400, 400, len(image_ids)))[:, None]
+    boxes_xyxy = np.sort((truth.boxes_xyxy[source] + shift + elsewhere).reshape(-1, 2, 2), 1).reshape(-1, 4)
+    scores = random.random(len(image_ids)) * 0.6 + near * 0.3
+    found = Detections(image_ids, boxes_xyxy.astype(np.float32), scores.astype(np.float32), truth.classes[source])
+    return truth, found
+
+
+def fastest(repeats, stage):
+    """Seconds of the fastest run, and what it returned."""
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        result = stage()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds), result
+
+
+def main(settings):
+    """Print the table."""
+    for name, text in machine.describe(torch.device("cpu")):
+        print(f"{name:14s} {text}")
+    truth, found = random_boxes(settings)
+    names, count = [f"class {number}" for number in range(settings.classes)], settings.images
+    size = f"{count} images, {len(found.scores)} detections, {len(truth.classes)} labelled boxes, {len(names)} classes"
+    print(f"\n{size}\n\n{'stage':44s} {'seconds':>8s}")
+
+    def run(stage, call):
+        seconds, result = fastest(settings.repeats, call)
+        print(f"{stage:44s} {seconds:8.3f}")
+        return result
+
+    ones = np.ones((count, 1))
+    run("  VOC: matching and AP, four rules", lambda: voc_average_precisions(truth, found, len(names), ones))
+    outcome = run("  VOC: matching", lambda: voc_outcome(truth, found, len(names)))
+    curves = run("  curves, best F1, miss rate", lambda: draw_from(outcome, truth, found, len(names), count))
+    run("  COCO by faster-coco-eval", lambda: coco_average_precision(truth, found, names, count))
+    scores = run("all scores, as after each epoch", lambda: score_detections(truth, found, names, count))
+    run("  COCO: matching for the intervals", lambda: coco_outcomes(truth, found, len(names)))
+    run("intervals", lambda: with_intervals(scores, truth, found, settings.resamplings))
+    with tempfile.TemporaryDirectory() as folder:
+        values = [row["map50"] for row in scores["classes"]]
+        run("pictures of the curves", lambda: draw_curves(curves, names, values, folder))
+
+
+if __name__ == "__main__":
+    run_script(main, script_constants(globals()), check_values)

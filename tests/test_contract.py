@@ -1,0 +1,30 @@
+import math
+
+from utils.weights.contract import best_confidences, confidence_of, confidence_words
+
+CONTRACT = {"confidence": {"cat": 0.25, "dog": 0.4}}
+
+
+def test_what_an_evaluation_leaves_in_the_contract():
+    """Prevents NaN, which stands for a class that was never found, from becoming a threshold that nothing reaches."""
+    rows = [{"name": "cat", "confidence": 0.25}, {"name": "dog", "confidence": math.nan}]
+    assert best_confidences({"classes": rows}) == {"cat": 0.25}
+    assert best_confidences({"classes": []}) == best_confidences(None) == {}
+
+
+def test_the_lowest_score_of_each_class():
+    """Prevents thresholds in another order than the classes, and a class without one from failing."""
+    assert confidence_of(CONTRACT, ["dog", "bird", "cat"]) == [0.4, 0.5, 0.25]
+    assert confidence_of({}, ["cat"]) == [0.5]
+    assert confidence_of(CONTRACT, []) == []
+
+
+def test_the_sentence_on_scores():
+    """Prevents thresholds that nobody knows of."""
+    best = "Boxes are shown from the score on that was best for their class in training: "
+    assert confidence_words(CONTRACT, ["cat", "dog"]) == f"{best}cat 0.25, dog 0.40."
+    assert confidence_words(CONTRACT, ["cat", "bird"]) == f"{best}0.5 for the other classes, cat 0.25."
+    assert confidence_words(CONTRACT, ["cat"], 0.3) == "Boxes are shown from the score 0.3 on."
+    assert confidence_words({}, ["cat"]) == (
+        "Boxes are shown from the score 0.5 on; the file does not say which score is best."
+    )

@@ -1,0 +1,117 @@
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import train
+from nets import build_model
+from utils import run_log
+from utils.advice.advise import Run
+from utils.checkpoint import make_contract
+from utils.config import script_constants
+from utils.data.dataset import build_train_loader
+from utils.data.plan import AugmentSettings
+from utils.data.records import Records
+from utils.data.shapes import TrainShapes
+from utils.engine import EpochResult
+from utils.eval.evaluate import Evaluation, ground_truth
+from utils.eval.inputs import Detections
+from utils.eval.scores import score_detections
+from utils.phases import Phase
+from utils.run_log import RunLog
+
+NAMES = ["fish", "图"]
+RESULT = EpochResult({"loss": 4.5, "box": 1.25}, 2e-3, 30.0, 0.1, 12.0, [])
+PHASE = Phase(False, 0, 10, 2)
+
+
+@pytest.fixture
+def records(tmp_path):
+    paths = [str(tmp_path / f"{index}.png") for index in range(3)]
+    for path in paths:
+        cv2.imencode(".png", np.full((64, 64, 3), 90, np.uint8))[1].tofile(path)
+    boxes = [(5, 5, 30, 30), (10, 20, 50, 60), (8, 8, 40, 40)]
+    return Records(paths, [(64, 64)] * 3, [1] * 3, boxes, [0, 1, 0])
+
+
+@pytest.fixture
+def model():
+    return build_model("yolox_nano", 2)
+
+
+def make_log(records, model, folder, said, **changes):
+    constants = script_constants(vars(train)) | {"save_dir": str(folder / "logs"), "UnFreeze_Epoch": 10} | changes
+    settings = SimpleNamespace(**constants | {"input_shape": [64, 64]})
+    contract = make_contract(model, NAMES, (64, 64), {"mode": "topleft", "pad": 114})
+    return RunLog(settings, contract, Run(settings, NAMES, records, records, {}, 0), 1, said.append)
+
+
+def evaluation(records, confidence=0.75):
+    """All boxes found, and one too many: the surest is right."""
+    truth = ground_truth(records)
+    scores = np.full(3, confidence)
+    found = Detections(truth.image_ids, truth.boxes_xyxy, scores, truth.classes)
+    return Evaluation(5.0, score_detections(truth, found, NAMES, 3), [], found)
+
+
+def test_a_scored_epoch_leaves_numbers_pictures_weights_and_words(records, model, tmp_path):
+    """Prevents a run whose folder misses what people look for, and weights without the confidences that fit them."""
+    said = []
+    log = make_log(records, model, tmp_path, said)
+    loader = build_train_loader(records, AugmentSettings(), 0, TrainShapes([(64, 64)]), 2, 0)
+    log.draw_data(loader)
+    assert not log.end_epoch(0, PHASE, RESULT, evaluation(records), model)
+    log.close()
+    log.summarise()
+    names = {path.name for path in log.folder.iterdir()}
+    assert names > {"settings.json", "classes.txt", "results.csv", "best_epoch_weights.pth", "last_epoch_weights.pth"}
+    pictures = ("labels", "train_batch", "val_pred", "confusion", "pr_curve", "f1_curve", "results", "epoch_map")
+    assert names > {f"{name}.png" for name in pictures}
+    saved = torch.load(log.folder / "best_epoch_weights.pth", weights_only=True)["contract"]
+    assert (saved["epoch"], saved["scores"]["map50"]) == (1, pytest.approx(1.0))
+    assert saved["confidence"] == pytest.approx({"fish": 0.75, "图": 0.75})
+    assert any("P 1.00  R 1.00  mAP@0.5 1.000" in line for line in said)
+    assert any(line.startswith("\nBest weights: ") for line in said)
+
+
+def test_patience_ends_the_run(records, model, tmp_path):
+    """Prevents patience from being counted in evaluations, or from ending a run without a word."""
+    said = []
+    log = make_log(records, model, tmp_path, said, patience=3)
+    nothing = Evaluation(5.0, None, [], None)
+    over = [
+        log.end_epoch(epoch, PHASE, RESULT, evaluation(records) if epoch < 2 else nothing, model) for epoch in range(4)
+    ]
+    log.close()
+    # The second evaluation is as good as the first, not better: epoch 1 stays the best.
+    assert over == [False, False, False, True]
+    assert "No better score for 3 epochs: training stops here (patience)." in said
+
+
+def test_the_last_epoch_ends_the_run_without_scores(records, model, tmp_path):
+    """Prevents a failure where the mAP is not measured: the lowest validation loss is the best."""
+    said = []
+    log = make_log(records, model, tmp_path, said, eval_flag=False, UnFreeze_Epoch=2)
+    nothing = Evaluation(5.0, None, [], None)
+    assert [log.end_epoch(epoch, PHASE, RESULT, nothing, model) for epoch in (0, 1)] == [False, True]
+    log.close()
+    log.summarise()
+    assert any("validation loss 5.000" in line for line in said)
+    assert torch.load(log.folder / "last_epoch_weights.pth", weights_only=True)["contract"]["confidence"] == {}
+
+
+def test_advice_is_told_once_on_the_way_and_whole_at_the_end(records, model, tmp_path, monkeypatch):
+    """Prevents the same sentence after every evaluation, and an end that forgets what was said before."""
+    said = []
+    log = make_log(records, model, tmp_path, said, UnFreeze_Epoch=3)
+    monkeypatch.setattr(run_log, "advise", lambda run, rows, *rest: {"rate": f"lower it ({len(rows)})"})
+    broken = RESULT._replace(unreadable=["a.jpg"])
+    for epoch in range(3):
+        log.end_epoch(epoch, PHASE, broken, Evaluation(5.0, None, [], None), model)
+    log.close()
+    log.summarise()
+    assert said.count("note: lower it (1)") == 1
+    assert [line for line in said if "lower it" in line] == ["note: lower it (1)", "  - lower it (3)"]
+    assert said.count("note: a.jpg cannot be decoded any more and is left out") == 1

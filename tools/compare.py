@@ -1,0 +1,149 @@
+"""Say whether one detector is better than another: both on the same images, with what chance alone would do.
+
+python tools/compare.py A.pth B.pth --annotation_path=VOCdevkit/VOC2007/ImageSets/Main/test.txt
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import utils.threads  # noqa: F401 # isort: skip
+import numpy as np
+
+from utils.config import check_values, run_script, script_constants
+from utils.data.annotations import read_annotations
+from utils.data.class_names import read_class_names
+from utils.data.findings import findings_table
+from utils.device import choose_device, choose_precision
+from utils.eval import bootstrap
+from utils.eval.bootstrap import average_precisions, has_enough_images, interval, resampled
+from utils.eval.curves import mean_over_classes
+from utils.eval.evaluate import Thresholds, evaluate_detector, ground_truth
+from utils.infer import Detector
+
+# ----------------------------------------------------------------------------------------------------------------------
+#   first             Two weight files, the first and
+#   second            the second word of the command. Both must know the same classes; all else may differ.
+#   annotation_path   What to measure on, as in get_map.py: pictures that neither has seen in its training.
+#   metric            What decides: 'AP' (COCO), 'AP50', 'AP75', or 'map50' (VOC, at MINOVERLAP).
+#   MINOVERLAP        For map50: a box is right from this IoU on.
+#   resamplings       How often the images are drawn anew.
+#   classes_path, confidence, nms_iou, batch_size, num_workers, Cuda, fp16   as in get_map.py.
+# ----------------------------------------------------------------------------------------------------------------------
+first = ""
+second = ""
+annotation_path = "VOCdevkit/Sample/ImageSets/Main/val.txt"
+metric = "AP"
+MINOVERLAP = 0.5
+resamplings = 1000
+classes_path = ""
+confidence = 0.001
+nms_iou = 0.65
+batch_size = 16
+num_workers = 0
+Cuda = True
+fp16 = False
+
+METRICS = ("AP", "AP50", "AP75", "map50")
+
+
+def main(settings):
+    """Evaluate both, print the table and the verdict. Returns {class name or "all": (A, B, low, high)}."""
+    if not settings.first or not settings.second:
+        raise ValueError("Give two weight files: python tools/compare.py A.pth B.pth.")
+    if settings.metric not in METRICS or settings.resamplings < 1:
+        raise ValueError(
+            f"metric is {settings.metric!r} and resamplings is {settings.resamplings}; expected one of "
+            f"{', '.join(METRICS)}, and at least 1."
+        )
+    device, sentence = choose_device(settings.Cuda)
+    names = read_class_names(settings.classes_path) if settings.classes_path else None
+    detectors = [Detector(path, device, class_names=names) for path in (settings.first, settings.second)]
+    names, others = (detector.class_names for detector in detectors)
+    if names != others:
+        raise ValueError(
+            f"{settings.first} knows the classes {names}, {settings.second} {others}: these do not compare."
+        )
+    records, findings = read_annotations(settings.annotation_path, names, "val")
+    if findings:
+        print(findings_table(findings))
+    if sentence:
+        print(f"note: {sentence}")
+    dtype = choose_precision(settings.fp16, device).dtype
+    thresholds = Thresholds(settings.confidence, settings.nms_iou)
+    options = dtype, settings.batch_size, settings.num_workers, thresholds
+    found = [evaluate_detector(detector, records, *options).detections for detector in detectors]
+    rows = compare(ground_truth(records), found, names, len(records), settings)
+    print(f"\n{format_rows(rows, settings.metric)}\n\n{verdict(rows, settings, len(records))}")
+    return rows
+
+
+def compare(truth, found, class_names, num_images, settings):
+    """{class name or "all": (score of A, score of B, low, high)}; low to high: 95 % interval of B - A, NaN where too
+    few images have boxes.
+
+    found: the Detections of A and of B. Both are scored on the same resampled images (paired bootstrap), so that hard
+    and easy pictures, which concern both, do not count as noise.
+    """
+    weights, by_detector = resampled(num_images, settings.resamplings), []
+    for detections in found:
+        parts = [
+            average_precisions(truth, detections, len(class_names), columns, settings.MINOVERLAP)[settings.metric]
+            for columns in (np.ones((num_images, 1)), weights)
+        ]
+        by_class = np.concatenate(parts, 1)
+        by_detector.append(np.concatenate([mean_over_classes(by_class)[None], by_class]))
+    a, b = by_detector
+    ends = np.clip(interval((b - a)[:, 0], (b - a)[:, 1:]), -1, 1)
+    ends[~has_enough_images(truth, len(class_names))] = np.nan
+    table = np.column_stack([a[:, 0], b[:, 0], ends])
+    return dict(zip(("all", *class_names), map(tuple, table.tolist()), strict=True))
+
+
+def format_rows(rows, metric):
+    """The comparison as lines; a star marks a difference that exceeds noise."""
+    width = max(map(len, rows))
+    lines = [f"{'':{width}}  {metric + ' of A':>10} {metric + ' of B':>10}    B - A   95 % interval"]
+    for name, (a, b, low, high) in rows.items():
+        span = f"[{low:+.3f}, {high:+.3f}]{' *' if exceeds(low, high) else ''}"
+        if np.isnan(low):
+            span = f"in fewer than {bootstrap.MIN_IMAGES} images"
+        numbers = "no box" if np.isnan(a) else f"{a:10.3f} {b:10.3f}   {b - a:+.3f}   {span}"
+        lines.append(f"{name:{width}}  {numbers}")
+    return "\n".join(lines)
+
+
+def exceeds(low, high):
+    """Whether an interval of a difference leaves out 0: such a difference is hardly chance."""
+    return low > 1e-6 or high < -1e-6  # less is rounding
+
+
+def verdict(rows, settings, num_images):
+    """The comparison in words."""
+    a, b, low, high = rows["all"]
+    if np.isnan(a):
+        return "There is no box to find: nothing can be compared."
+    if np.isnan(low):
+        return f"Fewer than {bootstrap.MIN_IMAGES} images have boxes: that is too few to tell a difference from noise."
+    better, worse = (settings.second, settings.first) if b > a else (settings.first, settings.second)
+    what, span = f"{settings.metric} on these {num_images} images", f"[{low:+.3f}, {high:+.3f}]"
+    if exceeds(low, high):
+        lines = [f"{better} is better than {worse}: the difference in {what}, {b - a:+.3f} {span}, exceeds noise."]
+    else:
+        lines = [
+            f"No difference that exceeds noise: {what} differs by {b - a:+.3f}, and {span} holds 0.",
+            "More images make smaller differences visible.",
+        ]
+    judged = {name: row for name, row in rows.items() if name != "all" and not np.isnan(row[2])}
+    for path, sign in ((settings.second, 1), (settings.first, -1)):
+        names = [name for name, (a, b, *ends) in judged.items() if exceeds(*ends) and sign * (b - a) > 0]
+        if names:
+            lines.append(f"{path} is better, beyond noise, in: {', '.join(names)}.")
+    if len(judged) >= 10:
+        lines.append(f"Of {len(judged)} classes about {round(len(judged) / 20)} seem to differ by chance alone.")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_script(main, script_constants(globals()), check_values, positional=("first", "second"))
