@@ -350,8 +350,8 @@ ema = True
 #                   False: of the lowest validation loss.
 #   eval_period     Epochs between two measurements. The last epoch is always measured.
 #   patience        Stop once the mAP (with eval_flag = False: the validation loss) has not become better for so many
-#                   epochs. 0 is off. The last epochs, without mosaic, often bring the best mAP: with less than a third
-#                   of UnFreeze_Epoch they may never be reached.
+#                   epochs, which a measurement must show. 0 is off. The last epochs, without mosaic, often bring the
+#                   best mAP: with less than a third of UnFreeze_Epoch they may never be reached.
 # ----------------------------------------------------------------------------------------------------------------------
 save_dir = "logs"
 save_period = 10

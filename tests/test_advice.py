@@ -8,7 +8,7 @@ from tests.test_eval_voc import found
 from utils.advice.advise import MOST, Run, advise
 
 RUN = Run(
-    SimpleNamespace(**SETTINGS, Init_Epoch=0, input_shape=[416, 416], model_path="", pretrained=False, cache=""),
+    SimpleNamespace(**SETTINGS, input_shape=[416, 416], cache=""),
     *(["a", "b"], records_of([500, 4]), records_of([10, 10]), {}, 0),
 )
 

@@ -8,6 +8,7 @@ from utils.advice.course import course_advice
 
 SETTINGS = {"Init_lr": 0.08, "UnFreeze_Epoch": 40, "optimizer_type": "sgd"}
 SETTINGS |= {"freeze_layers": [], "freeze_blocks": 0, "train_only": [], "lr_scale": {}}
+SETTINGS |= {"Init_Epoch": 0, "model_path": "", "pretrained": False, "patience": 0}
 FALLING = np.linspace(8, 3, 20).tolist()
 
 
@@ -133,8 +134,8 @@ def test_unfreezing_is_no_jump():
 def test_a_loss_that_hardly_moves():
     """Prevents a rate that is too low, a frozen network and wrong boxes from looking alike; a network that is good
     already has nothing left to learn."""
-    still = np.linspace(8, 7.8, 12)
-    start = "The loss hardly moves (7.98 in the first epochs, now 7.82)"
+    still = np.linspace(8, 7.8, 15)
+    start = "The loss hardly moves (7.99 in the first epochs, now 7.81)"
     assert advice(rows_of(still, lr=1e-4), Init_lr=0.001) == {
         "low rate": f"{start}: the learning rate is too low. Raise Init_lr from 0.001 to 0.01."
     }
@@ -144,8 +145,24 @@ def test_a_loss_that_hardly_moves():
     }
     assert "frozen by Freeze_Train: let more" in advice(rows_of(still, phase="frozen"))["frozen"]
     assert advice(rows_of(still, maps={10: 0.4})) == {}
-    assert advice(rows_of(still[:9], lr=1e-4)) == {}
-    assert advice(rows_of(np.linspace(8, 6.5, 12), lr=1e-4)) == {}
+    assert advice(rows_of(still[:14], lr=1e-4)) == {}
+    assert set(advice(rows_of(still[:14], lr=1e-4), is_last=True)) == {"low rate"}
+    assert advice(rows_of(np.linspace(8, 6.5, 15), lr=1e-4)) == {}
+    assert set(advice(rows_of(still), lr_scale={"neck": 0.1})) == {"nothing learned"}
+    assert set(advice(rows_of(still), lr_scale={"neck": 0})) == {"frozen"}
+
+
+@pytest.mark.parametrize("settings", [{"Init_Epoch": 20}, {"model_path": "logs/last_epoch_weights.pth"}])
+def test_what_goes_on_from_good_weights_has_little_to_learn(settings):
+    """Prevents the advice to raise a rate tenfold, which ruins a good model, where no score tells that it is good."""
+    assert advice(rows_of(np.linspace(3.1, 2.9, 20), lr=1e-4), **settings) == {}
+
+
+def test_a_run_that_patience_ended():
+    """Prevents the advice to raise UnFreeze_Epoch where the training ended long before it."""
+    falling = np.geomspace(8, 2, 20).tolist()
+    sentence = advice(rows_of(falling), is_last=True, UnFreeze_Epoch=100, patience=5)["underfitting"]
+    assert sentence.endswith("raise patience from 5, which ended the training.")
 
 
 @pytest.mark.parametrize("val", [[math.nan] * 20, [None] * 20])

@@ -42,7 +42,9 @@ def test_a_difference_that_exceeds_noise(labels):
     assert lines[2].endswith("*") and lines[3].endswith("in fewer than 6 images") and len(lines) == 4
     rows["all"] = rows["a"]
     text = compare.verdict(rows, settings(metric="map50"), 40)
-    assert text.startswith("B.pth is better than A.pth: the difference in map50 on these 40 images, +0.200 [+0.0")
+    assert text.startswith(
+        "B.pth is better than A.pth: the difference in map50 on these 40 images, 0.200, exceeds noise."
+    )
     assert text.endswith("exceeds noise.\nB.pth is better, beyond noise, in: a.")
 
 

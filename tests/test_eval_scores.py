@@ -83,7 +83,7 @@ def test_intervals_stand_beside_every_map():
     lines = format_scores(with_intervals(scores, ground_truth, detections, 200)).splitlines()
     assert lines[2].startswith("a          8  0.500 [0.250, 0.875]")
     assert lines[3].startswith("all        8  0.500 [0.250, 0.875]")
-    assert lines[5] == "[low, high]: 95 % interval, by 200 resamplings of the images"
+    assert lines[5] == "[low, high]: 95 % interval, by 200 resamplings of the images; of few images rather 90 %"
     assert [line[36:] for line in lines[7:11]] == ["0.500 [0.250, 0.875]", "0.545 [0.364, 0.909]"] * 2
     assert [line[36:41] + line[42:43] for line in lines[11:17]] == ["0.505["] * 3 + ["-"] * 2 + ["0.505["]
 

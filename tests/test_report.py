@@ -66,7 +66,7 @@ def said(tmp_path, best_score, scores=None, **changes):
     files = SimpleNamespace(best_score=best_score, best_epoch=3, folder=tmp_path / "loss_1")
     settings = SimpleNamespace(**{"eval_flag": True, "save_dir": "logs"} | changes)
     lines = []
-    report(files, scores, settings, lines.append)
+    report(files, scores, 30, settings, lines.append)
     return "\n".join(lines)
 
 
@@ -104,5 +104,5 @@ def test_a_slow_loader_names_the_constant_to_change(monkeypatch, data_wait, cach
     """Prevents trainings that wait for images half of the time while nobody knows what to do."""
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     advice = data_wait_advice({"data_wait": data_wait}, SimpleNamespace(cache=cache), workers)
-    start = "much of the time goes into waiting for images (data wait): "
+    start = "Much of the time goes into waiting for images (data wait): "
     assert advice == {f"{start}{change}." for change in expected}

@@ -21,6 +21,7 @@ from utils.eval.inputs import Detections
 from utils.eval.scores import score_detections
 from utils.phases import Phase
 from utils.run_log import RunLog
+from utils.weights import contract
 
 NAMES = ["fish", "图"]
 RESULT = EpochResult({"loss": 4.5, "box": 1.25}, 2e-3, 30.0, 0.1, 12.0, [])
@@ -44,8 +45,13 @@ def model():
 def make_log(records, model, folder, said, **changes):
     constants = script_constants(vars(train)) | {"save_dir": str(folder / "logs"), "UnFreeze_Epoch": 10} | changes
     settings = SimpleNamespace(**constants | {"input_shape": [64, 64]})
-    contract = make_contract(model, NAMES, (64, 64), {"mode": "topleft", "pad": 114})
-    return RunLog(settings, contract, Run(settings, NAMES, records, records, {}, 0), 1, said.append)
+    kept = make_contract(model, NAMES, (64, 64), {"mode": "topleft", "pad": 114})
+    return RunLog(settings, kept, Run(settings, NAMES, records, records, {}, 0), 1, said.append)
+
+
+@pytest.fixture(autouse=True)
+def few_boxes_do(monkeypatch):
+    monkeypatch.setattr(contract, "MIN_BOXES", 1)
 
 
 def evaluation(records, confidence=0.75):
@@ -77,17 +83,32 @@ def test_a_scored_epoch_leaves_numbers_pictures_weights_and_words(records, model
 
 
 def test_patience_ends_the_run(records, model, tmp_path):
-    """Prevents patience from being counted in evaluations, or from ending a run without a word."""
+    """Prevents a run that ends in an epoch without scores, whose weights then have none, or that ends without a word.
+
+    Measured every second epoch; the second measurement is as good as the first, not better.
+    """
     said = []
     log = make_log(records, model, tmp_path, said, patience=3)
-    nothing = Evaluation(5.0, None, [], None)
-    over = [
-        log.end_epoch(epoch, PHASE, RESULT, evaluation(records) if epoch < 2 else nothing, model) for epoch in range(4)
-    ]
+    nothing, over = Evaluation(5.0, None, [], None), []
+    for epoch in range(6):
+        over.append(log.end_epoch(epoch, PHASE, RESULT, evaluation(records) if epoch % 2 else nothing, model))
     log.close()
-    # The second evaluation is as good as the first, not better: epoch 1 stays the best.
-    assert over == [False, False, False, True]
-    assert "No better score for 3 epochs: training stops here (patience)." in said
+    assert over == [False, False, False, False, False, True]
+    assert "No better score since epoch 2, patience is 3: training stops here." in said
+
+
+def test_patience_without_scores_is_said(records, model, tmp_path):
+    """Prevents patience from being set in vain, where validation has no boxes."""
+    said = []
+    empty = Records([records.path(0)], [(64, 64)], [0], np.zeros((0, 4)), [])
+    log = make_log(records, model, tmp_path, said, patience=1)
+    none_found = Detections(np.zeros(0, int), np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))
+    scores = score_detections(ground_truth(empty), none_found, NAMES, 1)
+    for epoch in range(3):
+        assert not log.end_epoch(epoch, PHASE, RESULT, Evaluation(5.0, scores, [], none_found), model)
+    log.close()
+    assert sum(line.startswith("note: patience has no effect") for line in said) == 1
+    assert any("mAP@0.5 -  AP -" in line for line in said)
 
 
 def test_the_last_epoch_ends_the_run_without_scores(records, model, tmp_path):

@@ -129,7 +129,7 @@ def verdict(rows, settings, num_images):
     better, worse = (settings.second, settings.first) if b > a else (settings.first, settings.second)
     what, span = f"{settings.metric} on these {num_images} images", f"[{low:+.3f}, {high:+.3f}]"
     if exceeds(low, high):
-        lines = [f"{better} is better than {worse}: the difference in {what}, {b - a:+.3f} {span}, exceeds noise."]
+        lines = [f"{better} is better than {worse}: the difference in {what}, {abs(b - a):.3f}, exceeds noise."]
     else:
         lines = [
             f"No difference that exceeds noise: {what} differs by {b - a:+.3f}, and {span} holds 0.",

@@ -148,7 +148,7 @@ def join_ranks(distributed, use_cuda):
     on_gpu = use_cuda and torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(ranks.local_rank)
-    # Rank 0 evaluates while the others wait: a long validation shall not count as a dead rank.
+    # The main rank scores and draws while the others wait, which shall not count as a dead rank.
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(hours=3))
     return ranks
 

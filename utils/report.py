@@ -20,7 +20,8 @@ def epoch_line(row, last_epoch):
     text += f"  data wait {row['data_wait']:.0%}  {row['seconds']:.1f} s"
     if row["map50"] is None:
         return text
-    return f"{text}  P {row['precision']:.2f}  R {row['recall']:.2f}  mAP@0.5 {row['map50']:.3f}  AP {row['ap']:.3f}"
+    scores = f"P {row['precision']:.2f}  R {row['recall']:.2f}  mAP@0.5 {row['map50']:.3f}  AP {row['ap']:.3f}"
+    return f"{text}  {scores.replace('nan', '-')}"
 
 
 def data_wait_advice(row, settings, workers):
@@ -34,7 +35,7 @@ def data_wait_advice(row, settings, workers):
         change = f"raise num_workers (now {workers}; this machine has {cores} cores)"
     else:
         change = "lower input_shape, or mosaic_prob and mixup_prob; a faster processor would help as well"
-    return {f"much of the time goes into waiting for images (data wait): {change}."}
+    return {f"Much of the time goes into waiting for images (data wait): {change}."}
 
 
 def stop_if_not_finite(loss, epoch):
@@ -67,10 +68,10 @@ def result_row(epoch, phase, result, evaluation, world_size):
     }
 
 
-def report(files, scores, settings, say):
-    """Say at the end what came out and where it lies."""
+def report(files, scores, scored_epoch, settings, say):
+    """Say at the end what came out and where it lies. scores: of the last evaluation, after epoch scored_epoch."""
     if scores:
-        say(f"\nThe last evaluation:\n{format_scores(scores)}")
+        say(f"\nThe last evaluation, after epoch {scored_epoch}:\n{format_scores(scores)}")
     if files.best_score is None:
         say("\nNo epoch could be scored: the validation set holds no boxes, or its loss was not a number.")
         return

@@ -1,5 +1,7 @@
 """What a training writes and says while it runs: numbers, pictures, weights and words. The main rank's alone."""
 
+import math
+
 from utils import outputs
 from utils.advice.advise import advise
 from utils.config import plain
@@ -24,7 +26,7 @@ class RunLog:
         self.files = outputs.WeightFiles(outputs.new_run_folder(settings.save_dir), settings.save_period)
         self.folder = self.files.folder
         self.history = History(self.folder)
-        self.scores, self.told, self.remarks = None, set(), {}
+        self.scores, self.scored_epoch, self.told, self.remarks = None, None, set(), {}
         outputs.save_settings(self.folder, plain(vars(settings)))
         write_class_names(self.folder / "classes.txt", run.class_names)
         say(f"\nresults go to {self.folder}\n")
@@ -43,7 +45,8 @@ class RunLog:
         settings, scores = self.settings, evaluation.scores
         is_last = epoch + 1 == settings.UnFreeze_Epoch
         row = result_row(epoch, phase, result, evaluation, self.world_size)
-        self.scores = scores or self.scores
+        if scores:
+            self.scores, self.scored_epoch = scores, epoch + 1
         self.history.add_epoch(row)
         self.say(epoch_line(row, settings.UnFreeze_Epoch))
         for path in sorted({*result.unreadable, *evaluation.unreadable} - self.told):
@@ -55,9 +58,14 @@ class RunLog:
         self.contract["confidence"] = best_confidences(scores)
         score = row["map50"] if settings.eval_flag else -row["val_loss"]
         self.files.save(model, self.contract, epoch + 1, is_last, row["loss"], row["val_loss"], score)
-        is_stalled = self.files.has_stalled(epoch + 1, settings.patience)
+        # Only a measured epoch can tell, and leaves weights whose scores are known.
+        is_measured = bool(scores) or not settings.eval_flag
+        is_stalled = is_measured and self.files.has_stalled(epoch + 1, settings.patience)
         if is_stalled and not is_last:
-            self.say(f"No better score for {settings.patience} epochs: training stops here (patience).")
+            best = self.files.best_epoch
+            self.say(f"No better score since epoch {best}, patience is {settings.patience}: training stops here.")
+        if settings.patience and scores and math.isnan(scores["map50"]):
+            self._tell("patience", "patience has no effect: without boxes to validate on there is no score.")
         self._advise(scores, evaluation.detections, is_last or is_stalled)
         return is_last or is_stalled
 
@@ -67,7 +75,7 @@ class RunLog:
 
     def summarise(self):
         """Say what came out, where it lies, and what would help."""
-        report(self.files, self.scores, self.settings, self.say)
+        report(self.files, self.scores, self.scored_epoch, self.settings, self.say)
         if self.remarks:
             self.say("\nWhat would help, the most helpful first:")
             for sentence in self.remarks.values():

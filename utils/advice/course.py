@@ -4,10 +4,13 @@ import math
 
 import numpy as np
 
+from utils.phases import starts_trained
 from utils.schedule import RATE_LIMITS
 
 # Fewer epochs of a phase have no course.
 LEAST_EPOCHS = 10
+# On the way that many must have hardly brought anything before it is said.
+ENOUGH_EPOCHS = 15
 # The warm-up, with its own ups and downs.
 WARM_UP = 3
 # The mean loss of an epoch scatters by 2 to 4 % from one to the next, also on a hundred images.
@@ -35,10 +38,12 @@ def course_advice(rows, settings, is_last):
     maps = [(row["epoch"], row["map50"]) for row in rows if row["map50"] is not None and row["map50"] >= 0]  # no NaN
     best_map = max((value for _, value in maps), default=0)
     yield from _jumps(train, phase, settings)
-    if best_map < GOOD_MAP:
+    # What goes on from good weights has little to learn, and nobody knows how little without a score.
+    is_new = settings.Init_Epoch == 0 and (maps or not starts_trained(settings))
+    if best_map < GOOD_MAP and is_new and (is_last or len(phase) >= ENOUGH_EPOCHS):
         yield from _hardly_falls(train, phase, settings)
     if is_last:
-        yield from _still_falls(train, val, settings)
+        yield from _still_falls(train, val, phase, settings)
     yield from _overfits(train, val, phase, maps)
 
 
@@ -66,7 +71,8 @@ def _hardly_falls(train, rows, settings):
         return
     start = f"The loss hardly moves ({first:.2f} in the first epochs, now {last:.2f})"
     names = ["Freeze_Train"] if rows[-1]["phase"] == "frozen" else []
-    names += [name for name in ("freeze_layers", "freeze_blocks", "train_only", "lr_scale") if getattr(settings, name)]
+    names += [name for name in ("freeze_layers", "freeze_blocks", "train_only") if getattr(settings, name)]
+    names += ["lr_scale"] if 0 in settings.lr_scale.values() else []
     middle_rate = math.sqrt(math.prod(RATE_LIMITS[settings.optimizer_type]))
     if names:
         yield "frozen", f"{start}, and much is frozen by {', '.join(names)}: let more of the network train."
@@ -80,14 +86,17 @@ def _hardly_falls(train, rows, settings):
         yield "nothing learned", f"{sentence} (`python tools/check_data.py` draws them)."
 
 
-def _still_falls(train, val, settings):
+def _still_falls(train, val, rows, settings):
     half, late = len(train) // 2, max(len(train) // 5, 4)
     falls = [1 - losses[-2:].mean() / losses[half - 1 : half + 1].mean() for losses in (train, val)]
     if falls[0] > TRAIN_FALL and falls[1] > VAL_FALL and val[-2:].mean() < (1 - LATE_FALL) * val[-late:][:2].mean():
+        epochs = settings.UnFreeze_Epoch
+        change = f"UnFreeze_Epoch from {epochs} to {math.ceil(1.5 * epochs)} or more"
+        if rows[-1]["epoch"] < epochs:
+            change = f"patience from {settings.patience}, which ended the training"
         sentence = (
             f"Both losses were still falling at the end, in the second half by {falls[0]:.0%} in training and by "
-            f"{falls[1]:.0%} in validation: raise UnFreeze_Epoch from {settings.UnFreeze_Epoch} to "
-            f"{math.ceil(1.5 * settings.UnFreeze_Epoch)} or more."
+            f"{falls[1]:.0%} in validation: raise {change}."
         )
         yield "underfitting", sentence
 

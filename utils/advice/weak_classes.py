@@ -79,7 +79,8 @@ def _reason(run, class_id, row, train_count, matrix):
     side = float(np.median(sizes_wh.min(axis=1)))
     if side < SMALL_SIDE:
         larger = [32 * math.ceil(length * SMALL_SIDE / max(side, 0.1) / 32) for length in run.settings.input_shape]
-        better = f", {SMALL_SIDE} with input_shape = {larger}" if max(larger) <= LARGEST_INPUT else ""
+        grown = side * larger[0] / run.settings.input_shape[0]
+        better = f", {grown:.0f} with input_shape = {larger}" if max(larger) <= LARGEST_INPUT else ""
         return "small boxes", f"half of them under {side:.1f} pixels{better}"
     anchors_wh = [run.decode_rule["anchors"][n] for mask in run.decode_rule.get("anchors_mask", ()) for n in mask]
     fitting = (best_anchor_iou(sizes_wh, anchors_wh) >= GOOD_IOU).mean() if anchors_wh else 1

@@ -6,7 +6,7 @@ counts an image's matches as often as it was drawn.
 
 import numpy as np
 
-from utils.eval.coco_match import coco_average_precisions
+from utils.eval.coco_match import AREAS, areas_of, coco_average_precisions
 from utils.eval.curves import mean_over_classes
 from utils.eval.voc import voc_average_precisions
 
@@ -67,9 +67,20 @@ def with_intervals(scores, ground_truth, detections, replicates, seed=0):
         classes.append(
             row | {"intervals": {name: _share(interval(row[name], by_name[name][number])) for name in names}}
         )
-    means = {name: mean_over_classes(values) for name, values in by_name.items() if is_enough}
+    means = {
+        name: mean_over_classes(values)
+        for name, values in by_name.items()
+        if is_enough and (name not in AREAS or _images_with(ground_truth, name) >= MIN_IMAGES)
+    }
     intervals = {name: _share(interval(scores[name], values)) for name, values in means.items()}
     return scores | {"classes": classes, "intervals": intervals, "resamplings": replicates}
+
+
+def _images_with(ground_truth, name):
+    """How many images hold a non-difficult box of a size that this name of AREAS looks at."""
+    (smallest, largest), areas = AREAS[name], areas_of(ground_truth)
+    wanted = ~ground_truth.difficult & (areas >= smallest) & (areas <= largest)
+    return len(np.unique(ground_truth.image_ids[wanted]))
 
 
 def _share(ends):

@@ -37,7 +37,7 @@ def coco_outcomes(ground_truth, detections, num_classes):
     From the surest on, a detection takes the free box of highest IoU. Boxes that are difficult or of another size are
     only taken where no wanted one is left, and make the detection ignored, as does its own size where it takes none.
     """
-    areas = _areas(ground_truth.boxes_xyxy) if ground_truth.areas is None else ground_truth.areas
+    areas = areas_of(ground_truth)
     areas_found = _areas(detections.boxes_xyxy)
     pairs = _overlapping(ground_truth, detections, num_classes)
     late = _rank(detections, np.arange(len(detections.scores)), num_classes) >= MAX_BOXES
@@ -48,6 +48,11 @@ def coco_outcomes(ground_truth, detections, num_classes):
         outside = (areas_found < smallest) | (areas_found > largest)
         outcomes[name] = Outcome(right, ~right & (taken | outside | late), wanted)
     return outcomes
+
+
+def areas_of(ground_truth):
+    """(M,) areas by which boxes count as small, medium or large: of outlines where these are known, else their own."""
+    return _areas(ground_truth.boxes_xyxy) if ground_truth.areas is None else ground_truth.areas
 
 
 def _areas(boxes_xyxy):

@@ -32,7 +32,8 @@ USUAL = Thresholds()
 
 
 class Evaluation(NamedTuple):
-    """loss: mean over the images of all ranks, or None. The rest only the main rank knows, on others None or empty:
+    """loss: mean over the images of all ranks, or None; each batch divides by its own boxes, so that other batches, as
+    on other numbers of ranks, give slightly another one. The rest only the main rank knows, on others None or empty:
     scores: as in score_detections, or None; unreadable: paths that did not decode; detections: of all images, or None.
     """
 

@@ -68,7 +68,8 @@ def format_scores(scores):
     ]
     notes = [f"{scores['images']} images; precision, recall, F1: at the confidence where F1 of the class is best"]
     if "intervals" in scores:
-        notes.append(f"[low, high]: 95 % interval, by {scores['resamplings']} resamplings of the images")
+        resamplings = f"{scores['resamplings']} resamplings of the images"
+        notes.append(f"[low, high]: 95 % interval, by {resamplings}; of few images rather 90 %")
         if not scores["intervals"]:
             notes[-1] = "too few images with boxes for an interval"
     return "\n".join([lines[0], "-" * _width(max(lines, key=_width)), *lines[1:], *notes, "", *summary])

@@ -8,6 +8,8 @@ from utils.data.letterbox import MODES
 
 # For classes whose best confidence is not known.
 USUAL_CONFIDENCE = 0.5
+# The best score of fewer boxes is an accident. Below the least nearly everything is background, whatever is best.
+MIN_BOXES, LEAST_CONFIDENCE = 10, 0.05
 _KEYS = ("format", "model_name", "class_names", "input_shape", "resize_rule", "pixel_rule")
 
 
@@ -33,22 +35,24 @@ def check_contract(path, contract):
 def best_confidences(scores):
     """What the contract keeps of an evaluation: {class name: the confidence of its best F1}.
 
-    scores: of utils.eval.scores.score_detections, None where nothing was scored. Classes without one are left out.
+    scores: of utils.eval.scores.score_detections, None where nothing was scored. Classes without one, or with fewer
+    than MIN_BOXES boxes, are left out.
     """
-    rows = scores["classes"] if scores else []
+    rows = [row for row in (scores["classes"] if scores else []) if row["boxes"] >= MIN_BOXES]
     return {row["name"]: row["confidence"] for row in rows if math.isfinite(row["confidence"])}
 
 
 def confidence_of(contract, class_names):
     """The lowest score at which a box of each class is shown: a list, with USUAL_CONFIDENCE where none is known."""
     known = contract.get("confidence", {})
-    return [known.get(name, USUAL_CONFIDENCE) for name in class_names]
+    return [max(known.get(name, USUAL_CONFIDENCE), LEAST_CONFIDENCE) for name in class_names]
 
 
 def confidence_words(contract, class_names, confidence=None):
     """A sentence on the scores from which on boxes are shown. confidence: the constant; None takes the contract's."""
     known = contract.get("confidence", {})
-    named = [f"{name} {known[name]:.2f}" for name in class_names if name in known]
+    shown = zip(class_names, confidence_of(contract, class_names), strict=True)
+    named = [f"{name} {value:.2f}" for name, value in shown if name in known]
     if confidence is None and named:
         others = [f"{USUAL_CONFIDENCE:g} for the other classes"] if len(named) < len(class_names) else []
         return (
