@@ -344,6 +344,7 @@ result |= dict(means=losses[0], nan=losses[1]["loss"] != losses[1]["loss"], take
 result |= dict(statistics=norm.running_mean.item())
 with open(f"{sys.argv[1]}/{place.ranks.rank}.json", "w") as file:
     json.dump(result, file)
+del network  # it holds the process group, whose threads must not outlive the program
 machine.leave_ranks()
 """
 
