@@ -9,12 +9,10 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.config import check_prediction, run_script, script_constants
-from utils.data.class_names import read_class_names
 from utils.data.files import IMAGE_SUFFIXES
 from utils.data.letterbox import read_image, write_image
-from utils.device import choose_device
 from utils.draw import draw_boxes
-from utils.infer import Detector
+from utils.infer import open_detector
 from utils.weights.contract import confidence_words
 from utils.weights.download import is_release
 
@@ -122,14 +120,7 @@ def main(settings):
             f"model_path is {settings.model_path!r}, and there is no such file; train first (`python train.py` writes "
             "logs/best_epoch_weights.pth), or point model_path at your weights, or name a release, such as yolox_nano."
         )
-    device, sentence = choose_device(settings.Cuda)
-    if sentence:
-        print(f"note: {sentence}")
-    class_names = read_class_names(settings.classes_path) if settings.classes_path else None
-    detector = Detector(
-        settings.model_path, device, settings.model_name, class_names, settings.input_shape, settings.weights_format
-    )
-    print(f"{settings.model_path}: {detector.source}")
+    detector = open_detector(settings)
     print(confidence_words(detector.contract, detector.class_names, settings.confidence))
     _MODES[settings.mode](detector, settings)
 

@@ -20,9 +20,8 @@ import numpy as np
 
 from utils.config import check_values, run_script, script_constants
 from utils.data.annotations import read_annotations
-from utils.data.class_names import read_class_names
 from utils.data.findings import findings_table, listed
-from utils.device import choose_device, choose_precision
+from utils.device import choose_precision
 from utils.eval.bootstrap import with_intervals
 from utils.eval.coco import coco_annotations
 from utils.eval.curves import draw_from
@@ -31,7 +30,7 @@ from utils.eval.inputs import Detections, GroundTruth
 from utils.eval.plots import draw_curves
 from utils.eval.scores import format_scores, score_detections
 from utils.eval.voc import voc_outcome
-from utils.infer import Detector
+from utils.infer import open_detector
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   annotation_path   What to measure on, in any of the formats that train.py reads; of a data.yaml its val part.
@@ -140,13 +139,8 @@ def check_paths(settings, folder):
 
 def detect(settings):
     """Run the network of a weight file over labelled images. Returns Labelled."""
-    device, sentence = choose_device(settings.Cuda)
-    precision = choose_precision(settings.fp16, device)
-    class_names = read_class_names(settings.classes_path) if settings.classes_path else None
-    detector = Detector(
-        settings.model_path, device, settings.model_name, class_names, settings.input_shape, settings.weights_format
-    )
-    print(f"{settings.model_path}: {detector.source}")
+    detector = open_detector(settings)
+    precision = choose_precision(settings.fp16, detector.device)
     records, findings = read_annotations(settings.annotation_path, detector.class_names, "val")
     print(f"{settings.annotation_path}: {len(records)} images, {len(records.boxes_xyxy)} boxes")
     if findings:
@@ -155,8 +149,7 @@ def detect(settings):
     evaluation = evaluate_detector(
         detector, records, precision.dtype, settings.batch_size, settings.num_workers, thresholds
     )
-    notes = [sentence] if sentence else []
-    notes += [f"{path} cannot be decoded; its objects count as missed" for path in evaluation.unreadable]
+    notes = [f"{path} cannot be decoded; its objects count as missed" for path in evaluation.unreadable]
     names = [Path(records.path(number)).name for number in range(len(records))]
     image_ids, category_ids = list(range(1, len(names) + 1)), list(range(1, len(detector.class_names) + 1))
     if settings.annotation_path.lower().endswith(".json"):

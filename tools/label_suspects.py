@@ -27,13 +27,12 @@ import numpy as np
 
 from utils.config import check_values, run_script, script_constants
 from utils.data.annotations import read_annotations
-from utils.data.class_names import read_class_names
 from utils.data.findings import findings_table
 from utils.data.letterbox import read_image, write_image
-from utils.device import choose_device, choose_precision
+from utils.device import choose_precision
 from utils.eval.evaluate import Thresholds, evaluate_detector, ground_truth
 from utils.eval.voc import same_class_pairs
-from utils.infer import Detector
+from utils.infer import open_detector
 from utils.pictures.sheet import boxes_tile, sheet
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -120,14 +119,7 @@ def check(values):
 
 def main(settings):
     """Find the suspects, write both files, print how many there are. Returns the rows of suspects.csv."""
-    device, sentence = choose_device(settings.Cuda)
-    if sentence:
-        print(f"note: {sentence}")
-    class_names = read_class_names(settings.classes_path) if settings.classes_path else None
-    detector = Detector(
-        settings.model_path, device, settings.model_name, class_names, settings.input_shape, settings.weights_format
-    )
-    print(f"{settings.model_path}: {detector.source}")
+    detector = open_detector(settings)
     rows = [
         row for path, split in sets_of(settings.annotation_path) for row in look_at(path, split, detector, settings)
     ]

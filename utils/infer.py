@@ -10,7 +10,9 @@ from torchvision.ops import batched_nms
 
 from nets import build_model
 from utils.config import INPUT_SHAPE, PROJECT
+from utils.data.class_names import read_class_names
 from utils.data.letterbox import boxes_to_image, letterbox, read_image
+from utils.device import choose_device
 from utils.weights.contract import confidence_of
 from utils.weights.download import RELEASES, fetch, is_release
 from utils.weights.load import load_matching
@@ -119,6 +121,23 @@ def find_weights(model_path):
     if not (folder / RELEASES[model_path].rpartition("/")[2]).is_file():
         print(f"{model_path} is fetched once from {RELEASES[model_path]} into {folder}")
     return fetch(model_path, folder, partial(check_release, model_path))
+
+
+def open_detector(settings):
+    """The Detector that a script's constants name; the lines on device and file are printed.
+
+    settings: with Cuda, model_path, model_name, classes_path, input_shape and weights_format. Raises as Detector and
+    read_class_names do.
+    """
+    device, sentence = choose_device(settings.Cuda)
+    if sentence:
+        print(f"note: {sentence}")
+    class_names = read_class_names(settings.classes_path) if settings.classes_path else None
+    detector = Detector(
+        settings.model_path, device, settings.model_name, class_names, settings.input_shape, settings.weights_format
+    )
+    print(f"{settings.model_path}: {detector.source}")
+    return detector
 
 
 class Detector:
