@@ -96,6 +96,22 @@ def test_what_only_the_content_shows(data, capsys):
     assert last.startswith("Do this first, for same image in train and val (once): take these images out")
 
 
+def test_a_jpeg_that_lacks_its_end_is_told(data):
+    """Prevents a damaged file from passing because training can use what is left of it."""
+    for number, kept in ((8, -2), (9, 700)):
+        write_image(f"data/{number}.jpg", scene(number))
+        encoded = Path(f"data/{number}.jpg").read_bytes()
+        Path(f"data/{number}.jpg").write_bytes(encoded[:kept])
+    train = [f"{number}.{'jpg' if number > 7 else 'png'} {BOXES}" for number in range(10)]
+    write_lists(train, [f"10.png {BOXES}", f"11.png {BOXES}"])
+    rows, status = run()
+    assert [(row[0], row[1], os.path.basename(row[2])) for row in rows] == [
+        ("harms", "image cannot be read", "9.jpg"),
+        ("harms", "image lacks its last bytes", "8.jpg"),
+    ]
+    assert status == 0
+
+
 def test_the_same_path_is_told_once(data):
     """Prevents one mistake from being counted as same path, same content and similar look."""
     write_lists([f"{number}.png {BOXES}" for number in range(10)], [f"9.png {BOXES}", f"11.png {BOXES}"])

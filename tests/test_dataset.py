@@ -1,6 +1,7 @@
 import multiprocessing
 import pickle
 import random
+from unittest.mock import Mock, call
 
 import cv2
 import numpy as np
@@ -19,7 +20,7 @@ from utils.data.dataset import (
     collate,
 )
 from utils.data.images import RecentImages
-from utils.data.letterbox import boxes_to_image, read_image
+from utils.data.letterbox import boxes_to_image, read_image_with_gaps
 from utils.data.plan import AugmentSettings, SampleKey, largest_scales
 from utils.data.records import Records
 from utils.data.shapes import TrainShapes
@@ -171,6 +172,40 @@ def test_ranks_share_the_single_process_batches(count):
         assert len({sample.input_shape for sample in together}) == 1
 
 
+@pytest.mark.parametrize(
+    ("start", "batch_size", "expected"),
+    [
+        (0, 4, [[6, 1, 8, 2], [3, 7, 10, 5], [0, 4, 9]]),
+        (4, 4, [[3, 7, 10, 5], [0, 4, 9]]),
+        (9, 4, [[4, 9]]),
+        (10, 4, [[9, 17]]),  # filled up as ever: 17 is the second visit of the first image, 6
+        (7, 2, [[5, 0], [4, 9]]),
+        (11, 4, []),
+        (12, 4, []),
+    ],
+)
+def test_the_rest_of_an_epoch(start, batch_size, expected):
+    """Prevents a resumed run from seeing images twice, or never, and a start that stays for the next epoch."""
+    sampler = EpochBatchSampler(11, 4, 3, THREE)
+    sampler.set_epoch(1, batch_size, start)
+    assert [[sample.index for sample in batch] for batch in sampler] == expected
+    assert len(sampler) == len(expected)
+    sampler.set_epoch(2)
+    assert sum(map(len, sampler)) == {4: 11, 2: 12}[batch_size]
+
+
+@pytest.mark.parametrize(("rank", "world_size"), [(0, 1), (0, 2), (1, 2)])
+def test_the_rest_of_an_epoch_is_that_of_an_uninterrupted_one(rank, world_size):
+    """Prevents other partners, sizes or fill-up after a resume than without it."""
+    sampler = EpochBatchSampler(11, 4, 3, THREE, rank, world_size)
+    whole = keys(sampler, 1)
+    assert [batch[0].input_shape for batch in whole] == [(96, 128), (64, 96), (32, 64)]
+    assert [len(batch) for batch in whole] == ([4, 4, 3] if world_size == 1 else [2, 2, 2])
+    for done in range(4):
+        sampler.set_epoch(1, 4, 4 * done)
+        assert list(sampler) == whole[done:]
+
+
 def test_batches_change_their_size_and_end_with_the_inputs_own():
     """Prevents multi_scale without effect, samples of one batch that differ in size, and last epochs on other sizes."""
     sampler = EpochBatchSampler(40, 2, 3, THREE)
@@ -258,22 +293,36 @@ def test_unreadable_validation_image_is_named_and_keeps_its_boxes(records):
     """Prevents a score that rises because images cannot be read."""
     with open(records.path(1), "wb") as file:
         file.write(b"")
-    sample = ValSamples(records, (64, 96), RULE)[1]
+    sample = build_val_loader(records, (64, 96), RULE, 4, 0).dataset[1]
     assert sample.unreadable == [records.path(1)]
     assert (sample.image_rgb == 114).all()
     assert len(sample.boxes_xyxy) == 1
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_images_that_are_cut_off_are_trained_and_named(tmp_path, cached):
+    """Prevents images that are thrown away for a few bytes, and grey corners that nobody knows of."""
+    paths = [str(tmp_path / f"{index}.jpg") for index in range(4)]
+    for path in paths:
+        encoded = cv2.imencode(".jpg", np.full((40, 50, 3), 90, np.uint8))[1]
+        encoded[: -2 if path == paths[2] else None].tofile(path)
+    records = Records(paths, [(40, 50)] * 4, [0] * 4, [], [])
+    cache = RamCache(records, np.ones(4), shared=False) if cached else None
+    cache.fill(None) if cached else None
+    loader = build_train_loader(records, AugmentSettings(0), 0, ONE, 4, 0, load_image=cache)
+    batches = [epoch_batches(loader, epoch, 4)[0] for epoch in (0, 1)] + list(
+        build_val_loader(records, SHAPE, RULE, 4, 0)
+    )
+    for batch in batches:
+        assert (batch.cut_off, batch.unreadable, sorted(batch.indices)) == ([paths[2]], [], [0, 1, 2, 3])
+        assert abs(int(batch.images[batch.indices.index(2), 0, 32, 48]) - 90) <= 1
+
+
 def test_images_can_come_from_elsewhere(records):
     """Prevents a cache from being bypassed."""
-    asked = []
-
-    def load(index):
-        asked.append(index)
-        return np.full((40, 50, 3), 200, np.uint8)
-
+    load = Mock(return_value=np.full((40, 50, 3), 200, np.uint8), cut_off=set())
     sample = TrainSamples(records, AugmentSettings(), 0, load)[key(0, 2, (40, 50))]
-    assert (asked, np.unique(sample.image_rgb).tolist()) == ([2], [200])
+    assert (load.call_args_list, np.unique(sample.image_rgb).tolist()) == ([call(2)], [200])
 
 
 def test_datasets_pickle(records):
@@ -284,7 +333,7 @@ def test_datasets_pickle(records):
     train = pickle.loads(pickle.dumps(samples))
     assert (train.load_image.kept_bytes, len(train.load_image.kept)) == (0, 0)
     assert np.array_equal(train[key(1, 2)].image_rgb, image_rgb)
-    assert len(pickle.loads(pickle.dumps(ValSamples(records, SHAPE, RULE)))) == 7
+    assert len(pickle.loads(pickle.dumps(ValSamples(records, SHAPE, RULE, samples.load_image)))) == 7
 
 
 @pytest.mark.slow
@@ -311,7 +360,12 @@ def test_an_image_is_decoded_once_for_its_neighbours(tmp_path, monkeypatch):
     for path in paths:
         cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tofile(path)
     records, read = Records(paths, [(8, 8)] * 40, [0] * 40, [], []), []
-    monkeypatch.setattr(images, "read_image", lambda path, *rest: read.append(path) or read_image(path, *rest))
+
+    def note(path, *rest):
+        read.append(path)
+        return read_image_with_gaps(path, *rest)
+
+    monkeypatch.setattr(images, "read_image_with_gaps", note)
     settings = AugmentSettings(1, mixup_prob=1.0)
     assert len(epoch_batches(build_train_loader(records, settings, 0, ONE, 8, 0), 0, 8)) == 5
     assert sorted(read) == sorted(paths)

@@ -42,10 +42,25 @@ def test_unreadable_and_changed_images(records):
                 decode(records, 0, scale)
 
 
+def test_files_that_are_cut_off_are_known(records):
+    """Prevents grey corners that nobody knows of because the image was kept, or came from another format."""
+    with open(records.path(0), "r+b") as file:
+        file.truncate(file.seek(-2, 2))
+    found = set()
+    assert decode(records, 0, 1.0, found).shape == decode(records, 0).shape == (81, 100, 3)
+    decode(records, 1, 1.0, found)
+    assert found == {0}
+    recent = RecentImages(records, np.ones(3))
+    assert recent.cut_off == set()
+    for index in (1, 0, 0):
+        recent(index)
+    assert recent.cut_off == {0}
+
+
 def test_recent_images_are_kept_up_to_a_size(records, monkeypatch):
     """Prevents decoding again what the last sample used, and workers whose memory grows with the data set."""
     read = []
-    monkeypatch.setattr(images, "decode", lambda records, index, scale: read.append(index) or decode(records, 0, scale))
+    monkeypatch.setattr(images, "decode", lambda records, index, *rest: read.append(index) or decode(records, 0, *rest))
     recent = RecentImages(records, np.ones(3), most_bytes=2 * 81 * 100 * 3)
     for index in (0, 1, 0, 2, 0, 1):
         assert recent(index).shape == (81, 100, 3)

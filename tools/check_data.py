@@ -67,7 +67,7 @@ _FIRST_STEPS = data_findings.REMEDIES | {
 
 
 class Look(NamedTuple):
-    """What an image file's content tells. file_hash: of its bytes; look: see look_of. Both None where finding says why
+    """What an image file's content tells. file_hash: of its bytes; look: see look_of. Both None where finding says that
     it cannot be read."""
 
     file_hash: bytes | None
@@ -156,7 +156,9 @@ def look_at(records, index):
     path = records.path(index)
     try:
         file_hash = hashlib.blake2b(Path(path).read_bytes(), digest_size=16).digest()
-        return Look(file_hash, look_of(decode(records, index)), None)
+        cut_off = set()
+        look = look_of(decode(records, index, cut_off=cut_off))
+        return Look(file_hash, look, Finding("cut_off_image", path) if cut_off else None)
     except (OSError, UnreadableImageError) as error:
         reason = str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ")
         return Look(None, None, Finding("unreadable_image", path, reason))

@@ -33,6 +33,7 @@ class RamCache:
     """Every image of the records, scaled down, in one block that all workers share. Built empty; fill() decodes.
 
     scales: (N,) factors of the image sizes; those above 1 count as 1. shared: whether other processes will read it.
+    cut_off: after fill(), the indices whose files lack their last bytes.
     """
 
     def __init__(self, records: Records, scales: np.ndarray, shared: bool):
@@ -40,7 +41,7 @@ class RamCache:
         self.sizes_hw = np.ceil(records.sizes_hw * np.minimum(scales, 1)[:, None] - 1e-6).astype(np.int64)
         self.first = np.concatenate([[0], np.cumsum(self.sizes_hw.prod(axis=1) * 3)])
         self.block = RawArray("B", int(self.first[-1])) if shared else np.empty(self.first[-1], np.uint8)
-        self.unreadable = {}
+        self.unreadable, self.cut_off = {}, set()
 
     def fill(self, description: str | None = "decoding into main memory") -> None:
         """Decode all images, with a progress bar (None: without)."""
@@ -63,7 +64,8 @@ class RamCache:
     def _store(self, index: int) -> None:
         height, width = self.sizes_hw[index].tolist()
         try:
-            image_rgb = decode(self.records, index, height / int(self.records.sizes_hw[index, 0]))
+            scale = height / int(self.records.sizes_hw[index, 0])
+            image_rgb = decode(self.records, index, scale, self.cut_off)
         except UnreadableImageError as error:
             self.unreadable[index] = str(error.__cause__ or error)
             return

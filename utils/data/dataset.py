@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from utils.data.images import RecentImages, UnreadableImageError, decode
+from utils.data.images import RecentImages, UnreadableImageError
 from utils.data.letterbox import Placement, boxes_to_input, letterbox, placement
 from utils.data.order import epoch_order
-from utils.data.plan import AugmentSettings, SampleKey, largest_scales, plan_sample, plan_targets
+from utils.data.plan import AugmentSettings, SampleKey, images_of, largest_scales, plan_sample, plan_targets
 from utils.data.records import Records
 from utils.data.render import render
 from utils.data.shapes import TrainShapes
+from utils.data.workers import NotedImages, UnusableDataError, WatchedLoader, reuse_memory, start_worker
 from utils.opencv import cv2
 
 # Targets are padded to a power of two, so that few different shapes reach the device.
@@ -22,8 +23,6 @@ MIN_PADDED_BOXES = 16
 # BatchNorm needs two images per device to have a variance.
 MIN_IMAGES_PER_RANK = 2
 PREFETCHED_BATCHES = 3
-# Blocks up to this size are reused by the process; glibc learns no more than 32 MB.
-REUSED_BYTES = 31 * 2**20
 # How many neighbours are tried where an image cannot be read.
 MAX_REPLACEMENTS = 64
 
@@ -35,6 +34,7 @@ class Sample(NamedTuple):
     index: int  # of the image in the records
     placed: Placement | None  # validation only: the way back to image pixels
     unreadable: list[str]  # paths that had to be replaced
+    cut_off: Sequence[str] = ()  # paths that are used although they lack their last bytes
 
 
 class Batch(NamedTuple):
@@ -43,13 +43,15 @@ class Batch(NamedTuple):
     indices: list[int]
     placements: list[Placement | None]
     unreadable: list[str]
+    cut_off: Sequence[str] = ()
 
 
 class TrainSamples(Dataset):
     """Training samples by their SampleKey.
 
     load_image: image index -> (h, w, 3) uint8 RGB of the size in the records or smaller, see draw_tile. Where an image
-    cannot be read, the next index of the epoch takes its place and the sample names the path.
+    cannot be read, the next index of the epoch takes its place and the sample names the path. Its attribute cut_off
+    is the set of indices whose files lack their last bytes, see RecentImages.
     """
 
     def __init__(self, records: Records, settings: AugmentSettings, seed: int, load_image: Callable):
@@ -73,15 +75,23 @@ class TrainSamples(Dataset):
                 unreadable.append(error.path)
                 continue
             boxes_xyxy, labels = plan_targets(self.records, plan)
-            return Sample(image_rgb, boxes_xyxy, labels, key.index % len(self.records), None, unreadable)
-        raise ValueError(f"{len(unreadable)} samples in a row need unreadable images, {unreadable[-1]} among them.")
+            cut_off = [self.records.path(index) for index in images_of(plan) & self.load_image.cut_off]
+            return Sample(image_rgb, boxes_xyxy, labels, key.index % len(self.records), None, unreadable, cut_off)
+        raise UnusableDataError(
+            f"{len(unreadable)} samples in a row need images that cannot be read, {unreadable[-1]} among them: check "
+            "that the disk is there, and see tools/check_data.py."
+        )
 
 
 class ValSamples(Dataset):
-    """Validation samples: images under the resize rule, all their boxes. An unreadable image is grey and named."""
+    """Validation samples: images under the resize rule, all their boxes. An unreadable image is grey and named.
 
-    def __init__(self, records: Records, input_shape: tuple[int, int], rule: dict):
+    load_image: as in TrainSamples.
+    """
+
+    def __init__(self, records: Records, input_shape: tuple[int, int], rule: dict, load_image: Callable):
         self.records, self.input_shape, self.rule = records, tuple(input_shape), rule
+        self.load_image = load_image
 
     def __len__(self) -> int:
         return len(self.records)
@@ -89,14 +99,15 @@ class ValSamples(Dataset):
     def __getitem__(self, index: int) -> Sample:
         unreadable = []
         try:
-            image_rgb, placed = letterbox(decode(self.records, index), self.input_shape, self.rule)
+            image_rgb, placed = letterbox(self.load_image(index), self.input_shape, self.rule)
         except UnreadableImageError as error:
             # Its boxes stay, so that it counts as missed and the score does not rise by a damaged disk.
             unreadable.append(error.path)
             image_rgb = np.full((*self.input_shape, 3), self.rule["pad"], np.uint8)
             placed = placement(self.records.sizes_hw[index], self.input_shape, self.rule["mode"])
         boxes_xyxy = boxes_to_input(self.records.boxes(index), placed)
-        return Sample(image_rgb, boxes_xyxy, self.records.labels(index), index, placed, unreadable)
+        cut_off = [self.records.path(index)] if index in self.load_image.cut_off else []
+        return Sample(image_rgb, boxes_xyxy, self.records.labels(index), index, placed, unreadable, cut_off)
 
 
 class EpochBatchSampler(Sampler):
@@ -119,22 +130,25 @@ class EpochBatchSampler(Sampler):
         self.rank, self.world_size = rank, world_size
         self.set_epoch(0, batch_size)
 
-    def set_epoch(self, epoch: int, batch_size: int | None = None) -> None:
-        """Choose the epoch that the next iteration yields, and its batch size (None: as before)."""
+    def set_epoch(self, epoch: int, batch_size: int | None = None, start: int = 0) -> None:
+        """Choose the epoch that the next iteration yields, and its batch size (None: as before).
+
+        start: so many images of the epoch's order, of all ranks, are done; the batches are the rest.
+        """
         batch_size = self.batch_size if batch_size is None else batch_size
         if batch_size < 1 or batch_size % self.world_size:
             raise ValueError(
                 f"The batch size {batch_size} must be a positive multiple of the {self.world_size} processes."
             )
-        self.epoch, self.batch_size = epoch, batch_size
+        self.epoch, self.batch_size, self.start = epoch, batch_size, start
 
     def __len__(self) -> int:
-        return math.ceil(self.image_count / self.batch_size)
+        return math.ceil(max(self.image_count - self.start, 0) / self.batch_size)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         order, partners = epoch_order(self.image_count, self.seed, self.epoch)
         smallest = min(self.batch_size, MIN_IMAGES_PER_RANK * self.world_size)
-        for start in range(0, self.image_count, self.batch_size):
+        for start in range(self.start, self.image_count, self.batch_size):
             positions = list(range(start, min(start + self.batch_size, self.image_count)))
             # Beyond the end the order begins again, with new plans.
             positions += range(self.image_count, self.image_count + smallest - len(positions))
@@ -163,6 +177,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         [sample.index for sample in samples],
         [sample.placed for sample in samples],
         [path for sample in samples for path in sample.unreadable],
+        [path for sample in samples for path in sample.cut_off],
     )
 
 
@@ -177,16 +192,18 @@ def build_train_loader(
     world_size: int = 1,
     pin_memory: bool = False,
     load_image: Callable | None = None,
+    worker_timeout: int = 0,
 ) -> DataLoader:
     """Training batches. Before each epoch call loader.batch_sampler.set_epoch(epoch, batch_size).
 
     shapes: of the batches. batch_size counts all ranks together. load_image: as in TrainSamples; None decodes files.
-    The batches are the same for any num_workers; persistent workers follow the epochs.
+    worker_timeout: seconds after which a worker counts as hung; 0 waits for ever. Iterating raises ValueError where a
+    worker died or hangs. The batches are the same for any num_workers; persistent workers follow the epochs.
     """
     load_image = load_image or RecentImages(records, largest_scales(records, shapes.shapes, settings))
-    samples = TrainSamples(records, settings, seed, load_image)
+    samples = TrainSamples(records, settings, seed, NotedImages(load_image, num_workers))
     sampler = EpochBatchSampler(len(records), batch_size, seed, shapes, rank, world_size)
-    return DataLoader(samples, batch_sampler=sampler, **_loader_options(num_workers, pin_memory))
+    return WatchedLoader(samples, batch_sampler=sampler, **_loader_options(num_workers, pin_memory, worker_timeout))
 
 
 def build_val_loader(
@@ -198,43 +215,32 @@ def build_val_loader(
     pin_memory: bool = False,
     rank: int = 0,
     world_size: int = 1,
+    worker_timeout: int = 0,
 ) -> DataLoader:
     """Validation batches in the order of the records, the last one possibly short; every world_size-th image from the
-    rank-th on, so that each image has one rank."""
-    samples = ValSamples(records, input_shape, rule)
+    rank-th on, so that each image has one rank. worker_timeout: as in build_train_loader."""
+    # Each image is asked for once: nothing is worth keeping.
+    load_image = RecentImages(records, np.ones(len(records)), most_bytes=0)
+    samples = ValSamples(records, input_shape, rule, NotedImages(load_image, num_workers))
     share = range(rank, len(samples), world_size)
-    return DataLoader(samples, batch_size=batch_size, sampler=share, **_loader_options(num_workers, pin_memory))
+    options = _loader_options(num_workers, pin_memory, worker_timeout)
+    return WatchedLoader(samples, batch_size=batch_size, sampler=share, **options)
 
 
-def _loader_options(num_workers: int, pin_memory: bool) -> dict:
+def _loader_options(num_workers: int, pin_memory: bool, worker_timeout: int) -> dict:
     if num_workers == 0:
-        _reuse_memory()
+        reuse_memory()
     else:
         # A forked worker in which OpenCV still counts on threads from before the fork hangs or crashes.
         cv2.setNumThreads(1)
     return {
         "num_workers": num_workers,
         "pin_memory": pin_memory,
+        "timeout": worker_timeout if num_workers else 0,
         "collate_fn": collate,
-        "worker_init_fn": _start_worker,
+        "worker_init_fn": start_worker,
         "persistent_workers": num_workers > 0,
         "prefetch_factor": PREFETCHED_BATCHES if num_workers else None,
         # A generator of its own: else every epoch draws from, and so changes, the global random state.
         "generator": torch.Generator(),
     }
-
-
-def _start_worker(worker_id: int) -> None:
-    """One thread per worker; threads of several workers would fight for the cores."""
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-    _reuse_memory()
-
-
-def _reuse_memory() -> None:
-    """Make malloc keep freed image buffers instead of returning them to the system and fetching zeroed pages again.
-
-    glibc raises its threshold to the largest block it has seen freed (M_MMAP_THRESHOLD in mallopt(3)). Without this,
-    page faults take about as long as decoding. Other allocators do not mind.
-    """
-    np.empty(REUSED_BYTES, np.uint8)

@@ -33,6 +33,7 @@ KINDS = {
     "unreadable_image": Kind(
         "harms", "image cannot be read", "leaves it out, in validation too (the score looks better)"
     ),
+    "cut_off_image": Kind("harms", "image lacks its last bytes", "uses it, grey where it is missing"),
     "conflicting_labels": Kind("harms", "same image twice, labels differ", "learns both"),
     "size_disagrees": Kind("harms", "annotation states another image size", "takes the boxes as pixels of the image"),
     "leaked_lookalike": Kind("harms", "nearly the same image in train and val", "uses it: scores come out too high"),

@@ -20,7 +20,9 @@ REDUCED_FLAGS = {
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
 }
-JPEG_START = b"\xff\xd8"
+JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+# What the decoder paints where a JPEG is cut off, and the least share of an image that must be left of it.
+MISSING_GREY, LEAST_SHARE = 128, 0.5
 
 
 class Placement(NamedTuple):
@@ -118,22 +120,38 @@ def _scale_offset(placed: Placement) -> tuple[np.ndarray, np.ndarray]:
 def read_image(path: str, reduction: int = 1) -> np.ndarray:
     """Decode an image file of any kind OpenCV knows to (h, w, 3) uint8 RGB, EXIF rotation applied.
 
-    reduction: 1, or 2, 4 or 8 for that fraction of the size, rounded up. Raises FileNotFoundError when the file is
+    reduction: 1, or 2, 4 or 8 for that fraction of the size, rounded up. A JPEG that lacks its last bytes is grey where
+    they belong; where more than half of it is missing it counts as damaged. Raises FileNotFoundError when the file is
     missing, ValueError naming the file when it cannot be decoded.
     """
+    return read_image_with_gaps(path, reduction)[0]
+
+
+def read_image_with_gaps(path: str, reduction: int = 1) -> tuple[np.ndarray, bool]:
+    """read_image, and whether the file is a JPEG that lacks its last bytes."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"There is no picture {path!r} (relative to {os.getcwd()}); correct the path.")
     # Not cv2.imread: on Windows it cannot open paths outside the system's code page.
     encoded = np.fromfile(path, np.uint8)
     is_jpeg = encoded[:2].tobytes() == JPEG_START
     flag = REDUCED_FLAGS[reduction] | cv2.IMREAD_COLOR_RGB if reduction > 1 and is_jpeg else cv2.IMREAD_COLOR_RGB
-    try:
-        image_rgb = cv2.imdecode(encoded, flag)
-    except cv2.error:
-        image_rgb = None
+    image_rgb = _decode(encoded, flag)
+    is_cut_off = image_rgb is None and is_jpeg
+    if is_cut_off:
+        # OpenCV refuses a JPEG that stops before its end. With the mark of an end it decodes what is there.
+        image_rgb = _decode(np.append(encoded, np.frombuffer(JPEG_END, np.uint8)), flag)
+        if image_rgb is not None and (image_rgb != MISSING_GREY).any(axis=2).mean() < LEAST_SHARE:
+            image_rgb = None
     if image_rgb is None:
         raise ValueError(f"{path} cannot be decoded as an image: save it anew as JPEG or PNG, or remove it.")
-    return image_rgb if reduction == 1 or is_jpeg else reduce(image_rgb, reduction)
+    return image_rgb if reduction == 1 or is_jpeg else reduce(image_rgb, reduction), is_cut_off
+
+
+def _decode(encoded: np.ndarray, flag: int) -> np.ndarray | None:
+    try:
+        return cv2.imdecode(encoded, flag)
+    except cv2.error:
+        return None
 
 
 def write_image(path: str, image_rgb: np.ndarray) -> None:

@@ -85,6 +85,11 @@ class SamplePlan(NamedTuple):
     flip: bool = False
 
 
+def images_of(plan: SamplePlan) -> set[int]:
+    """The indices of all images that a plan shows."""
+    return {tile.index for tile in plan.tiles} | (images_of(plan.partner) if plan.partner else set())
+
+
 def largest_scales(records: Records, shapes: Sequence[tuple[int, int]], settings: AugmentSettings) -> np.ndarray:
     """(N,) the largest factor by which any plan for one of the input shapes draws each image."""
     ratios = np.max([np.array(shape) / records.sizes_hw for shape in shapes], axis=0)
