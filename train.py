@@ -6,17 +6,20 @@ As shipped it trains yolox_nano from scratch on the drawn sample in VOCdevkit/Sa
 """
 
 import utils.threads  # noqa: F401 # isort: skip
+from functools import partial
+from pathlib import Path
+
 import torch
 
 from nets import LossOptions, build_criterion, build_model
 from nets.torchvision_backbone import check_backbone
+from utils import black_box
 from utils import device as machine
-from utils import outputs
 from utils.advice.advise import Run
 from utils.anchors import choose_decode_rule, unused_anchors
 from utils.checkpoint import make_contract
 from utils.compiling import compile_if_faster
-from utils.config import check_training, plain, run_script, script_constants
+from utils.config import check_training, plain, run_script, script_constants, with_changes
 from utils.data.annotations import class_names_of, read_source, to_records
 from utils.data.cache import RamCache, cache_fits, train_scales
 from utils.data.checks import quick_findings
@@ -25,16 +28,29 @@ from utils.data.dataset import build_train_loader, build_val_loader
 from utils.data.findings import findings_table, refuse, write_findings
 from utils.data.plan import AugmentSettings
 from utils.data.shapes import TrainShapes, multi_scale_shapes
-from utils.engine import Stepper, train_one_epoch
+from utils.engine import Stepper, Tally, train_one_epoch
 from utils.eval.evaluate import evaluate
+from utils.finite import NotFiniteError
 from utils.freezing import frozen_parameters, joining_groups, rate_factors, stuck_at_random, training_table
 from utils.infer import find_weights
+from utils.keeper import Keeper
 from utils.optim import ModelEma, build_optimizer, parameter_groups, take_in
-from utils.phases import advice, check_batches, phases_of, steps_of, unlike
+from utils.phases import advice, check_batches, epochs_of, phases_of, steps_of, unlike
 from utils.pictures.epochs import draw_planned_rates
-from utils.report import stop_if_not_finite
+from utils.rehearsal import is_out_of_memory, memory_words, rehearse_disk, rehearse_steps
+from utils.resume import (
+    Position,
+    TrainingState,
+    check_same_run,
+    position_of,
+    read_checkpoint,
+    settings_to_go_on,
+    weights_of,
+    words_to_go_on,
+)
 from utils.run_log import RunLog
 from utils.schedule import Schedule, planned_rates, rates_of
+from utils.signals import StopSignals
 from utils.unfreeze import adopt_statistics
 from utils.weights.load import load_matching, loading_table
 from utils.weights.pretrained import read_pretrained
@@ -69,6 +85,8 @@ from utils.weights.read import read_weights
 #   A weak GPU, or a CPU               Freeze_Epoch = 30, UnFreeze_Epoch = 30: only the frozen phase;
 #                                      Freeze_batch_size = 4, accumulate = 4, fp16 = True, yolox_nano at [416, 416]
 #   Batch sizes                        as large as memory allows; Freeze_batch_size 1 to 2 times Unfreeze_batch_size
+#   Go on where a run was broken off   resume = True, or --resume=True: exactly as if it had never stopped
+#   Train a finished run further       --resume=logs/loss_<date and time> --UnFreeze_Epoch=more
 #   Go on from weights in logs/        model_path = 'logs/last_epoch_weights.pth', Init_Epoch = epochs they have seen
 # ----------------------------------------------------------------------------------------------------------------------
 
@@ -78,9 +96,10 @@ from utils.weights.read import read_weights
 #   Cuda            True trains on the GPU; without a usable GPU training says so and runs on the CPU.
 #   gpu_ids         Which GPUs to use, as numbers with commas: '0' or '0,2'. '' uses all. It does what
 #                   CUDA_VISIBLE_DEVICES does in a Linux shell, on any system.
-#   distributed     False: one process, which drives one GPU, or several by DataParallel.
-#                   True: one process per GPU (DDP, faster). It needs a launcher:
-#                       CUDA_VISIBLE_DEVICES=0,1 torchrun --nproc_per_node=2 train.py --distributed=True
+#   distributed     One process drives one GPU, or several by DataParallel. One process per GPU (DDP) is faster and
+#                   takes a launcher, which training recognises by itself:
+#                       CUDA_VISIBLE_DEVICES=0,1 torchrun --nproc_per_node=2 train.py
+#                   True refuses to start without one.
 #   sync_bn         Share BatchNorm statistics between the GPUs of a distributed run. It helps where each GPU holds only
 #                   a few images, and costs some time.
 #   fp16            Mixed precision: about half the memory and up to twice the speed, no loss of accuracy to speak of.
@@ -89,6 +108,8 @@ from utils.weights.read import read_weights
 #   num_workers     Processes that prepare images beside the training. -1 chooses: one per core up to 8 with a GPU, none
 #                   on a CPU, where they would take the cores that the network needs. Raise it where an epoch's line
 #                   shows much "data wait"; lower it where main memory is short.
+#   worker_timeout  Seconds after which a worker that gives no batch counts as hung, which ends the run with the image
+#                   that it was reading; 0 waits for ever. Raise it where images come over a slow network.
 #   cpu_threads     Threads of the network's computations on a CPU. 0 takes one per core; fewer leave cores for others.
 #   compile         torch.compile: translates the network for this machine, which takes some minutes per phase and pays
 #                   in long trainings on a GPU. It is tried on a few steps first, and dropped where it fails or is not
@@ -104,6 +125,7 @@ distributed = False
 sync_bn = False
 fp16 = True
 num_workers = -1
+worker_timeout = 300
 cpu_threads = 0
 compile = False
 cudnn_benchmark = True
@@ -342,6 +364,13 @@ ema = True
 # ----------------------------------------------------------------------------------------------------------------------
 #   SAVING AND EVALUATING
 #
+#   resume          True goes on with the newest run under save_dir, exactly where it was broken off: into the same
+#                   folder, with the same settings and the same results as if it had never stopped. Or the folder of a
+#                   run. Settings given on the command line, or edited here since, count instead of the run's, and
+#                   training says so: with a larger UnFreeze_Epoch it goes on for longer. False begins a new run.
+#   save_minutes    Minutes between two savings within an epoch; the end of each epoch saves anyway, and so do Ctrl-C
+#                   and a system that asks the program to stop. So only a power cut or kill -9 costs anything: this.
+#   keep_checkpoints  How many of the files ep...pth stay, the newest ones. 0 keeps all of them.
 #   save_dir        Each run makes a folder logs/loss_<date and time> in it. Beside the folders best_epoch_weights.pth
 #                   and last_epoch_weights.pth are always those of the newest run.
 #   save_period     Epochs between the weight files ep...pth that are kept. last_epoch_weights.pth is written every
@@ -353,16 +382,14 @@ ema = True
 #                   epochs, which a measurement must show. 0 is off. The last epochs, without mosaic, often bring the
 #                   best mAP: with less than a third of UnFreeze_Epoch they may never be reached.
 # ----------------------------------------------------------------------------------------------------------------------
+resume = False
+save_minutes = 10.0
+keep_checkpoints = 0
 save_dir = "logs"
 save_period = 10
 eval_flag = True
 eval_period = 5
 patience = 0
-
-_OUT_OF_MEMORY = (
-    "The GPU's memory does not suffice. Lower Unfreeze_batch_size or Freeze_batch_size (and raise accumulate as much), "
-    "or input_shape, or take a smaller model_name. The last whole epoch is kept in last_epoch_weights.pth."
-)
 
 
 def read_data(settings, say):
@@ -384,15 +411,18 @@ def read_data(settings, say):
     return class_names, *records, findings
 
 
-def make_model(settings, class_names, place):
-    """The network, with the weights that model_path or pretrained names, and the names of what starts fresh."""
-    weights = find_start(settings, place)
+def make_model(settings, class_names, place, resumed):
+    """The network, with the weights that model_path or pretrained names, and the names of what starts fresh.
+
+    resumed: the checkpoint of a run that goes on, with its weights then, else None.
+    """
+    weights = weights_of(settings.resume, resumed) if resumed else find_start(settings, place)
     contract = weights.contract if weights else {}
     for name in ("model_name", "backbone"):
         if contract.get(name, getattr(settings, name)) != getattr(settings, name):
             raise ValueError(
-                f"{name} is {getattr(settings, name)!r}, but {settings.model_path} ({weights.source}) holds weights of "
-                f"{contract[name]!r}: set {name} so, or model_path to a file that fits."
+                f"{name} is {getattr(settings, name)!r}, but {weights.path} ({weights.source}) holds weights of "
+                f"{contract[name]!r}: set {name} so, or model_path (or resume) to what fits."
             )
     model = build_model(
         settings.model_name,
@@ -407,7 +437,7 @@ def make_model(settings, class_names, place):
     if weights:
         fit = load_matching(model, weights, class_names, settings.allow_partial_backbone)
         say(f"  {weights.source}\n{loading_table(model, fit)}")
-        for sentence in unlike(contract, settings, model.decode_rule, model.decode_defaults):
+        for sentence in () if resumed else unlike(contract, settings, model.decode_rule, model.decode_defaults):
             say(f"note: {sentence}")
     if settings.anchors_path and unused_anchors(model.decode_rule):
         say(
@@ -495,57 +525,96 @@ def train_shapes(settings, augment, say):
     return shapes
 
 
-def main(settings):
-    """Train as the settings say. Returns (folder of the run, scores of the last evaluation or None)."""
-    place = machine.set_up(settings)
-    say, device, ranks = place.say, place.device, place.ranks
-
-    # What it learns from, what learns, and how it is judged
-    class_names, train_records, val_records, findings = read_data(settings, say)
-    train_records = chosen_boxes(train_records, settings)
-    model, fresh = make_model(settings, class_names, place)
-    model = machine.with_sync_bn(model.to(device, memory_format=torch.channels_last), settings.sync_bn, place)
-    criterion = build_criterion(model, loss_options(settings))
-    augment = augmentation(settings)
-    input_shape = tuple(settings.input_shape)
-    contract = make_contract(model, class_names, input_shape, augment.rule, settings=plain(vars(settings)))
-    phases = phases_of(settings)
-    check_batches(phases, ranks)
-    for sentence in (
-        *advice(settings, phases, len(train_records), ranks),
-        stuck_at_random(model, settings, phases, fresh),
-    ):
-        say(f"note: {sentence}") if sentence else None
-
-    workers = place.workers(settings.num_workers)
-    shapes = train_shapes(settings, augment, say)
+def build_loaders(settings, train_records, val_records, augment, batch_size, place):
+    """The loader of training batches, batch_size of them at first, and that of validation batches."""
+    workers, of_all = place.workers(settings.num_workers), place.ranks.of_all
+    shapes = train_shapes(settings, augment, place.say)
     train_loader = build_train_loader(
         train_records,
         augment,
         settings.seed,
         shapes,
-        phases[0].batch_size,
+        batch_size,
         workers,
-        *ranks.of_all,
+        *of_all,
         place.on_gpu,
         images_in_memory(settings, train_records, augment, shapes, workers, place),
+        settings.worker_timeout,
     )
     val_loader = build_val_loader(
         chosen_boxes(val_records, settings),
-        input_shape,
+        tuple(settings.input_shape),
         augment.rule,
         2 * settings.Unfreeze_batch_size,
         min(workers, 2),
         place.on_gpu,
-        *ranks.of_all,
+        *of_all,
+        settings.worker_timeout,
     )
+    return train_loader, val_loader
+
+
+def leave_black_box(error, log, model, criterion, stepper, records, settings, epoch, place):
+    """Write what led to a NotFiniteError, and raise it with what it was and what to do."""
+    folder = Path(machine.from_main(str(log.folder) if log else ""))
+    path = folder / (black_box.BLACK_BOX if log else f"black_box_rank{place.ranks.rank}.pth")
+    paths = [records.path(index) for batch in error.batches for index in batch.indices]
+    path = path if folder.is_dir() else None  # another machine may not see the disk of the main one
+    cause = black_box.write_black_box(
+        path, model, criterion, stepper, error.batches, paths, plain(vars(settings)), epoch
+    )
+    raise NotFiniteError(
+        f"{error} In epoch {epoch + 1}, first of all {cause}, with the images {', '.join(paths[:4])}"
+        f"{' ...' if len(paths) > 4 else ''}. These steps were left out, so the weights are those before. Lower "
+        "Init_lr, set clip_grad_norm = 10, or rule out mixed precision by fp16 = False, and go on with --resume="
+        f"{folder}. {path or black_box.BLACK_BOX} holds the batch for a closer look."
+    ) from error
+
+
+def config(**changes):
+    """Settings for main(): the constants above, with these changes, checked. As many as you like, by name.
+
+    `train.main(train.config(UnFreeze_Epoch=30, save_dir="my_logs"))` is a training from Python.
+    Raises ValueError for an unknown name and an impossible value.
+    """
+    constants = script_constants(globals())
+    return check_training(settings_to_go_on(constants, with_changes(constants, changes), changes))
+
+
+def main(settings):
+    """Train as the settings say. Returns (folder of the run, scores of the last evaluation or None)."""
+    place = machine.set_up(settings)
+    say, device, ranks = place.say, place.device, place.ranks
+    resumed = machine.from_main(read_checkpoint(settings.resume) if settings.resume and ranks.is_main else None)
+
+    # What it learns from, what learns, and how it is judged
+    class_names, train_records, val_records, findings = read_data(settings, say)
+    train_records = chosen_boxes(train_records, settings)
+    model, fresh = make_model(settings, class_names, place, resumed)
+    model = machine.with_sync_bn(model.to(device, memory_format=torch.channels_last), settings.sync_bn, place)
+    criterion = build_criterion(model, loss_options(settings))
+    augment = augmentation(settings)
+    contract = make_contract(
+        model, class_names, tuple(settings.input_shape), augment.rule, settings=plain(vars(settings))
+    )
+    phases = phases_of(settings)
+    check_batches(phases, ranks)
+    if resumed:
+        check_same_run(settings.resume, resumed, contract, settings)
+        say("\n".join(words_to_go_on(settings.resume, resumed, settings)))
+    for sentence in (
+        *advice(settings, phases, len(train_records), ranks),
+        stuck_at_random(model, settings, phases, fresh),
+    ):
+        say(f"note: {sentence}") if sentence else None
+    train_loader, val_loader = build_loaders(settings, train_records, val_records, augment, phases[0].batch_size, place)
 
     # What moves it: the frozen part joins the optimiser when it is unfrozen
     schedule = Schedule(settings)
     say(f"\n{training_table(model, settings, phases)}")
     model.freeze(frozen_parameters(model, settings, phases[0].frozen))
     factor_of = rate_factors(model, settings.lr_scale)
-    groups = parameter_groups(model, settings.weight_decay, settings.Init_Epoch, factor_of)
+    groups = parameter_groups(model, settings.weight_decay, phases[0].first, factor_of)
     optimizer = build_optimizer(settings.optimizer_type, groups, settings.momentum)
     average = ModelEma(model, steps_of(phases, len(train_records), settings.accumulate)) if settings.ema else None
     stepper = Stepper(
@@ -553,45 +622,79 @@ def main(settings):
     )
     judged = average.model if average else model
 
-    log = None
+    def enter(phase):
+        """Let a phase's layers learn. Returns the BatchNorm layers that rested until now."""
+        woken = model.freeze(frozen_parameters(model, settings, phase.frozen))
+        take_in(optimizer, parameter_groups(model, settings.weight_decay, phase.first, factor_of))
+        return woken
+
+    def begin(phase):
+        """The network as a phase trains it: unfrozen without a leap, compiled, wrapped for several devices."""
+        train_loader.batch_sampler.set_epoch(phase.first, phase.batch_size)
+        woken = enter(phase)
+        if woken:
+            adopt_statistics(model, woken, train_loader, device)
+            average.take_over(model, woken) if average else None
+        shape = (phase.batch_size // ranks.world_size, 3, *settings.input_shape)
+        network = compile_if_faster(model, criterion, stepper, shape, place) if settings.compile else model
+        return machine.parallel(network, place)
+
+    # What it leaves
+    log, courses = None, joining_groups(model, settings, phases)
     if ranks.is_main:
-        run = Run(settings, class_names, train_records, val_records, model.decode_rule, workers)
-        log = RunLog(settings, contract, run, ranks.world_size, say)
+        run = Run(settings, class_names, train_records, val_records, model.decode_rule, train_loader.num_workers)
+        log = RunLog(settings, contract, run, ranks.world_size, say, resumed["log"] if resumed else None)
         write_findings(log.folder / "findings.csv", findings)
-        courses = joining_groups(model, settings, phases)
         draw_planned_rates(
             *planned_rates(settings, phases, courses), courses, settings.lr_decay_type, log.folder / "planned_lr.png"
         )
-        train_loader.batch_sampler.set_epoch(phases[0].first, phases[0].batch_size)
-        log.draw_data(train_loader)
     del findings  # hundreds of thousands in a bad data set, and every worker would get a copy
 
-    try:
-        for phase in phases:
-            woken = model.freeze(frozen_parameters(model, settings, phase.frozen))
-            if woken:
-                train_loader.batch_sampler.set_epoch(phase.first, phase.batch_size)
-                adopt_statistics(model, woken, train_loader, device)
-                average.take_over(model, woken) if average else None
-            take_in(optimizer, parameter_groups(model, settings.weight_decay, phase.first, factor_of))
-            shape = (phase.batch_size // ranks.world_size, 3, *input_shape)
-            network = compile_if_faster(model, criterion, stepper, shape, place) if settings.compile else model
-            network = machine.parallel(network, place)
-            rates = rates_of(settings, phase)
+    with StopSignals() as signals:
+        state, order = TrainingState(stepper, schedule), [settings.seed, len(train_records)]
+        keeper = Keeper(state, log, settings, script_constants(globals()), order, place, signals)
+        start, tally = (position_of(resumed) if resumed else Position(settings.Init_Epoch)), None
+        ahead = [phase for phase in phases if phase.last > start.epoch]
+        phase, epoch, sizes = ahead[0], start.epoch, train_loader.batch_sampler.shapes.shapes
+        try:
+            say(f"rehearsal: {rehearse_steps(model, judged, criterion, settings, ahead, sizes, train_records, place)}")
+            if resumed:
+                for begun in phases:
+                    enter(begun) if start.has_begun(begun) else None
+                start, tally = keeper.restore(resumed)
+                del resumed
+            keeper.save(start, tally)
+            if log:
+                log.saver.close()  # which says so where the checkpoint could not be written
+                say(f"           {rehearse_disk(keeper.path, settings, ahead, judged)}\n")
+                log.draw_data(train_loader, phase)
 
-            for epoch in range(phase.first, phase.last):
+            for phase, epoch in epochs_of(ahead, start):
+                if epoch == max(phase.first, start.epoch):
+                    network, rates = begin(phase), rates_of(settings, phase)
                 network.train()
-                criterion.use_l1 = not augment.mosaic or epoch >= augment.augment_epochs  # for the losses that have it
-                train_loader.batch_sampler.set_epoch(epoch, phase.batch_size)
+                criterion.use_l1 = not augment.mosaic or epoch >= augment.augment_epochs  # where a loss has it
+                position, tally = start if epoch == start.epoch else Position(epoch), tally or Tally()
+                train_loader.batch_sampler.set_epoch(epoch, phase.batch_size, position.images)
 
                 def set_rates_at(share, epoch=epoch, rates=rates):
                     return schedule.set_rates(optimizer, epoch + share, *rates)
 
-                bar = f"epoch {epoch + 1}/{settings.UnFreeze_Epoch}" if ranks.is_main else ""
+                def after_step(batches, position=position, size=phase.batch_size, tally=tally):
+                    keeper.after_step(position.after(batches, size, len(train_records)), tally)
+
                 result = train_one_epoch(
-                    network, criterion, train_loader, stepper, set_rates_at, settings.accumulate, bar
+                    network,
+                    criterion,
+                    train_loader,
+                    stepper,
+                    set_rates_at,
+                    settings.accumulate,
+                    f"epoch {epoch + 1}/{settings.UnFreeze_Epoch}" if ranks.is_main else "",
+                    tally,
+                    position.batches(phase.batch_size),
+                    after_step,
                 )
-                stop_if_not_finite(result.losses["loss"], epoch)
 
                 is_due = (epoch + 1) % settings.eval_period == 0 or epoch + 1 == settings.UnFreeze_Epoch
                 judged.eval()
@@ -607,29 +710,34 @@ def main(settings):
                     criterion,
                     scored=settings.eval_flag and is_due,
                     ranks=ranks,
+                    after_batch=partial(after_step, len(train_records)),
                 )
                 schedule.end_epoch(evaluation.loss)
                 is_over = log.end_epoch(epoch, phase, result, evaluation, judged) if log else None
-                if machine.told_by_main(is_over, device):
+                is_over, tally = machine.from_main(is_over), None
+                keeper.save(Position(epoch + 1), is_over=is_over)
+                if is_over:
                     break
-            else:
-                continue
-            break
-    except KeyboardInterrupt:
-        if log:
-            say(f"\nThe last whole epoch, if there was one, is in {log.folder / outputs.LAST}")
-        raise
-    except torch.OutOfMemoryError as error:
-        raise ValueError(_OUT_OF_MEMORY) from error
-    finally:
-        if log:
-            log.close()
-        machine.leave_ranks()
+            keeper.close()
+        except KeyboardInterrupt:
+            say(f"\nLeft at once. What was saved last is in {keeper.path}.")
+            raise
+        except NotFiniteError as error:
+            leave_black_box(error, log, model, criterion, stepper, train_records, settings, epoch, place)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise ValueError(memory_words(settings, phase)) from error
+            raise
+        finally:
+            if log:
+                log.close()
+            machine.leave_ranks()
 
     if log:
+        log.saver.close()
         log.summarise()
     return (log.folder, log.scores) if log else (None, None)
 
 
 if __name__ == "__main__":
-    run_script(main, script_constants(globals()), check_training)
+    run_script(main, script_constants(globals()), check_training, complete=settings_to_go_on)

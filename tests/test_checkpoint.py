@@ -1,4 +1,9 @@
-from pathlib import Path
+import errno
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -6,7 +11,16 @@ from torch import nn
 
 from nets import build_model
 from utils import checkpoint
-from utils.checkpoint import copy_weights, make_contract, save_state, save_weights
+from utils.checkpoint import (
+    copy_weights,
+    make_contract,
+    remove_temporaries,
+    replace_file,
+    save_content,
+    save_state,
+    save_weights,
+    snapshot,
+)
 from utils.weights.read import read_weights
 
 TOP_LEFT = {"mode": "topleft", "pad": 114}
@@ -104,8 +118,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     save_weights(path, small, {})
     before = path.read_bytes()
 
-    def fills_the_disk(_content, target):
-        Path(target).write_bytes(b"half")
+    def fills_the_disk(_content, file):
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint.torch, "save", fills_the_disk)
@@ -114,7 +128,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert path.read_bytes() == before
     with pytest.raises(OSError, match="No space left"):
         save_weights(tmp_path / "best.pth", small, {})
-    assert not (tmp_path / "best.pth").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pth"]
 
 
 def test_a_failed_copy_leaves_the_old_file(tmp_path, weights_path):
@@ -126,3 +140,119 @@ def test_a_failed_copy_leaves_the_old_file(tmp_path, weights_path):
         copy_weights(tmp_path / "none.pth", target)
     assert target.read_bytes() == weights_path.read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["best.pth"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder with room for 1 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if not sys.platform.startswith("linux") or os.geteuid() or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("a file system can only be mounted by root on Linux")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("room", [0, 4096, 500_000])
+def test_a_full_disk_is_an_os_error_that_names_the_file(small_disk, room):
+    """Prevents torch's RuntimeError, "unexpected pos 640 vs 598", in place of what people understand."""
+    path = small_disk / "last.pth"
+    save_content(path, {"epoch": 1})
+    (small_disk / "fill").write_bytes(bytes(2**20 - room - 8192))
+    with pytest.raises(OSError) as error:
+        save_content(path, {"epoch": 2, "weight": torch.zeros(10**6)})
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(path))
+    assert sorted(path.name for path in small_disk.iterdir()) == ["fill", "last.pth"]
+    assert torch.load(path, weights_only=True) == {"epoch": 1}
+
+
+def test_a_full_disk_is_seen_by_a_copy(small_disk, tmp_path):
+    """Prevents an error that names the file which was only read."""
+    (tmp_path / "big").write_bytes(bytes(2**21))
+    with pytest.raises(OSError) as error:
+        copy_weights(tmp_path / "big", small_disk / "copy.pth")
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(small_disk / "copy.pth"))
+    assert list(small_disk.iterdir()) == []
+
+
+def test_torch_saying_a_write_failed_is_an_os_error(tmp_path, monkeypatch):
+    """Prevents the end of a training where torch keeps the cause to itself; other errors stay what they are."""
+
+    def fails(message):
+        def save(_content, _file):
+            raise RuntimeError(message)
+
+        monkeypatch.setattr(checkpoint.torch, "save", save)
+        save_content(tmp_path / "a.pth", {})
+
+    with pytest.raises(OSError) as error:
+        fails("PytorchStreamWriter failed writing file data/0: file write failed")
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(tmp_path / "a.pth"))
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        fails("CUDA error: an illegal memory access")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    """Prevents the temporary name, of which nobody knows, in what people read."""
+    with pytest.raises(FileNotFoundError) as error:
+        save_content(tmp_path / "none" / "a.pth", {})
+    assert error.value.filename == str(tmp_path / "none" / "a.pth")
+
+
+def test_any_content_is_read_back(tmp_path):
+    """Prevents a state of training that cannot be read without running code."""
+    content = {"epoch": 3, "rates": [0.1, None], "state": {0: {"step": torch.tensor(2.0)}}, "name": ("MT", 1)}
+    save_content(tmp_path / "a.pth", content)
+    assert torch.load(tmp_path / "a.pth", weights_only=True) == content
+    save_content(tmp_path / "a.pth", {})
+    assert torch.load(tmp_path / "a.pth", weights_only=True) == {}
+
+
+def test_a_snapshot_does_not_change_with_its_source():
+    """Prevents a file with half of one step and half of the next: it is written while training goes on."""
+    weight = nn.Parameter(torch.tensor([1.0, 2.0]))
+    source = {"state": {"weight": weight}, "rates": [1, (2, 3.5)], "names": ["fish"], "none": None}
+    kept = snapshot(source)
+    with torch.no_grad():
+        weight.fill_(9)
+    source["names"].append("key")
+    assert kept["state"]["weight"].tolist() == [1, 2] and not kept["state"]["weight"].requires_grad
+    assert (kept["rates"], kept["names"], kept["none"]) == ([1, (2, 3.5)], ["fish"], None)
+    assert snapshot({}) == {}
+
+
+def replace_for_ever(path):
+    for letter in b"ab" * 10**6:
+        replace_file(path, lambda temporary, letter=letter: temporary.write_bytes(bytes([letter]) * 300_000))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot fork")
+def test_a_killed_process_leaves_whole_files(tmp_path):
+    """Prevents half a file, and temporary ones that fill the disk, where a run is killed while it writes."""
+    path = tmp_path / "a"
+    replace_file(path, lambda temporary: temporary.write_bytes(b"a" * 300_000))
+    for delay in (0.01, 0.013, 0.02, 0.031, 0.05):
+        process = multiprocessing.get_context("fork").Process(target=replace_for_ever, args=(path,))
+        process.start()
+        time.sleep(delay)
+        process.kill()
+        process.join()
+        assert path.read_bytes() in (b"a" * 300_000, b"b" * 300_000)
+    remove_temporaries(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_only_own_old_temporaries_are_removed(tmp_path):
+    """Prevents the loss of people's files, and of one that another training in the same folder is just writing."""
+    for name in ("a.pth.12.tmp", "b.pth.7.tmp", "mine.tmp", "c.pth"):
+        (tmp_path / name).touch()
+    os.utime(tmp_path / "a.pth.12.tmp", (1, 1))
+    remove_temporaries(tmp_path, older_than=60)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.pth.7.tmp", "c.pth", "mine.tmp"]
+    remove_temporaries(tmp_path)
+    remove_temporaries(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.pth", "mine.tmp"]

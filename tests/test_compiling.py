@@ -51,7 +51,7 @@ def tried(monkeypatch, compile_model):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert model.training and model.norm.training and not model.resting.training
-    assert stepper.counts == []
+    assert (stepper.total, stepper.gathered) == (None, [])
     return network, model, lines
 
 
@@ -132,5 +132,6 @@ def test_data_parallel_is_not_compiled(monkeypatch):
     place = Place(torch.device("cuda"), Ranks(), FLOAT32, lines.append)
     assert compile_if_faster(model, mean_loss, None, (2, 3, 4, 6), place) is model
     assert lines == [
-        "note: compile is True, but one process drives several GPUs here: use distributed = True, or one GPU."
+        "note: compile is True, but one process drives several GPUs here: start one process per GPU with torchrun, or "
+        "choose one by gpu_ids."
     ]

@@ -1,6 +1,7 @@
 import ast
 import functools
 import importlib
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,9 @@ from utils.config import (
     run_script,
     script_constants,
     settings_table,
+    with_changes,
 )
+from utils.signals import Stopped
 
 ROOT = Path(__file__).resolve().parents[1]
 CONSTANTS = {
@@ -305,6 +308,14 @@ BAD_VALUES = [
     *[(name, None) for name in ("multi_scale", "freeze_whole_run", "allow_partial_backbone", "keep_difficult")],
     ("patience", -1),
     ("patience", 2.5),
+    ("resume", 1),
+    ("resume", None),
+    ("save_minutes", -1),
+    ("save_minutes", None),
+    ("keep_checkpoints", -1),
+    ("keep_checkpoints", 2.5),
+    ("worker_timeout", -1),
+    ("worker_timeout", 1.5),
     ("cache", "disk"),
     ("cache", True),
     *[(name, 0) for name in ("gpu_ids", "classes_path", "train_annotation_path", "val_annotation_path")],
@@ -497,6 +508,8 @@ def test_constants_that_contradict_each_other(constants, changes, message):
         {"backbone": "resnet50", "model_path": "LICENSE"},
         {"Min_lr": 0.0},
         {"num_workers": -1},
+        {"save_minutes": 0, "keep_checkpoints": 0, "worker_timeout": 0},
+        {"resume": "logs/last_checkpoint.pth", "model_path": "gone.pth"},  # the weights are in the checkpoint
         {"scale_range": [1.0, 1.0]},
         {"input_shape": [32, 2048]},
         {"anchors_path": "model_data/yolo_anchors.txt", "anchors_mask": [(6, 7, 8), (3, 4, 5), (0, 1, 2)]},
@@ -517,6 +530,23 @@ def test_constants_that_contradict_each_other(constants, changes, message):
 def test_allowed_corner_cases(constants, changes):
     """Prevents rules that refuse what the comments in train.py promise."""
     assert vars(check_training(constants | changes)) == constants | changes
+
+
+def test_changes_from_python_are_taken_like_those_of_the_command_line():
+    """Prevents train.config() from taking misspelt names and values of a wrong type, which start a wrong training."""
+    assert with_changes(CONSTANTS, {}) == CONSTANTS
+    assert with_changes(CONSTANTS, {"seed": 3, "Init_lr": 1}) == CONSTANTS | {"seed": 3, "Init_lr": 1.0}
+    with pytest.raises(ValueError) as error:
+        with_changes(CONSTANTS, {"sed": 3})
+    assert str(error.value) == "There is no parameter 'sed'. The nearest is --seed=..."
+    with pytest.raises(ValueError, match="seed"):
+        with_changes(CONSTANTS, {"seed": "three"})
+
+
+@pytest.mark.parametrize(("text", "expected"), [("True", True), ("False", False), ("logs/loss_1", "logs/loss_1")])
+def test_resume_is_a_flag_or_a_folder(text, expected):
+    """Prevents --resume=False that looks for a folder of this name, and a folder that is refused as no flag."""
+    assert parse_overrides({"resume": False}, [f"--resume={text}"]) == {"resume": expected}
 
 
 def run_with(monkeypatch, main, arguments=(), check=None):
@@ -549,7 +579,7 @@ def test_a_users_mistake_is_one_line_and_exit_status_1():
 
 
 @pytest.mark.parametrize("kind", [ValueError, FileNotFoundError])
-def test_errors_of_the_project_lose_their_trace(monkeypatch, kind):
+def test_errors_of_the_project_lose_their_trace(monkeypatch, capsys, kind):
     """Prevents a trace where the message alone tells the user what to do."""
 
     def main(_settings):
@@ -557,7 +587,62 @@ def test_errors_of_the_project_lose_their_trace(monkeypatch, kind):
 
     with pytest.raises(SystemExit) as stop:
         run_with(monkeypatch, main)
-    assert stop.value.code == "\nError: train.txt does not exist."
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == "\nError: train.txt does not exist.\n"
+
+
+class HopelessError(ValueError):
+    exit_status = 3
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "sentence"),
+    [
+        (HopelessError("The loss is no number."), 3, "Error: The loss is no number."),
+        (Stopped("Stopped by SIGTERM in epoch 3.", "SIGTERM"), 143, "Stopped by SIGTERM in epoch 3."),
+        (KeyboardInterrupt(), 130, "Stopped by Ctrl-C."),
+    ],
+)
+def test_the_exit_status_tells_why_a_script_ended(monkeypatch, capsys, error, status, sentence):
+    """Prevents a shell script from taking a training that was stopped, or that cannot go on, for a mistake."""
+
+    def main(_settings):
+        raise error
+
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(SystemExit) as stop:
+        run_with(monkeypatch, main)
+    assert (stop.value.code, capsys.readouterr().err) == (status, f"\n{sentence}\n")
+
+
+@pytest.mark.parametrize(
+    ("rank", "error", "status", "waited", "said"),
+    [
+        ("0", ValueError("No images."), 1, [], ("\nError: No images.\n", "")),
+        ("2", ValueError("No images."), 1, [2.0], ("\nrank 2: Error: No images.\n", "")),
+        ("2", Stopped("Stopped by SIGHUP.", "SIGHUP"), 129, [2.0], ("", "")),
+        ("2", KeyError("boxes"), 1, [], ("rank 2:\nTraceback (most", "KeyError: 'boxes'\n\n")),
+    ],
+)
+def test_how_ranks_end(monkeypatch, capsys, rank, error, status, waited, said):
+    """Prevents a mistake that one rank alone meets from being silent, one that all meet from coming once per GPU, and
+    an end that waits for ranks which wait for this one."""
+    slept, handled = [], []
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(config.time, "sleep", slept.append)
+    monkeypatch.setattr(config.signal, "signal", lambda *choice: handled.append(choice))
+    monkeypatch.setattr(config.os, "_exit", sys.exit)
+
+    def main(_settings):
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        run_with(monkeypatch, main)
+    assert (stop.value.code, slept) == (status, waited)
+    assert ((signal.SIGTERM, signal.SIG_DFL) in handled) == bool(waited)
+    errors = capsys.readouterr().err
+    assert errors.startswith(said[0]) and errors.endswith(said[1])
+    assert bool(errors) == any(said)
 
 
 def test_other_errors_keep_their_trace(monkeypatch):

@@ -1,22 +1,30 @@
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from launched import SETTINGS, free_port, on_ranks
 from torch import nn
 
+from nets import build_criterion, build_model
 from utils import device as machine
-from utils.device import Place, Precision, Ranks
+from utils.data.annotations import read_source, to_records
+from utils.data.class_names import read_class_names
+from utils.data.dataset import build_train_loader
+from utils.data.plan import AugmentSettings
+from utils.data.records import Records
+from utils.data.shapes import TrainShapes
+from utils.device import Agreement, Place, Precision, Ranks
+from utils.engine import Stepper, train_one_epoch
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
 FLOAT32 = Precision(torch.float32, False, "")
-SETTINGS = {"gpu_ids": "", "Cuda": False, "distributed": False, "fp16": False, "seed": 11}
-SETTINGS |= {"cudnn_benchmark": True, "deterministic": False, "cpu_threads": 0}
+LAUNCHER = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
 @pytest.fixture(autouse=True)
@@ -175,7 +183,7 @@ def test_cpu_threads(capsys):
     assert torch.get_num_threads() == 2
     assert "CPU, 2 threads" in capsys.readouterr().out
     torch.set_num_threads(1)
-    machine.set_up(SimpleNamespace(**SETTINGS))
+    machine.set_up(SimpleNamespace(**SETTINGS | {"cpu_threads": 0}))
     assert torch.get_num_threads() == 1
 
 
@@ -190,9 +198,12 @@ def test_one_process_follows_itself():
 def test_one_process_has_nobody_to_ask():
     """Prevents a call into a process group that does not exist."""
     values = torch.tensor([3.0, 4.0])
-    assert machine.told_by_main(2.5, CPU) == 2.5
-    assert machine.told_by_main(None, CPU) is None
     assert machine.sum_over_ranks(values) is values
+    assert machine.from_main("logs") == "logs"
+    assert machine.gathered({"seed": 3}) == [{"seed": 3}]
+    agreement = Agreement(Ranks())
+    assert agreement(True, False) == (True, False)
+    assert agreement.finish() == ()
     assert machine.world_size() == 1
     assert Ranks(2, 0, 4).of_all == (2, 4)
     with machine.without_sync(nn.Linear(1, 1)) as nothing:
@@ -235,10 +246,121 @@ def test_distributed_without_a_launcher_shows_the_command(monkeypatch):
         machine.join_ranks(True, use_cuda=False)
     assert str(error.value) == (
         "distributed is True, but this process was not started by a launcher; set distributed = False for one process, "
-        "or start with: CUDA_VISIBLE_DEVICES=0,1 torchrun --nproc_per_node=2 train.py --distributed=True"
+        "or start with: CUDA_VISIBLE_DEVICES=0,1 torchrun --nproc_per_node=2 train.py"
     )
     assert machine.join_ranks(False, use_cuda=True) == Ranks(0, 0, 1)
     machine.leave_ranks()  # without a process group, nothing to leave
+
+
+def launched_as(monkeypatch, gpus, **changes):
+    """The environment of a launcher on a machine with so many GPUs. Returns the backends that ranks join with."""
+    backends = []
+    for name, value in (LAUNCHER | {"LOCAL_WORLD_SIZE": "2"} | changes).items():
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
+    monkeypatch.setattr(machine.dist, "init_process_group", lambda backend, timeout: backends.append(backend))
+    return backends
+
+
+@pytest.mark.parametrize("distributed", [True, False])
+def test_a_launcher_is_recognised_by_its_environment(monkeypatch, distributed):
+    """Prevents torchrun from starting several single trainings where the constant was not set; several of them on one
+    GPU where Cuda is False on purpose; and messages between CPUs that go by way of the GPUs."""
+    backends = launched_as(monkeypatch, gpus=2)
+    assert machine.join_ranks(distributed, use_cuda=True) == Ranks(1, 1, 2)
+    assert machine.join_ranks(distributed, use_cuda=False) == Ranks(1, 1, 2)
+    launched_as(monkeypatch, gpus=0)
+    assert backends == ["cpu:gloo,cuda:nccl", "gloo"]
+
+
+def test_an_incomplete_environment_of_a_launcher_is_named(monkeypatch):
+    """Prevents each of several processes from training alone, and over the files of the others."""
+    launched_as(monkeypatch, 0, LOCAL_RANK="", MASTER_ADDR="")
+    with pytest.raises(ValueError, match="WORLD_SIZE is 2, but LOCAL_RANK, MASTER_ADDR is not in the environment; exp"):
+        machine.join_ranks(False, use_cuda=False)
+    launched_as(monkeypatch, 0, WORLD_SIZE="", MASTER_ADDR="")  # such as a RANK that means something else
+    assert machine.join_ranks(False, use_cuda=False) == Ranks()
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    """Prevents CUDA's 'invalid device ordinal' on the last ranks, while the first ones wait for them; all ranks must
+    say it."""
+    for rank in ("0", "2"):
+        launched_as(monkeypatch, 2, LOCAL_RANK=rank, LOCAL_WORLD_SIZE="3", WORLD_SIZE="3")
+        with pytest.raises(ValueError) as error:
+            machine.join_ranks(False, use_cuda=True)
+        assert str(error.value) == (
+            "3 processes were started on this machine for 2 GPUs; each takes one: start with --nproc_per_node=2, or "
+            "train on the CPU with --Cuda=False."
+        )
+    launched_as(monkeypatch, 1, LOCAL_WORLD_SIZE="")
+    with pytest.raises(ValueError, match="2 processes were started on this machine for 1 GPUs"):
+        machine.join_ranks(False, use_cuda=True)
+
+
+@pytest.mark.parametrize(
+    ("environment", "backend", "text"),
+    [
+        ({}, "cpu:gloo,cuda:gloo", "4, started by a launcher; gloo between CPUs"),
+        (
+            {"LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "none"},
+            "cpu:gloo,cuda:nccl",
+            "4 on this machine, started by torchrun; nccl between GPUs",
+        ),
+        (
+            {"LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "birds"},
+            "cpu:gloo,cuda:gloo",
+            "2 on this machine, 4 on 2 machines, started by torchrun; gloo between CPUs",
+        ),
+    ],
+)
+def test_one_line_says_who_trains(monkeypatch, environment, backend, text):
+    """Prevents a run on fewer processes or machines than were meant, which nobody notices."""
+    for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    assert machine.describe_ranks() == []
+    monkeypatch.setattr(machine, "is_distributed", lambda: True)
+    monkeypatch.setattr(machine, "world_size", lambda: 4)
+    monkeypatch.setattr(machine.dist, "get_backend_config", lambda: backend)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert machine.describe_ranks() == [("processes", text)]
+
+
+def test_attempts_of_one_launch_are_known(monkeypatch):
+    """Prevents a restart that goes on with another run: of another launch, or in a container, where all have the same
+    numbers; and one that begins anew because its second attempt looks like another launch."""
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
+    assert (machine.launch_id(), machine.restart_count()) == ("", 0)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "birds")
+    assert (machine.launch_id(), machine.restart_count()) == ("birds", 2)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    found = []
+    for folder in ("a/none_x/attempt_0", "a/none_x/attempt_1", "b/none_y/attempt_0"):
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", f"/tmp/{folder}/0/error.json")
+        found.append(machine.launch_id())
+    assert found[0] == found[1] != found[2]
+    assert str(os.getppid()) in found[0]
+
+
+def test_an_error_on_its_way_keeps_the_process_group(monkeypatch):
+    """Prevents a rank's mistake that nobody reads: the others fail as soon as it leaves, and the launcher then ends
+    it before it has said a word."""
+    left = []
+    monkeypatch.setattr(machine, "is_distributed", lambda: True)
+    monkeypatch.setattr(machine.dist, "destroy_process_group", lambda: left.append(True))
+    with pytest.raises(KeyError):
+        try:
+            raise KeyError
+        finally:
+            machine.leave_ranks()
+    assert left == []
+    machine.leave_ranks()
+    assert left == [True]
 
 
 @pytest.mark.parametrize(
@@ -270,7 +392,7 @@ def test_sync_bn_on_one_device_says_that_it_does_nothing(capsys):
     assert machine.with_sync_bn(model, True, place()) is model
     assert type(model[0]) is nn.BatchNorm2d
     assert capsys.readouterr().out == (
-        "note: sync_bn is True, but it takes GPUs and distributed = True: ordinary BatchNorm is used.\n"
+        "note: sync_bn is True, but it takes GPUs and a launcher: ordinary BatchNorm is used.\n"
     )
 
 
@@ -293,7 +415,7 @@ def test_sync_bn_between_gpus(monkeypatch, capsys):
     # Ranks on a CPU cannot share them.
     layer = nn.BatchNorm2d(2)
     assert machine.with_sync_bn(layer, True, place("cpu", 2)) is layer
-    assert capsys.readouterr().out.startswith("note: sync_bn is True, but it takes GPUs and distributed = True")
+    assert capsys.readouterr().out.startswith("note: sync_bn is True, but it takes GPUs and a launcher")
 
 
 def test_one_device_needs_no_wrapper():
@@ -302,31 +424,139 @@ def test_one_device_needs_no_wrapper():
     assert machine.parallel(model, place()) is model
 
 
+def meet(place):
+    """What a rank learns from the others."""
+    rank, agreement = place.ranks.rank, Agreement(place.ranks)
+    return {
+        "place": (*place.ranks, type(machine.parallel(nn.Linear(2, 1), place)).__name__),
+        "heard": [agreement(call == 3 and rank == 1, call == 5) for call in range(1, 7)],
+        "finish": (agreement.finish(), agreement.finish()),
+        "from_main": machine.from_main({"tally": torch.ones(2), "path": "logs"} if rank == 0 else None),
+        "gathered": machine.gathered(f"of {rank}"),
+        "restarts": machine.restart_count(),
+    }
+
+
+def first_images(count):
+    """Records of the first images of the drawn sample, and its class names."""
+    names = read_class_names(ROOT / "model_data/sample_classes.txt")
+    records, _ = to_records(read_source(str(ROOT / "VOCdevkit/Sample/ImageSets/Main/train.txt"), "train"), names)
+    paths, boxes = [records.path(index) for index in range(count)], slice(records.first[count])
+    counts = np.diff(records.first)[:count]
+    return Records(paths, records.sizes_hw[:count], counts, records.boxes_xyxy[boxes], records.classes[boxes]), names
+
+
+def weights_of(model):
+    """All parameters, one after the other."""
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def first_steps(place, images, accumulate):
+    """Three steps of yolox_nano with resting BatchNorm on augmented images, 8 in a batch of all ranks together.
+
+    Returns a dict: all weights before and after, the losses of the batches of all ranks, a number for each image that
+    this rank saw, which tells where its boxes are, by batch.
+    """
+    records, names = first_images(images)
+    torch.manual_seed(3)
+    model = build_model("yolox_nano", len(names)).to(memory_format=torch.channels_last)
+    norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():  # gives the norms statistics; with those of a new network no signal comes through
+        model.train()(torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8))
+    resting = {id(own) for norm in norms for own in norm.parameters()}
+    model.freeze({key for key, own in model.named_parameters() if id(own) in resting})
+    start = weights_of(model)
+    criterion, sums, seen = build_criterion(model), [], []
+    augment = AugmentSettings(augment_epochs=1, mosaic_prob=0.5, mixup=True, mixup_prob=0.5)
+    loader = build_train_loader(records, augment, 11, TrainShapes([(64, 64)]), 8, 0, *place.ranks.of_all)
+
+    def recorded(raw, targets):
+        parts = criterion(raw, targets)
+        seen.append(targets[..., :4].sum(dim=(1, 2)).tolist())
+        sums.append(torch.cat(((parts["loss"].detach() * parts["count"].max())[None], parts["count"].float())))
+        return parts
+
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    stepper = Stepper(model, torch.optim.SGD(trained, lr=1e-3, momentum=0.9), None, place.precision, place.device, 10.0)
+    network = machine.parallel(model.train(), place)
+    train_one_epoch(network, recorded, loader, stepper, lambda share: 1e-3, accumulate, "")
+    whole = machine.sum_over_ranks(torch.stack(sums))
+    losses = (whole[:, 0] / whole[:, 1:].max(dim=1).values).tolist()
+    return {"start": start, "end": weights_of(model), "losses": losses, "seen": seen}
+
+
+STEPS = {"three batches": (21, 1), "windows of two batches": (37, 2)}
+
+
+def meet_and_step(place):
+    """All that the tests of two ranks look at, in one go: starting processes takes longer than what they do."""
+    return meet(place) | {name: first_steps(place, *choice) for name, choice in STEPS.items()}
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """What two ranks found."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+        return on_ranks(meet_and_step, 2, tmp_path_factory.mktemp("ranks"))
+
+
+def test_ranks_agree(two_ranks):
+    """Prevents ranks that stop at different steps and then wait for each other for ever: what one wants at call 3, both
+    hear at call 4; and an exchange that is left open when ranks part."""
+    nothing = (False, False)
+    for rank, result in enumerate(two_ranks):
+        assert result["place"] == (rank, rank, 2, "DistributedDataParallel")
+        assert result["heard"] == [nothing, nothing, nothing, (True, False), nothing, (False, True)]
+        assert result["finish"] == (nothing, ())
+        assert result["from_main"]["path"] == "logs" and result["from_main"]["tally"].tolist() == [1, 1]
+        assert result["gathered"] == (["of 0", "of 1"] if rank == 0 else None)
+        assert result["restarts"] == 1
+
+
+@pytest.mark.parametrize(("name", "batches"), [("three batches", 3), ("windows of two batches", 5)])
+def test_two_ranks_train_like_one(two_ranks, name, batches):
+    """Prevents ranks that see other samples, or other augmentation, than one process does, and losses that each rank
+    divides by its own number of objects: samples, losses and weights are the same. The last batch has 5 images, 3 for
+    one rank and 2 for the other."""
+    alone, shared = first_steps(place(), *STEPS[name]), [result[name] for result in two_ranks]
+    assert [len(batch) for batch in alone["seen"]] == [8] * (batches - 1) + [5]
+    for number, batch in enumerate(alone["seen"]):
+        assert [rank["seen"][number] for rank in shared] == [batch[::2], batch[1::2]]
+    moved = alone["end"] - alone["start"]
+    assert moved.count_nonzero() > 0.9 * moved.numel()
+    for rank in shared:
+        assert rank["losses"] == pytest.approx(alone["losses"], rel=1e-4)
+        # 6e-6 after the first step; from then on rounding now and then gives a cell to another object.
+        assert (rank["end"] - alone["end"]).norm() < 5e-3 * moved.norm()
+    assert torch.equal(shared[0]["end"], shared[1]["end"])
+
+
 DISTRIBUTED = """
 import torch
-from utils import device as machine
 from types import SimpleNamespace
-settings = dict(gpu_ids="", Cuda=False, fp16=False, seed=11, cudnn_benchmark=True, deterministic=False, cpu_threads=0)
-found = machine.set_up(SimpleNamespace(**settings, distributed=True))
+from launched import SETTINGS
+from utils import device as machine
+found = machine.set_up(SimpleNamespace(**SETTINGS))
 assert found.ranks == (0, 0, 1) and machine.is_distributed()
 network = machine.parallel(torch.nn.Linear(2, 1), found)
-assert type(network).__name__ == "DistributedDataParallel"
 network(torch.ones(1, 2)).sum().backward()
-print("gradient", network.module.weight.grad.tolist())
+print(type(network).__name__, network.module.weight.grad.tolist())
+del network  # it holds the process group, whose threads must not outlive the program
 machine.leave_ranks()
 assert not machine.is_distributed()
 """
 
 
-def test_a_launched_process_joins_and_leaves():
-    """Prevents distributed = True from failing on a machine with one device, or from hanging at the end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    environment = os.environ | launcher | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def test_one_launched_process_takes_the_same_way():
+    """Prevents a launcher with one process from failing, or from hanging at the end."""
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": str(free_port())}
+    environment = os.environ | LAUNCHER | alone | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     result = subprocess.run(
         [sys.executable, "-c", DISTRIBUTED], cwd=ROOT, capture_output=True, text=True, timeout=60, env=environment
     )
     assert result.returncode == 0, result.stderr
-    assert "gradient [[1.0, 1.0]]" in result.stdout
+    assert "DistributedDataParallel [[1.0, 1.0]]" in result.stdout
+    assert "processes      1, started by a launcher; gloo between CPUs\n" in result.stdout

@@ -130,15 +130,43 @@ def test_epochs_between_evaluations_only_take_the_loss(records):
     """Prevents the cost of decoding, suppression and scoring in epochs that do not show it."""
     model = FakeModel(None)
     result = evaluate(model, batches(records), records, NAMES, CPU, torch.float32, loss_of_first_pixel, scored=False)
-    assert result == (pytest.approx(4.0), None, [], None)
+    assert result == (pytest.approx(4.0), None, [], None, [])
 
 
 def test_no_images_no_loss():
     """Prevents a division by zero on an empty loader."""
     records = Records([], [], [], [], [])
-    loss, detections, _ = run_network(FakeModel([]), [], records, CPU, torch.float32, loss_of_first_pixel)
+    loss, detections, *_ = run_network(FakeModel([]), [], records, CPU, torch.float32, loss_of_first_pixel)
     assert loss == 0.0
     assert [part.shape for part in detections] == [(0,), (0, 4), (0,), (0,)]
+
+
+@pytest.mark.parametrize(("rank", "world_size", "expected"), [(0, 1, 2), (0, 2, 1), (1, 2, 1)])
+def test_every_rank_pauses_equally_often(records, monkeypatch, rank, world_size, expected):
+    """Prevents a signal in the evaluation that is heard too late, and ranks with an image more than others, which then
+    wait for an answer that nobody gives: of three images in batches of two, or of one each, rank 0 has one more."""
+    monkeypatch.setattr("utils.eval.evaluate.gathered", lambda value: None)
+    monkeypatch.setattr("utils.eval.evaluate.Ranks.is_main", False)
+    pauses = []
+    run_network(
+        FakeModel(rows(records)),
+        batches(records, 2 if world_size == 1 else 1, rank, world_size),
+        records,
+        CPU,
+        torch.float32,
+        loss_of_first_pixel,
+        collect=False,
+        ranks=Ranks(rank, rank, world_size),
+        after_batch=lambda: pauses.append(1),
+    )
+    assert len(pauses) == expected
+
+
+def test_images_that_lack_their_end_are_named(records):
+    """Prevents scores on half an image without a word."""
+    loader = [batch._replace(cut_off=["b.jpg"] if 1 in batch.indices else []) for batch in batches(records)]
+    result = evaluate(FakeModel(rows(records)), loader, records, NAMES, CPU, torch.float32)
+    assert (result.cut_off, result.unreadable) == (["b.jpg"], [])
 
 
 def test_ground_truth_is_flat(records):

@@ -283,7 +283,7 @@ def batches():
     targets[1, :2] = torch.tensor([[10.0, 12, 30, 28, 2], [5, 30, 50, 62, 0]])
     for _ in range(2):
         images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=generator)
-        yield SimpleNamespace(images=images, targets=targets, unreadable=[])
+        yield SimpleNamespace(images=images, targets=targets, unreadable=[], cut_off=[])
 
 
 def untouched(model, before):

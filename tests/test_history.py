@@ -1,10 +1,14 @@
 import csv
+import errno
 import math
+import threading
 
 import cv2
 import numpy as np
 import pytest
 
+from utils import history
+from utils.checkpoint import replace_file
 from utils.history import History
 
 
@@ -128,3 +132,105 @@ def test_tensorboard_gets_scalars_and_pictures(tmp_path):
     (picture,) = events.Images("pictures/labels")
     assert (picture.step, picture.width, picture.height) == (2, 4, 3)
     assert [e.step for e in events.Images("pictures/results")] == [1, 2]
+
+
+def test_a_run_that_goes_on_shows_its_own_epochs_alone(tmp_path):
+    """Prevents an epoch that is listed twice: a killed run may have written more than its checkpoint knows."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = History(tmp_path)
+    log.add_epoch(row(1, loss_l1=0.5))
+    rows = [dict(row) for row in log.rows]
+    log.add_epoch(row(2, map50=0.5))
+    log.add_epoch(row(3))
+    log.close()
+    assert (tmp_path / "epoch_map.txt").read_text() == "2 0.5\n"
+    log = History(tmp_path, rows=rows)
+    assert [r["epoch"] for r in read_rows(tmp_path)] == ["1"]
+    assert (tmp_path / "epoch_loss.txt").read_text() == "4.0\n"
+    assert not (tmp_path / "epoch_map.txt").exists()
+    log.add_epoch(row(2, loss=1.5, loss_l1=0.25))
+    log.close()
+    assert [(r["epoch"], r["loss"], r["loss_l1"]) for r in read_rows(tmp_path)] == [
+        ("1", "4.0", "0.5"),
+        ("2", "1.5", "0.25"),
+    ]
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss/train")] == [(1, 4.0), (2, 1.5)]
+
+
+def test_a_run_that_goes_on_in_its_first_epoch(tmp_path):
+    """Prevents a run that cannot be resumed: the first epoch was written, its checkpoint was not yet."""
+    log = History(tmp_path, tensorboard=False)
+    log.add_epoch(row(1, map50=0.5))
+    log.close()
+    log = History(tmp_path, tensorboard=False, rows=[])
+    assert list(tmp_path.glob("*.csv")) + list(tmp_path.glob("*.txt")) == []
+    log.add_epoch(row(1, loss=2.0))
+    assert (tmp_path / "epoch_loss.txt").read_text() == "2.0\n"
+
+
+def test_a_full_disk_is_said_once_and_made_good(tmp_path, monkeypatch, capsys):
+    """Prevents the end of a training by a line of text, half a table, and the same words in each epoch."""
+    log = History(tmp_path, tensorboard=False)
+    log.add_epoch(row(1))
+    before = (tmp_path / "results.csv").read_bytes()
+
+    def full(path, _write):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(history, "replace_file", full)
+    log.add_epoch(row(2))
+    log.add_epoch(row(3))
+    name = tmp_path / "results.csv"
+    said = f"note: {name} could not be written: No space left on device. A later epoch makes up for it.\n"
+    assert capsys.readouterr().out == said
+    assert (tmp_path / "results.csv").read_bytes() == before
+    monkeypatch.setattr(history, "replace_file", replace_file)
+    log.add_epoch(row(4))
+    assert [r["epoch"] for r in read_rows(tmp_path)] == ["1", "2", "3", "4"]
+    assert (tmp_path / "epoch_val_loss.txt").read_text() == "5.0\n2.5\n1.6666666666666667\n1.25\n"
+    assert capsys.readouterr().out == ""
+
+
+def test_a_broken_tensorboard_file_is_given_up(tmp_path, monkeypatch, capsys):
+    """Prevents a full disk from ending the training through TensorBoard's thread, and its trace in what people read."""
+    from tensorboard.compat.tensorflow_stub.io.gfile import GFile
+
+    log = History(tmp_path)
+    log.add_epoch(row(1))
+
+    def full(_file, _content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(GFile, "write", full)
+    for epoch in (2, 3):
+        log.add_epoch(row(epoch))
+    log.close()
+    text = "TensorBoard gets no more of this run, its file could not be written: [Errno 28] No space left on device."
+    assert capsys.readouterr() == (f"note: {text}\n", "")
+    assert len(read_rows(tmp_path)) == 3
+
+
+def test_a_tensorboard_file_that_cannot_be_made_is_given_up(tmp_path, monkeypatch, capsys):
+    """Prevents a run that cannot go on because of its curves."""
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.__init__", failing_writer)
+    log = History(tmp_path, rows=[row(1)])
+    log.add_epoch(row(2))
+    log.close()
+    assert capsys.readouterr().out.count("TensorBoard gets no more of this run") == 1
+
+
+def failing_writer(*_arguments, **_options):
+    raise OSError(errno.EROFS, "Read-only file system")
+
+
+def test_the_traces_of_other_threads_stay(monkeypatch, tmp_path):
+    """Prevents errors in threads that nobody sees."""
+    seen = []
+    monkeypatch.setattr(threading, "excepthook", lambda failure: seen.append(failure.exc_type))
+    History(tmp_path).close()
+    thread = threading.Thread(target=lambda: 1 / 0)
+    thread.start()
+    thread.join()
+    assert seen == [ZeroDivisionError]

@@ -21,9 +21,9 @@ WITHOUT_TORCH = [
     ),
     "utils.weights.download",
 ]
-# Whoever reads a training step needs none of the annotation formats, scores, pictures and advice: these are rooms of
-# small files.
-MOST_LINES_OF_CODE = 6500
+# Whoever reads a training step needs none of the annotation formats, scores, pictures, advice and faults: these are
+# rooms of small files.
+MOST_LINES_OF_CODE = 7300
 NO_CODE = (
     *(tokenize.ENCODING, tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE),
     *(tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER),

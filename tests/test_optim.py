@@ -2,7 +2,14 @@ import pytest
 import torch
 from torch import nn
 
-from utils.optim import ModelEma, build_optimizer, parameter_groups, take_in
+from utils.optim import (
+    ModelEma,
+    build_optimizer,
+    leaves_out_by_itself,
+    parameter_groups,
+    restore,
+    take_in,
+)
 
 
 def test_only_weights_decay():
@@ -212,3 +219,116 @@ def test_the_average_is_a_model_of_its_own():
     with torch.no_grad():
         model[0].weight.add_(1.0)
     assert average.model[0].weight.item() == before
+
+
+def joined_in_two_phases(optimizer_type, **changes):
+    """A head that trains from epoch 0 and a backbone that joined in epoch 3: (model, optimiser)."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+    model[0].requires_grad_(False)
+    optimizer = build_optimizer(optimizer_type, parameter_groups(model, 5e-4, 0), changes.get("momentum", 0.9))
+    model[0].requires_grad_(True)
+    take_in(optimizer, parameter_groups(model, changes.get("weight_decay", 5e-4), 3))
+    return model, optimizer
+
+
+def take_steps(model, optimizer, first, last):
+    """Steps first to last - 1, each of its own batch and rate."""
+    for step in range(first, last):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01 * (step + 1)
+        images = torch.randn(4, 2, generator=torch.Generator().manual_seed(step))
+        model(images).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+@pytest.mark.parametrize("optimizer_type", ["sgd", "adam", "adamw", "rmsprop", "adagrad"])
+@pytest.mark.parametrize("cut", [0, 3])
+def test_a_restored_optimizer_goes_on_to_the_last_bit(tmp_path, optimizer_type, cut):
+    """Prevents momenta of other parameters after the phases have joined, and a state that torch refuses to load."""
+    whole, optimizer = joined_in_two_phases(optimizer_type)
+    take_steps(whole, optimizer, 0, 6)
+
+    model, optimizer = joined_in_two_phases(optimizer_type)
+    take_steps(model, optimizer, 0, cut)
+    torch.save([model.state_dict(), optimizer.state_dict()], tmp_path / "state.pth")
+    weights, state = torch.load(tmp_path / "state.pth", weights_only=True)
+    model, optimizer = joined_in_two_phases(optimizer_type)
+    model.load_state_dict(weights)
+    restore(optimizer, state)
+    assert [group["joined"] for group in optimizer.param_groups] == [0, 0, 3, 3]
+    take_steps(model, optimizer, cut, 6)
+    assert all(map(torch.equal, model.state_dict().values(), whole.state_dict().values()))
+
+
+def test_a_restored_optimizer_keeps_what_the_constants_say():
+    """Prevents weight_decay and momentum that are edited before a resume from having no effect; and a GPU's fused
+    optimiser from becoming the slow one because its state was saved on a CPU."""
+    _, old = joined_in_two_phases("adamw")
+    model, new = joined_in_two_phases("adamw", momentum=0.8, weight_decay=0.05)
+    new.param_groups[0]["fused"] = True
+    restore(new, old.state_dict())
+    assert [(group["betas"][0], group["weight_decay"], group["fused"]) for group in new.param_groups] == [
+        (0.8, 5e-4, True),
+        (0.8, 0.0, None),
+        (0.8, 0.05, None),
+        (0.8, 0.0, None),
+    ]
+    assert new.param_groups[2]["params"][0] is model[0].weight
+
+
+def test_other_groups_than_those_of_the_checkpoint():
+    """Prevents momenta that land on other parameters, or a trace, where what trains was changed before a resume."""
+    _, both = joined_in_two_phases("sgd")
+    head = build_optimizer("sgd", parameter_groups(nn.Linear(3, 1), 5e-4, 0), 0.9)
+    with pytest.raises(ValueError) as error:
+        restore(head, both.state_dict())
+    assert str(error.value) == (
+        "The checkpoint's optimiser moves 6 tensors in 4 groups, and now there are 2 in 2: Freeze_Epoch, train_only, "
+        "freeze_layers, freeze_blocks or lr_scale are others. Set them back, or start a new training from its weights "
+        "by model_path."
+    )
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_fused_sgd_starts_with_momenta_of_zero(fused):
+    """Prevents momenta that nobody has written, where the first step of a fused optimiser is left out; the steps are
+    the same with them."""
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9, nesterov=True, fused=fused)
+    take_in(optimizer, [{"params": [joining := nn.Parameter(torch.ones(1))]}])
+    assert leaves_out_by_itself(optimizer) is fused
+    assert (joining in optimizer.state) is fused
+    for _ in range(2):
+        joining.grad = torch.ones(1)
+        optimizer.step()
+    assert joining.item() == pytest.approx(0.539)
+
+
+def test_the_average_stays_where_a_step_is_left_out():
+    """Prevents an average that moves on while its model stands still."""
+    model = nn.BatchNorm1d(1)
+    average = ModelEma(model, 1000)
+    with torch.no_grad():
+        model.weight.fill_(3.0)
+    average.update(model, torch.tensor(True))
+    assert average.model.weight.item() == 1.0
+    average.update(model, torch.tensor(False))
+    assert average.model.weight.item() == pytest.approx(1 + 2 / 2.1)
+
+
+def test_the_average_goes_on_from_its_state():
+    """Prevents an average that begins anew at a resume: with another share, from the present weights."""
+    model = nn.BatchNorm1d(1)
+    whole, first = ModelEma(model, 1000), ModelEma(model, 1000)
+    for step in range(6):
+        with torch.no_grad():
+            model.weight.fill_(step / 7)
+        whole.update(model)
+        if step == 3:
+            state = first.state()
+            first = ModelEma(nn.BatchNorm1d(1), 1000)
+            first.restore(state)
+        first.update(model)
+    assert (first.steps, first.model.weight.item()) == (6, whole.model.weight.item())

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 
 from utils.device import Ranks
-from utils.phases import Phase, advice, check_batches, phases_of, steps_of, unlike
+from utils.phases import Phase, advice, check_batches, epochs_of, phases_of, steps_of, unlike
 
 WEIGHTS = {"model_path": "a.pth"}
 
@@ -38,6 +38,23 @@ def test_the_phases_are_those_that_the_constants_describe(changes, expected):
     phases = phases_of(settings_of(**changes))
     assert [tuple(phase) for phase in phases] == expected
     assert [phase.name for phase in phases] == ["frozen" if frozen else "unfrozen" for frozen, *_ in expected]
+
+
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [
+        (0, [(True, 0), (True, 1), (False, 2), (False, 3)]),
+        (1, [(True, 1), (False, 2), (False, 3)]),
+        (2, [(False, 2), (False, 3)]),
+        (4, []),
+    ],
+)
+def test_the_epochs_that_are_left(start, expected):
+    """Prevents epochs that train twice, or never, where a run goes on: within a phase, between two, and at the end."""
+    phases = [Phase(True, 0, 2, 16), Phase(False, 2, 4, 8)]
+    left = epochs_of(phases, SimpleNamespace(epoch=start))
+    assert [(phase.frozen, epoch) for phase, epoch in left] == expected
+    assert list(epochs_of([], SimpleNamespace(epoch=0))) == []
 
 
 @pytest.mark.parametrize(
@@ -173,10 +190,17 @@ def test_a_pretrained_backbone_counts_as_trained():
 
 
 def test_weights_that_have_been_trained_already_say_so():
-    """Prevents a forgotten Init_Epoch."""
+    """Prevents a new training by mistake, and an optimiser and an average that begin anew unnoticed."""
     (seen,) = unlike({"class_names": ["cat", "dog"], "epoch": 40}, settings_of(), {}, None)
-    assert "these weights have seen 40 epochs" in seen and "set Init_Epoch = 40" in seen
-    assert list(unlike({"epoch": 40}, settings_of(Init_Epoch=40), {}, None)) == []
+    assert seen == (
+        "these weights have seen 40 epochs; this is a new training from them. To go on with that one instead, exactly "
+        "as if it had never stopped, set resume to the folder of its run."
+    )
+    (continued,) = unlike({"epoch": 40}, settings_of(Init_Epoch=40), {}, None)
+    assert continued == (
+        "this goes on from the weights alone, at epoch 40: the optimiser and the average of the weights begin anew. "
+        "resume = True (or the folder of the run) would continue exactly."
+    )
     assert list(unlike({}, settings_of(), {}, None)) == []
 
 

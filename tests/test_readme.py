@@ -25,6 +25,7 @@ SCRIPTS += ("tools/kmeans_for_anchors.py",)
 # Scripts that take two bare words, the paths of two files.
 TWO_WORDS = ("tools/convert_weights.py", "tools/compare.py")
 CODE_FOLDERS = ("nets", "utils", "tools", "benchmarks")
+GOING_ON = "recipes: going on"
 # What people and programs make, and what other repos had: no files of ours.
 USER_MADE = re.compile(
     r"logs/(?!README)|img_out/|map_out/|VOCdevkit/VOC2007/(?!README)|my_images/|BCCD_Dataset/"
@@ -92,11 +93,20 @@ def differences(rows, constants):
     return found
 
 
-def recipes(text):
-    """[(situation, {constant: value})] of the recipe tables, values read as the command line reads them."""
-    for marker in ("<!-- recipes -->", "<!-- end of recipes -->"):
-        assert text.count(marker) == 1, f"expected one line {marker}"
-    part = text.split("<!-- recipes -->")[1].split("<!-- end of recipes -->")[0]
+def part_of(text, name):
+    """What stands between the two marks of a part, which has one of each."""
+    marks = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    for mark in marks:
+        assert text.count(mark) == 1, f"expected one line {mark}"
+    return text.split(marks[0])[1].split(marks[1])[0]
+
+
+def recipes(text, part="recipes"):
+    """[(situation, {constant: value})] of the recipe tables, values read as the command line reads them.
+
+    part: 'recipes' begin a run, 'recipes: going on' take one up again.
+    """
+    part = part_of(text, part)
     constants, found = constants_of("train.py"), []
     for line in re.findall(r"^\|(?!---).*\|$", part, re.MULTILINE):
         situation, items, why = (cell.strip() for cell in line.strip("|").split("|"))
@@ -110,6 +120,13 @@ def recipes(text):
         assert len(pairs) == len(dict(pairs)), f"{situation}: a constant stands there twice"
         found.append((situation, {name: convert(name, value, constants[name]) for name, value in pairs}))
     return found
+
+
+def promises(text):
+    """[(promise, how, [test file, ...])] of the table of promises."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in part_of(text, "promises").splitlines()]
+    rows = [cells for cells in rows if len(cells) == 3 and "`" in cells[2]]
+    return [(promise, how, re.findall(r"`([^`]+)`", tests)) for promise, how, tests in rows]
 
 
 def code_lines(text):
@@ -214,6 +231,30 @@ def test_recipes_hold_values_that_train_accepts(readme):
             assert 1 <= values["Freeze_batch_size"] / values["Unfreeze_batch_size"] <= 2, situation
 
 
+@pytest.mark.parametrize("readme", READMES)
+def test_recipes_to_go_on_resume(readme):
+    """Prevents a recipe that begins a new run where one is to go on."""
+    found = [changes for _, changes in recipes(text_of(readme), GOING_ON)]
+    assert found == [{"resume": True}, {"resume": True, "UnFreeze_Epoch": 150}]
+    for changes in found:
+        check_values(changes, RULES)
+    assert constants_of("train.py")["UnFreeze_Epoch"] < 150
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_every_promise_has_its_tests(readme):
+    """Prevents a promise that nothing holds any more, and a fault test of which nobody knows what it is for."""
+    found = promises(text_of(readme))
+    assert len(found) >= 15
+    assert all(promise and how and tests for promise, how, tests in found)
+    named = {test for *_, tests in found for test in tests}
+    missing = sorted(test for test in named if not (ROOT / test).is_file())
+    assert not missing, f"{readme} names tests that do not exist: {missing}"
+    faults = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests/faults").glob("test_*.py")}
+    assert faults <= named, f"{readme} has no promise held by {sorted(faults - named)}"
+    assert [tests for *_, tests in found] == [tests for *_, tests in promises(text_of("README.md"))]
+
+
 def test_broken_recipes_are_found():
     """Prevents a reader of the tables that passes over what it does not understand."""
 
@@ -249,7 +290,8 @@ def test_the_recipes_of_train_stand_in_the_readme():
     assert ("train_only", "['head']") in pairs and ("fp16", "True") in pairs
     assert ("Init_lr", "1e-2") in pairs and ("lr_scale", "{'backbone': 0.1, 'neck': 0.1}") in pairs
     constants = constants_of("train.py")
-    in_readme = [item for _, changes in recipes(text_of("README.md")) for item in changes.items()]
+    readme = text_of("README.md")
+    in_readme = [item for _, changes in recipes(readme) + recipes(readme, GOING_ON) for item in changes.items()]
     missing = [pair for pair in pairs if (pair[0], convert(*pair, constants[pair[0]])) not in in_readme]
     assert not missing, f"README.md has no recipe with {missing}"
 

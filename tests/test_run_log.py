@@ -42,11 +42,11 @@ def model():
     return build_model("yolox_nano", 2)
 
 
-def make_log(records, model, folder, said, **changes):
+def make_log(records, model, folder, said, progress=None, **changes):
     constants = script_constants(vars(train)) | {"save_dir": str(folder / "logs"), "UnFreeze_Epoch": 10} | changes
     settings = SimpleNamespace(**constants | {"input_shape": [64, 64]})
     kept = make_contract(model, NAMES, (64, 64), {"mode": "topleft", "pad": 114})
-    return RunLog(settings, kept, Run(settings, NAMES, records, records, {}, 0), 1, said.append)
+    return RunLog(settings, kept, Run(settings, NAMES, records, records, {}, 0), 1, said.append, progress)
 
 
 @pytest.fixture(autouse=True)
@@ -67,9 +67,10 @@ def test_a_scored_epoch_leaves_numbers_pictures_weights_and_words(records, model
     said = []
     log = make_log(records, model, tmp_path, said)
     loader = build_train_loader(records, AugmentSettings(), 0, TrainShapes([(64, 64)]), 2, 0)
-    log.draw_data(loader)
+    log.draw_data(loader, PHASE)
     assert not log.end_epoch(0, PHASE, RESULT, evaluation(records), model)
     log.close()
+    log.saver.close()
     log.summarise()
     names = {path.name for path in log.folder.iterdir()}
     assert names > {"settings.json", "classes.txt", "results.csv", "best_epoch_weights.pth", "last_epoch_weights.pth"}
@@ -118,6 +119,7 @@ def test_the_last_epoch_ends_the_run_without_scores(records, model, tmp_path):
     nothing = Evaluation(5.0, None, [], None)
     assert [log.end_epoch(epoch, PHASE, RESULT, nothing, model) for epoch in (0, 1)] == [False, True]
     log.close()
+    log.saver.close()
     log.summarise()
     assert any("validation loss 5.000" in line for line in said)
     assert torch.load(log.folder / "last_epoch_weights.pth", weights_only=True)["contract"]["confidence"] == {}
@@ -136,3 +138,46 @@ def test_advice_is_told_once_on_the_way_and_whole_at_the_end(records, model, tmp
     assert said.count("note: lower it (1)") == 1
     assert [line for line in said if "lower it" in line] == ["note: lower it (1)", "  - lower it (3)"]
     assert said.count("note: a.jpg cannot be decoded any more and is left out") == 1
+
+
+def test_a_resumed_log_goes_on_in_its_folder(records, model, tmp_path):
+    """Prevents a second folder, curves that begin anew, a best score that is forgotten, and notes said twice."""
+    said, nothing = [], Evaluation(5.0, None, [], None)
+    log = make_log(records, model, tmp_path, said, eval_flag=False)
+    log.end_epoch(0, PHASE, RESULT._replace(unreadable=["a.jpg"]), nothing, model)
+    log.close()
+    log.saver.close()
+    checkpoint, progress = log.folder / "last_checkpoint.pth", log.progress()
+    assert (progress["told"], progress["files"]) == (["a.jpg"], {"best_score": -5.0, "best_epoch": 1})
+
+    again = make_log(records, model, tmp_path, said, progress, eval_flag=False, resume=str(checkpoint))
+    again.end_epoch(1, PHASE, RESULT._replace(unreadable=["a.jpg"]), nothing._replace(loss=6.0), model)
+    again.close()
+    again.saver.close()
+    assert again.folder == log.folder and len(list(log.folder.parent.glob("loss_*"))) == 1
+    assert [row["epoch"] for row in again.progress()["rows"]] == [1, 2]
+    assert (log.folder / "epoch_val_loss.txt").read_text() == "5.0\n6.0\n"
+    assert (again.files.best_score, again.files.best_epoch) == (-5.0, 1)
+    assert said.count("note: a.jpg cannot be decoded any more and is left out") == 1
+
+
+def test_what_went_wrong_with_images_and_steps_is_said(records, model, tmp_path):
+    """Prevents steps and images that are left out without a word, or that are named again in each epoch."""
+    said = []
+    log = make_log(records, model, tmp_path, said, eval_flag=False)
+    result = RESULT._replace(unreadable=["a.jpg", "a.jpg"], cut_off=["b.jpg"], skipped=2)
+    for epoch in (0, 1):
+        log.end_epoch(epoch, PHASE, result, Evaluation(5.0, None, [], None, ["c.jpg", "b.jpg"]), model)
+    log.close()
+    log.saver.close()
+    notes = [line for line in said if "jpg" in line or "image of the epoch" in line]
+    again = "note: 2 times another image of the epoch took the place of one that cannot be decoded"
+    assert notes == [
+        "note: a.jpg cannot be decoded any more and is left out",
+        again,
+        "note: b.jpg lacks its last bytes; what is there is used. Save or copy it anew",
+        "note: c.jpg lacks its last bytes; what is there is used. Save or copy it anew",
+        again,
+    ]
+    steps = [line for line in said if "steps were left out" in line]
+    assert [line.split(":")[1] for line in steps] == [f" 2 steps were left out of epoch {epoch}" for epoch in (1, 2)]

@@ -294,3 +294,31 @@ def test_the_plan_is_what_happens(kind, first):
                     used[group].append(settings_of_group["lr"])
             schedule.end_epoch(10.0 - epoch)
     assert planned_rates(settings, phases, dict.fromkeys(groups)) == (steps, used)
+
+
+LOSSES = [5.0, 4.0, 4.5, float("nan"), 4.2, 4.1, 3.0, 3.5]
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 4, 8])
+@pytest.mark.parametrize("start", [0, 2])
+@pytest.mark.parametrize("kind", ["cos", "step", "multistep", "exp", "plateau", "constant", lambda epoch: 0.9**epoch])
+def test_a_resumed_course_is_the_whole_one(tmp_path, kind, start, epoch):
+    """Prevents a rate that leaps at a resume: after going to an epoch all rates are those of a run never stopped."""
+    settings = settings_of(kind, 12, Init_Epoch=start, lr_patience=1, lr_cooldown=1)
+    whole = Schedule(settings)
+    for done in range(start, max(epoch, start)):
+        whole.end_epoch(LOSSES[done])
+    torch.save(whole.state(), tmp_path / "state.pth")
+    resumed = Schedule(settings)
+    resumed.go_to(epoch, torch.load(tmp_path / "state.pth", weights_only=True))
+    for later in range(max(epoch, start), 12):
+        assert resumed.rate(later + 0.5, 1.0, 0.01) == whole.rate(later + 0.5, 1.0, 0.01)
+        for schedule in (whole, resumed):
+            schedule.end_epoch(LOSSES[later % 8])
+
+
+def test_an_extended_course_is_that_of_the_longer_run():
+    """Prevents an extended run that goes on at the lowest rate of the shorter one."""
+    extended = Schedule(settings_of("cos", 40))
+    extended.go_to(20, Schedule(settings_of("cos", 20)).state())
+    assert extended.rate(20, 1.0, 0.0) == Schedule(settings_of("cos", 40)).rate(20, 1.0, 0.0) > 0.4

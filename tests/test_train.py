@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +20,9 @@ from torchvision.models import ResNet18_Weights, resnet18
 import train
 from utils.config import check_training, script_constants
 from utils.infer import Detector
+from utils.optim import ModelEma
+from utils.resume import CHECKPOINT
+from utils.signals import Stopped
 
 PROJECT = Path(__file__).resolve().parent.parent
 # Small and quick: two epochs on a few images at the smallest useful size.
@@ -106,6 +110,48 @@ def test_training_goes_on_from_its_own_weights_with_the_backbone_frozen(first_ru
     assert all(torch.equal(before[key], frozen[key]) for key in backbone)
     assert not any(torch.equal(before[key], unfrozen[key]) for key in backbone if key.endswith("conv.weight"))
     assert not torch.equal(before["head.obj_preds.0.weight"], frozen["head.obj_preds.0.weight"])
+
+
+def test_a_stopped_training_goes_on_as_if_nothing_had_happened(first_run, tmp_path, monkeypatch):
+    """Prevents a run that loses, repeats or forgets something where a signal stops it in the middle of its last epoch,
+    the backbone just unfrozen; tests/faults tries every other moment."""
+    lists = {f"{split}_annotation_path": f"VOCdevkit/Sample/ImageSets/Main/{split}.txt" for split in ("test", "val")}
+    settings = {"input_shape": [64, 64], "train_annotation_path": lists.pop("test_annotation_path"), **lists}
+    settings |= {"Cuda": False, "fp16": False, "cpu_threads": 1, "Freeze_Epoch": 1, "UnFreeze_Epoch": 2}
+    settings |= {"Freeze_batch_size": 4, "Unfreeze_batch_size": 4}
+    settings["model_path"] = str(first_run[0] / "last_epoch_weights.pth")
+    expected, _ = train.main(train.config(**settings, save_dir=str(tmp_path / "undisturbed")))
+    steps, update = [], ModelEma.update
+
+    def update_and_be_stopped(*arguments):
+        update(*arguments)
+        steps.append(1)
+        if len(steps) == 4:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(ModelEma, "update", update_and_be_stopped)
+    with pytest.raises(Stopped, match=r"Stopped by SIGTERM in epoch 2\. Nothing is lost"):
+        train.main(train.config(**settings, save_dir=str(tmp_path / "stopped")))
+    folder, _ = train.main(train.config(save_dir=str(tmp_path / "stopped"), resume=True))
+    assert len(steps) == 6
+    ours, undisturbed = (torch.load(path / CHECKPOINT, weights_only=True) for path in (folder, expected))
+    assert ours["model"].keys() == undisturbed["model"].keys()
+    assert all(torch.equal(value, undisturbed["model"][key]) for key, value in ours["model"].items())
+    best = [torch.load(path / "best_epoch_weights.pth", weights_only=True)["model"] for path in (folder, expected)]
+    assert all(torch.equal(value, best[1][key]) for key, value in best[0].items())
+    rows = [content["log"]["rows"] for content in (ours, undisturbed)]
+    assert [row["loss"] for row in rows[0]] == [row["loss"] for row in rows[1]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [({}, r"is of a run that is over, after epoch 2 of 2"), ({"input_shape": [96, 64]}, r"64, 64.*it is .?96, 64")],
+)
+def test_a_checkpoint_of_another_run_is_refused(first_run, changes, expected):
+    """Prevents a run that goes on as another one, or that seems to go on where nothing is left to do."""
+    (folder,) = first_run[0].glob("loss_20*")
+    with pytest.raises(ValueError, match=expected):
+        train.main(train.config(resume=str(folder), **changes))
 
 
 def test_the_same_seed_gives_the_same_losses(first_run, tmp_path):
@@ -352,11 +398,11 @@ def test_weights_of_another_network_are_refused(first_run):
     message = error_of(run("train.py", *QUICK, "--model_name=yolox_tiny", f"--model_path={weights}"))
     assert message == (
         f"Error: model_name is 'yolox_tiny', but {weights} (yolox_nano, 3 classes, written by this project) holds "
-        "weights of 'yolox_nano': set model_name so, or model_path to a file that fits."
+        "weights of 'yolox_nano': set model_name so, or model_path (or resume) to what fits."
     )
     message = error_of(run("train.py", *QUICK, "--backbone=resnet18", f"--model_path={weights}"))
     assert message.startswith("Error: backbone is 'resnet18', but ") and message.endswith(
-        "holds weights of '': set backbone so, or model_path to a file that fits."
+        "holds weights of '': set backbone so, or model_path (or resume) to what fits."
     )
 
 

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import torch
 
 from nets import build_model
+from utils import unfreeze
 from utils.unfreeze import adopt_statistics
 
 CPU = torch.device("cpu")
@@ -52,6 +53,30 @@ def test_the_statistics_are_those_of_the_data():
     values = torch.cat(seen).transpose(0, 1).flatten(1)
     torch.testing.assert_close(first.running_mean, values.mean(1), rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(first.running_var, values.var(1, correction=0), rtol=1e-3, atol=1e-3)
+
+
+def test_ranks_that_share_the_batches_find_what_one_finds(monkeypatch):
+    """Prevents layers, and averages of them, that differ from rank to rank: each measures its own images alone. One has
+    more of them than the other."""
+    model, data = build_model("yolox_nano", 3), batches(2)
+    names = layers_of(model)
+    shares = [[SimpleNamespace(images=batch.images[part]) for batch in data] for part in (slice(3), slice(3, 4))]
+    sums = []
+
+    def measured_on(share, exchange):
+        other = copy.deepcopy(model)
+        monkeypatch.setattr(unfreeze, "sum_over_ranks", exchange)
+        adopt_statistics(other, names, share, CPU)
+        return other.state_dict()
+
+    for share in shares:
+        measured_on(share, lambda values: sums.append(values) or values)
+    together = measured_on(shares[0], lambda values: sum(sums))
+    alone = measured_on(data, lambda values: values)
+    for key, value in alone.items():
+        torch.testing.assert_close(together[key], value, rtol=1e-5, atol=1e-5)
+    key = f"{names[0]}.running_mean"
+    assert not torch.allclose(measured_on(shares[0], lambda values: values)[key], alone[key], rtol=1e-3)
 
 
 def test_only_the_named_layers_change():

@@ -21,6 +21,7 @@ from utils.data.plan import AugmentSettings
 from utils.data.records import Records
 from utils.data.shapes import TrainShapes
 from utils.device import Place, Precision, Ranks
+from utils.resume import read_checkpoint
 
 PROJECT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -40,6 +41,7 @@ CONSTANTS |= {"ignore_iou": 0.6, "map_weights": [2.0, 0.5]}
 CONSTANTS |= {"optimizer_type": "sgd", "Init_lr": 3.2e-2, "momentum": 0.8, "weight_decay": 3e-4}
 CONSTANTS |= {"lr_decay_type": "plateau", "lr_scale": {"neck": 0.5}}
 CONSTANTS |= {"freeze_blocks": 1, "clip_grad_norm": 7.0, "clip_norm_type": 3.0}
+CONSTANTS |= {"save_minutes": 21.0, "keep_checkpoints": 6, "worker_timeout": 77}
 
 
 class SeenBatches:
@@ -111,7 +113,7 @@ def training(constants):
             return super().__getattribute__(name)
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        for name in ("build_criterion", "Stepper", "parameter_groups", "build_optimizer"):
+        for name in ("build_criterion", "Stepper", "parameter_groups", "build_optimizer", "Keeper"):
             written_down(calls, monkeypatch, train, name)
         for name in ("build_train_loader", "build_val_loader"):
             written_down(calls, monkeypatch, train, name, lambda call: no_processes)
@@ -180,6 +182,7 @@ def test_the_loaders_get_theirs(training):
     assert isinstance(call.load_image, RamCache) and call.load_image(0).shape[0] <= 96
     assert (len(val.records), val.input_shape, val.rule["mode"]) == (1, (64, 96), "topleft")
     assert (val.batch_size, val.num_workers, val.pin_memory) == (4, 2, False)
+    assert (call.worker_timeout, val.worker_timeout) == (77, 77)
 
 
 def test_each_phase_has_its_batches(training):
@@ -241,7 +244,21 @@ def test_evaluation_and_files_get_theirs(training, constants):
     assert [call.scored for call in training.evaluate] == [False, True]
     (files,), (sync,) = training.WeightFiles, training.with_sync_bn
     assert files.save_period == 4 and str(files.folder).startswith(constants["save_dir"])
+    assert files.keep_checkpoints == 6
     assert sync.sync_bn is True
+
+
+def test_the_checkpoint_gets_its_settings(training, constants):
+    """Prevents save_minutes without effect, and a checkpoint that cannot tell the command line from train.py."""
+    (keeper,) = training.Keeper
+    assert (keeper.settings.save_minutes, keeper.order) == (21.0, [5, 6])
+    of_file = script_constants(vars(train))
+    assert {name: keeper.constants[name] for name in constants} == of_file and of_file["save_minutes"] != 21.0
+    content = read_checkpoint(training.folder / "last_checkpoint.pth")
+    assert content["run"]["settings"] == constants
+    assert (content["run"]["epoch"], content["run"]["images"], content["run"]["is_over"]) == (2, 0, True)
+    (stepper,) = training.Stepper
+    assert all(torch.equal(value, content["model"][key]) for key, value in stepper.model.state_dict().items())
 
 
 def place_that_says(lines):
@@ -261,7 +278,7 @@ def test_anchors_that_no_map_has_are_said(constants, tmp_path, file, masks, note
     path, lines = tmp_path / "own.txt", []
     path.write_text("5,7 9,11 14,17 20,20 34,42 60,58\n")
     changes = {"anchors_path": str(path) if file else "", "anchors_mask": masks, "model_path": ""}
-    train.make_model(SimpleNamespace(**constants | changes), CLASSES, place_that_says(lines))
+    train.make_model(SimpleNamespace(**constants | changes), CLASSES, place_that_says(lines), None)
     assert [line for line in lines if "no map" in line] == ([note.format(path=path)] if note else [])
 
 

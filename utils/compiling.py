@@ -33,7 +33,10 @@ def compile_if_faster(model, criterion, stepper, shape, place):
     """
     say = place.say
     if place.uses_data_parallel:
-        say("note: compile is True, but one process drives several GPUs here: use distributed = True, or one GPU.")
+        say(
+            "note: compile is True, but one process drives several GPUs here: start one process per GPU with torchrun, "
+            "or choose one by gpu_ids."
+        )
         return model
     images = torch.full(shape, 114, dtype=torch.uint8, device=stepper.device)
     batch = images.contiguous(memory_format=torch.channels_last), torch.zeros(shape[0], 16, 5, device=stepper.device)

@@ -8,12 +8,15 @@ import ast
 import math
 import os
 import re
+import signal
 import sys
+import time
 import traceback
 from difflib import get_close_matches
 from pathlib import Path
 from types import SimpleNamespace
 
+from utils.signals import Stopped
 from utils.weights.download import is_release
 from utils.weights.formats import FORMATS
 
@@ -21,6 +24,9 @@ LITERAL_TYPES = (bool, int, float, str, list, dict, type(None))
 
 # torch.distributed.launch adds its own argument to ours; the same number stands in the environment.
 LAUNCHER_ARGUMENTS = ("--local-rank=", "--local_rank=")
+MAIN_RANK = ("", "0")
+# A launcher looks every 0.1 s whether a process has ended, and then ends the others.
+SECONDS_OF_MAIN_RANK = 2.0
 PROJECT = Path(__file__).resolve().parent.parent
 TRAIN = PROJECT / "train.py"
 
@@ -31,26 +37,55 @@ IOU_TYPES = ("", "iou", "ciou", "siou")
 CACHES = ("", "ram")
 
 
-def run_script(main, constants, check=None, positional=()):
+def run_script(main, constants, check=None, positional=(), complete=None):
     """Run a script: constants, overridden by the command line, checked and shown, handed to main(settings).
 
     check: {name: value} -> namespace, raising ValueError; None for no checks. positional: constants whose values may
-    also stand bare, in this order, such as files to read and to write. A user's mistake ends in one sentence on the
-    error stream and exit status 1, without a trace; anything else keeps its trace.
+    also stand bare, in this order, such as files to read and to write. complete: (constants, values, names that the
+    command line gives) -> values, where some come from elsewhere. A user's mistake ends in one sentence on the
+    error stream, without a trace, and in exit status 1 or the exit_status of the error; anything else keeps its trace.
     """
-    is_main_rank = os.environ.get("RANK", "0") == "0"
+    rank = os.environ.get("RANK", "")
     try:
-        values = parse_overrides(constants, sys.argv[1:], positional)
+        given = overrides(constants, sys.argv[1:], positional)
+        values = complete(constants, constants | given, given) if complete else constants | given
         settings = check(values) if check else SimpleNamespace(**values)
-        if is_main_rank:
-            print(settings_table(values, constants))
+        if rank in MAIN_RANK:
+            print(settings_table(vars(settings), constants))
         main(settings)
-    except (ValueError, FileNotFoundError) as error:
-        if not _is_ours(error):
-            raise
-        sys.exit(f"\nError: {error}" if is_main_rank else 1)
+    except Stopped as stop:
+        _end(str(stop), stop.exit_status, rank)
     except KeyboardInterrupt:
-        sys.exit("\nStopped by Ctrl-C." if is_main_rank else 1)
+        _end("Stopped by Ctrl-C.", 128 + signal.SIGINT, rank)
+    except Exception as error:
+        is_ours = isinstance(error, (ValueError, FileNotFoundError)) and _is_ours(error)
+        if is_ours:
+            _end(f"Error: {error}", getattr(error, "exit_status", 1), rank, is_said_by_all=True)
+        if not rank:
+            raise
+        print(f"rank {rank}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def _end(sentence, status, rank, is_said_by_all=False):
+    """End the process with a sentence and an exit status.
+
+    rank: as text, '' without a launcher. Other ranks than the main one give it the time to say the sentence first: the
+    launcher ends them when it is gone. is_said_by_all: they say it if they are still there, as it is theirs alone then.
+    """
+    if rank not in MAIN_RANK:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        time.sleep(SECONDS_OF_MAIN_RANK)
+        sentence = f"rank {rank}: {sentence}" if is_said_by_all else ""
+    if sentence:
+        print(f"\n{sentence}", file=sys.stderr)
+    if rank:
+        # An ordinary end would wait for what is under way between the ranks, and so for ranks that wait for this one.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _is_ours(error):
@@ -120,13 +155,18 @@ def plain(values):
 
 
 def parse_overrides(constants, arguments, positional=()):
-    """Apply `--name=value` arguments to constants.
+    """Apply `--name=value` arguments to constants: a new dict of all final values. See overrides."""
+    return constants | overrides(constants, arguments, positional)
+
+
+def overrides(constants, arguments, positional=()):
+    """{name: value} of the `--name=value` arguments of a command line.
 
     constants: {name: default}. arguments: what stood behind the script's name. positional: names whose values may stand
-    bare. Values are Python literals or plain strings. Returns a new dict of all final values. Raises ValueError, naming
-    the parameter, for an unknown name, a missing value and a wrong type.
+    bare. Values are Python literals or plain strings. Raises ValueError, naming the parameter, for an unknown name, a
+    missing value and a wrong type.
     """
-    values, positional = dict(constants), list(positional)
+    values, positional = {}, list(positional)
     for argument in arguments:
         if argument.startswith(LAUNCHER_ARGUMENTS):
             continue
@@ -144,6 +184,13 @@ def parse_overrides(constants, arguments, positional=()):
     return values
 
 
+def with_changes(constants, changes):
+    """Constants with values given from Python, {name: value} each. Raises ValueError as parse_overrides does."""
+    for name in changes.keys() - constants.keys():
+        raise ValueError(f"There is no parameter {name!r}.{_nearest(name, constants)}")
+    return constants | {name: _as_type_of(name, value, constants[name]) for name, value in changes.items()}
+
+
 def convert(name, text, default):
     """Read the text of one override as the type of its default. Raises ValueError with what was got and expected."""
     if isinstance(default, str):
@@ -158,7 +205,7 @@ def convert(name, text, default):
 def _as_type_of(name, value, default):
     if default is None or callable(default):
         return value
-    if name == "pretrained" and isinstance(value, str):
+    if name in ("pretrained", "resume") and isinstance(value, str):
         return value
     if isinstance(default, float) and value in ("inf", "Infinity"):
         return math.inf
@@ -248,7 +295,7 @@ def check_training(values):
             "train_only says what trains, freeze_layers and freeze_blocks what does not; use one of the two ways and "
             "set the other to [] and 0."
         )
-    _check_files(values)
+    _check_files(values | ({"model_path": ""} if config.resume else {}))
     return config
 
 
@@ -337,6 +384,13 @@ RULES = {
     **dict.fromkeys(("ema", "eval_flag", "compile", "cudnn_benchmark", "deterministic", "focal_loss"), _FLAG),
     **dict.fromkeys(("multi_scale", "freeze_whole_run", "allow_partial_backbone", "keep_difficult"), _FLAG),
     "patience": (_whole(0), "a number of epochs, 0 for off."),
+    "resume": (
+        lambda value: isinstance(value, (bool, str)),
+        "True, False, or the folder of a run, such as 'logs/loss_2026_01_31_18_00_00'.",
+    ),
+    "save_minutes": (_number(0), "a number of minutes, 0 to save at the end of epochs only."),
+    "keep_checkpoints": (_whole(0), "how many files ep*.pth to keep, 0 for all."),
+    "worker_timeout": (_whole(0), "a number of seconds, 0 to wait for ever."),
     "cache": (CACHES.__contains__, "'ram', or '' for none."),
     **dict.fromkeys(("classes_path", "train_annotation_path", "val_annotation_path"), _TEXT),
     **dict.fromkeys(("model_name", "backbone", "model_path", "anchors_path", "save_dir"), _TEXT),

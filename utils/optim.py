@@ -31,16 +31,36 @@ def parameter_groups(module, weight_decay, joined, factor_of=lambda name: 1.0):
 def build_optimizer(optimizer_type, groups, momentum):
     """sgd (Nesterov), adam, adamw, rmsprop or adagrad over parameter groups; rates are set per step.
 
-    momentum: beta1 for the adams; adagrad has none.
+    momentum: beta1 for the adams; adagrad has none. On a GPU sgd and the adams are the fused ones: faster, and able to
+    leave out a step without asking the host.
     """
-    if optimizer_type == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=momentum > 0)
     if optimizer_type == "rmsprop":
         return torch.optim.RMSprop(groups, lr=0.0, momentum=momentum)
     if optimizer_type == "adagrad":
         return torch.optim.Adagrad(groups, lr=0.0)
+    fused = True if groups[0]["params"][0].is_cuda else None
+    if optimizer_type == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=momentum > 0, fused=fused)
+        _start_state(optimizer, [parameter for group in groups for parameter in group["params"]])
+        return optimizer
     optimizer_class = torch.optim.AdamW if optimizer_type == "adamw" else torch.optim.Adam
-    return optimizer_class(groups, lr=0.0, betas=(momentum, 0.999))
+    return optimizer_class(groups, lr=0.0, betas=(momentum, 0.999), fused=fused)
+
+
+def leaves_out_by_itself(optimizer):
+    """Whether an optimiser reads found_inf, a float tensor (), and leaves a step out on the device where it is 1."""
+    return bool(optimizer.defaults.get("fused"))
+
+
+def _start_state(optimizer, parameters):
+    """Give new parameters the state that their optimiser would otherwise lack at their first step."""
+    if isinstance(optimizer, torch.optim.Adagrad):
+        # Some versions of torch fill its state only when it is made.
+        optimizer.state.update(torch.optim.Adagrad(parameters).state)
+    elif isinstance(optimizer, torch.optim.SGD) and leaves_out_by_itself(optimizer):
+        # Where the first step is left out, the fused one would leave momenta that nobody has written.
+        for parameter in parameters if optimizer.defaults["momentum"] else ():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def take_in(optimizer, groups):
@@ -50,9 +70,24 @@ def take_in(optimizer, groups):
         parameters = [parameter for parameter in group["params"] if id(parameter) not in known]
         if parameters:
             optimizer.add_param_group(group | {"params": parameters})
-            if isinstance(optimizer, torch.optim.Adagrad):
-                # Some versions of torch fill its state only when it is made.
-                optimizer.state.update(torch.optim.Adagrad(parameters).state)
+            _start_state(optimizer, parameters)
+
+
+def restore(optimizer, state):
+    """Give an optimiser the state of another one, over the same groups, which may have run on another device.
+
+    Its own momentum, decay and factors stay. Raises ValueError where the groups are others.
+    """
+    own, saved = optimizer.param_groups, state["param_groups"]
+    if [len(group["params"]) for group in own] != [len(group["params"]) for group in saved]:
+        raise ValueError(
+            f"The checkpoint's optimiser moves {sum(len(group['params']) for group in saved)} tensors in {len(saved)} "
+            f"groups, and now there are {sum(len(group['params']) for group in own)} in {len(own)}: Freeze_Epoch, "
+            "train_only, freeze_layers, freeze_blocks or lr_scale are others. Set them back, or start a new training "
+            "from its weights by model_path."
+        )
+    groups = [group | {"params": other["params"]} for group, other in zip(own, saved, strict=True)]
+    optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
 
 
 class ModelEma:
@@ -68,13 +103,23 @@ class ModelEma:
         self.steps = 0
 
     @torch.no_grad()
-    def update(self, model):
-        """Move the average towards the model's present weights."""
+    def update(self, model, is_left_out=None):
+        """Move the average towards the model's present weights.
+
+        is_left_out: a bool tensor () of the device, where the host does not know whether the step was left out: then
+        the average stays.
+        """
         self.steps += 1
         # Early on there is little to look back on: the horizon grows with the steps taken.
         weight = 1 / min(self.horizon, (self.steps + 9) / 10 + 1)
         # The list functions, which torch's own optimisers use: one call instead of one per tensor.
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), weight)
+        average = list(self.model.parameters())
+        if is_left_out is None:
+            torch._foreach_lerp_(average, list(model.parameters()), weight)
+        else:
+            steps = torch._foreach_sub(list(model.parameters()), average)
+            torch._foreach_mul_(steps, weight * ~is_left_out)
+            torch._foreach_add_(average, steps)
         # BatchNorm's running statistics are averages already: averaged again they would lag behind the weights.
         torch._foreach_copy_(list(self.model.buffers()), list(model.buffers()))
 
@@ -83,3 +128,12 @@ class ModelEma:
         """Copy these layers of the model, given by name, as they are."""
         for name in layers:
             self.model.get_submodule(name).load_state_dict(model.get_submodule(name).state_dict())
+
+    def state(self):
+        """What it needs beyond the run's length, as plain types and tensors."""
+        return {"model": self.model.state_dict(), "steps": self.steps}
+
+    def restore(self, state):
+        """Go on from a state()."""
+        self.model.load_state_dict(state["model"])
+        self.steps = state["steps"]

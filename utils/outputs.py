@@ -2,12 +2,17 @@
 
 import json
 import math
+import re
 from datetime import datetime
 from pathlib import Path
 
-from utils.checkpoint import copy_weights, save_weights
+from utils.checkpoint import copy_weights, remove_temporaries, replace_file, save_state, snapshot
 
 BEST, LAST = "best_epoch_weights.pth", "last_epoch_weights.pth"
+_LOSS = r"(-?\d+\.\d{3}|nan|-?inf)"
+_KEPT = re.compile(rf"ep(?P<epoch>\d{{3,}})-loss{_LOSS}-val_loss{_LOSS}\.pth")
+# Seconds after which an unfinished file in save_dir belongs to no other training that is just writing it.
+_STALE = 3600
 
 
 def new_run_folder(save_dir):
@@ -31,40 +36,81 @@ def new_run_folder(save_dir):
 def save_settings(folder, settings):
     """Write the effective configuration, {name: value}, as settings.json."""
     text = json.dumps(settings, indent=2, ensure_ascii=False)
-    (Path(folder) / "settings.json").write_text(text + "\n", encoding="utf-8")
+    path = Path(folder) / "settings.json"
+    replace_file(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
 
 
 class WeightFiles:
     """Saves the weights of one run: the last, the best, and one every save_period epochs.
 
     folder: of the run. Copies of best and last go to its parent, so that predict.py and the next training find the
-    newest run's under one name.
+    newest run's under one name. keep_checkpoints: how many of the ep*.pth stay, the newest ones; 0: all. An older one
+    goes once the newer is on disk; best and last always stay. saver: the Saver that writes. A file for which there was
+    no space is written at a later epoch, unless a newer one then takes its place.
     """
 
-    def __init__(self, folder, save_period):
+    def __init__(self, folder, save_period, keep_checkpoints, saver):
         self.folder, self.save_period = Path(folder), save_period
+        self.keep_checkpoints, self.saver = keep_checkpoints, saver
         self.best_score, self.best_epoch = None, None
+        self._unwritten = {}
 
     def save(self, model, contract, epoch, is_last, loss, val_loss, score):
-        """Write what this epoch deserves.
+        """Have written what this epoch deserves, as model and contract are now.
 
         epoch: counted from 1. is_last: it is kept under its number too. loss, val_loss: for the file's name. score:
         higher is better, None or NaN where there is none; the best so far becomes best_epoch_weights.pth.
         """
-        self._save_and_copy(LAST, model, contract)
+        paths = {"last": [self.folder / LAST, self.folder.parent / LAST]}
         is_scored = score is not None and not math.isnan(score)
         # Until one epoch is scored the newest counts as the best: predict.py must not find the weights of an older run.
         if self.best_score is None or (is_scored and score > self.best_score):
             if is_scored:
-                self.best_score, self.best_epoch = score, epoch
-            self._save_and_copy(BEST, model, contract)
+                self.best_score, self.best_epoch = float(score), epoch
+            paths["best"] = [self.folder / BEST, self.folder.parent / BEST]
         if epoch % self.save_period == 0 or is_last:
-            copy_weights(self.folder / LAST, self.folder / f"ep{epoch:03d}-loss{loss:.3f}-val_loss{val_loss:.3f}.pth")
+            paths["kept"] = [self.folder / f"ep{epoch:03d}-loss{loss:.3f}-val_loss{val_loss:.3f}.pth"]
+        content = snapshot((model.state_dict(), contract))
+        self.saver.submit("weights", lambda: self._write(content, paths))
 
     def has_stalled(self, epoch, patience):
         """Whether the best score is `patience` or more epochs old; patience 0: never."""
         return patience > 0 and self.best_epoch is not None and epoch - self.best_epoch >= patience
 
-    def _save_and_copy(self, name, model, contract):
-        save_weights(self.folder / name, model, contract)
-        copy_weights(self.folder / name, self.folder.parent / name)
+    def progress(self):
+        """What a run that goes on must know, of plain types; see restore."""
+        return {"best_score": self.best_score, "best_epoch": self.best_epoch}
+
+    def restore(self, progress):
+        """Go on where progress() stood, in the same folder, and remove what a killed run left unfinished there."""
+        self.best_score, self.best_epoch = progress["best_score"], progress["best_epoch"]
+        remove_temporaries(self.folder)
+        remove_temporaries(self.folder.parent, _STALE)
+
+    def _write(self, content, paths):
+        """Write content, (state, contract), and what could not be written before; in the saver's thread.
+
+        paths: {kind: paths}; of each kind only the newest content counts.
+        """
+        self._unwritten |= {kind: (content, of_kind) for kind, of_kind in paths.items()}
+        written = {}
+        for kind, ((state, contract), of_kind) in list(self._unwritten.items()):
+            for path in of_kind:
+                if id(state) in written:
+                    copy_weights(written[id(state)], path)
+                else:
+                    save_state(path, state, contract)
+                    written[id(state)] = path
+            if kind == "kept":
+                self._remove_old(of_kind[0])
+            del self._unwritten[kind]
+
+    def _remove_old(self, newest):
+        """Remove the ep*.pth that the one just written replaces: its own epoch's of before, and those too many."""
+        names = [(_KEPT.fullmatch(path.name), path) for path in self.folder.glob("ep*.pth") if path != newest]
+        kept = sorted((int(match["epoch"]), path) for match, path in names if match)
+        epoch = int(_KEPT.fullmatch(newest.name)["epoch"])
+        others = [path for number, path in kept if number != epoch]
+        surplus = max(0, len(others) + 1 - self.keep_checkpoints) if self.keep_checkpoints else 0
+        for path in [*others[:surplus], *(path for number, path in kept if number == epoch)]:
+            path.unlink(missing_ok=True)

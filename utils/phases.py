@@ -35,6 +35,11 @@ def phases_of(settings):
     return [phase for phase in phases if phase.first < phase.last]
 
 
+def epochs_of(phases, start):
+    """(phase, epoch) for each epoch that is left; start: with `epoch`, how many are done."""
+    return ((phase, epoch) for phase in phases for epoch in range(max(phase.first, start.epoch), phase.last))
+
+
 def steps_of(phases, images, accumulate):
     """Optimiser steps of all phases."""
     return sum((p.last - p.first) * math.ceil(math.ceil(images / p.batch_size) / accumulate) for p in phases)
@@ -122,5 +127,10 @@ def unlike(contract, settings, decode_rule, usual_rule):
     if contract.get("epoch") and not settings.Init_Epoch:
         yield (
             f"these weights have seen {contract['epoch']} epochs; this is a new training from them. To go on with that "
-            f"one instead, set Init_Epoch = {contract['epoch']}."
+            "one instead, exactly as if it had never stopped, set resume to the folder of its run."
+        )
+    elif contract.get("epoch"):
+        yield (
+            f"this goes on from the weights alone, at epoch {settings.Init_Epoch}: the optimiser and the average of "
+            "the weights begin anew. resume = True (or the folder of the run) would continue exactly."
         )

@@ -1,6 +1,5 @@
 """What a person reads while a training runs and when it is over."""
 
-import math
 import os
 
 import torch
@@ -36,15 +35,6 @@ def data_wait_advice(row, settings, workers):
     else:
         change = "lower input_shape, or mosaic_prob and mixup_prob; a faster processor would help as well"
     return {f"Much of the time goes into waiting for images (data wait): {change}."}
-
-
-def stop_if_not_finite(loss, epoch):
-    """Raise ValueError where the mean loss of an epoch, counted from 0, is no number."""
-    if not math.isfinite(loss):
-        raise ValueError(
-            f"The loss became {loss} in epoch {epoch + 1}: lower Init_lr, set clip_grad_norm = 10, or rule out mixed "
-            "precision by fp16 = False. The weights of the epochs before are kept."
-        )
 
 
 def result_row(epoch, phase, result, evaluation, world_size):

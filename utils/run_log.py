@@ -1,6 +1,7 @@
 """What a training writes and says while it runs: numbers, pictures, weights and words. The main rank's alone."""
 
 import math
+from pathlib import Path
 
 from utils import outputs
 from utils.advice.advise import advise
@@ -11,6 +12,7 @@ from utils.pictures.images import batch_picture
 from utils.pictures.labels import label_picture
 from utils.pictures.run import evaluation_pictures, first_batches
 from utils.report import epoch_line, report, result_row
+from utils.saver import Saver
 from utils.weights.contract import best_confidences
 
 
@@ -18,21 +20,31 @@ class RunLog:
     """Keeps the folder of a run.
 
     settings: train.py's. contract: of the weight files; it grows by what each epoch adds. run: see
-    utils.advice.advise.Run. world_size: how many ranks train. say: prints.
+    utils.advice.advise.Run. world_size: how many ranks train. say: prints. progress: of a run that goes on in the
+    folder of settings.resume, see progress().
     """
 
-    def __init__(self, settings, contract, run, world_size, say):
+    def __init__(self, settings, contract, run, world_size, say, progress=None):
         self.settings, self.contract, self.run, self.world_size, self.say = settings, contract, run, world_size, say
-        self.files = outputs.WeightFiles(outputs.new_run_folder(settings.save_dir), settings.save_period)
-        self.folder = self.files.folder
-        self.history = History(self.folder)
-        self.scores, self.scored_epoch, self.told, self.remarks = None, None, set(), {}
+        self.saver = Saver(say)
+        self.folder = Path(settings.resume).parent if progress else outputs.new_run_folder(settings.save_dir)
+        self.files = outputs.WeightFiles(self.folder, settings.save_period, settings.keep_checkpoints, self.saver)
+        self.history = History(self.folder, rows=progress["rows"] if progress else None)
+        self.scores, self.scored_epoch, self.remarks = None, None, {}
+        self.told = set(progress["told"] if progress else ())
+        if progress:
+            self.files.restore(progress["files"])
         outputs.save_settings(self.folder, plain(vars(settings)))
         write_class_names(self.folder / "classes.txt", run.class_names)
         say(f"\nresults go to {self.folder}\n")
 
-    def draw_data(self, train_loader):
-        """Draw the labels, and the first batches as the network will see them; the loader stands at the first epoch."""
+    def progress(self):
+        """What a run that goes on needs of all this, as plain types."""
+        return {"rows": self.history.rows, "files": self.files.progress(), "told": sorted(self.told)}
+
+    def draw_data(self, train_loader, phase):
+        """Draw the labels, and the first batches of a phase as the network will see them."""
+        train_loader.batch_sampler.set_epoch(phase.first, phase.batch_size)
         run, input_shape = self.run, tuple(self.settings.input_shape)
         self.history.draw(0, label_picture, run.train_records, run.val_records, run.class_names, input_shape)
         self.history.draw(0, batch_picture, first_batches(train_loader), run.train_records, run.class_names)
@@ -49,8 +61,14 @@ class RunLog:
             self.scores, self.scored_epoch = scores, epoch + 1
         self.history.add_epoch(row)
         self.say(epoch_line(row, settings.UnFreeze_Epoch))
-        for path in sorted({*result.unreadable, *evaluation.unreadable} - self.told):
-            self._tell(path, f"{path} cannot be decoded any more and is left out")
+        self._tell_of_images(result, evaluation)
+        if result.skipped:
+            steps = "1 step was" if result.skipped == 1 else f"{result.skipped} steps were"
+            self.say(
+                f"note: {steps} left out of epoch {epoch + 1}: the loss or its gradient was no finite number. The "
+                "weights are as if there had been no such step; if it happens again, lower Init_lr or set "
+                "clip_grad_norm = 10."
+            )
         if scores:
             records, detections = self.run.val_records, evaluation.detections
             self.history.draw(epoch + 1, evaluation_pictures, records, detections, scores, settings.seed)
@@ -70,8 +88,9 @@ class RunLog:
         return is_last or is_stalled
 
     def close(self):
-        """Draw the pictures a last time and close the files."""
+        """Draw the pictures a last time, close the files, and wait until what is being saved is on disk."""
         self.history.close()
+        self.saver.wait()
 
     def summarise(self):
         """Say what came out, where it lies, and what would help."""
@@ -86,6 +105,16 @@ class RunLog:
         self.remarks = advise(self.run, self.history.rows, scores, detections, is_over)
         for topic in () if is_over else self.remarks:
             self._tell(topic, self.remarks[topic])
+
+    def _tell_of_images(self, result, evaluation):
+        unreadable = {*result.unreadable, *evaluation.unreadable}
+        for path in sorted(unreadable):
+            self._tell(path, f"{path} cannot be decoded any more and is left out")
+        if result.unreadable:
+            count = len(result.unreadable)
+            self.say(f"note: {count} times another image of the epoch took the place of one that cannot be decoded")
+        for path in sorted({*result.cut_off, *evaluation.cut_off} - unreadable):
+            self._tell(f"cut off {path}", f"{path} lacks its last bytes; what is there is used. Save or copy it anew")
 
     def _tell(self, topic, sentence):
         if topic not in self.told:

@@ -19,6 +19,7 @@ WARMUP_SHARE, WARMUP_EPOCHS = 0.05, (1, 3)
 FINAL_SHARE, FINAL_EPOCHS = 0.05, (1, 15)
 # Where the steps lie unless the constants say it, as shares of all epochs; and what a step leaves of the rate.
 STEP_SHARE, MILESTONE_SHARES, STEP_FACTOR = 1 / 3, (0.7, 0.9), 0.1
+PLATEAU_STATE = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
 
 
 def scaled_rates(initial, minimum, optimizer_type, batch_size):
@@ -79,6 +80,25 @@ class Schedule:
         if not isinstance(self.scheduler, lr_scheduler.ReduceLROnPlateau):
             for _ in range(settings.Init_Epoch):
                 self.end_epoch()
+
+    def go_to(self, epoch, state):
+        """Stand where a training stands that has done so many epochs. state: of its schedule.
+
+        All courses but 'plateau' follow from the constants and the epoch, also where these have changed since.
+        """
+        if isinstance(self.scheduler, lr_scheduler.ReduceLROnPlateau):
+            self._driven.param_groups[0]["lr"] = state.get("rate", 1.0)
+            vars(self.scheduler).update({name: state[name] for name in PLATEAU_STATE if name in state})
+        else:
+            while self.scheduler.last_epoch < epoch:
+                self.end_epoch()
+
+    def state(self):
+        """What 'plateau' has seen so far, as plain types; {} for the other courses."""
+        if not isinstance(self.scheduler, lr_scheduler.ReduceLROnPlateau):
+            return {}
+        seen = {name: getattr(self.scheduler, name) for name in PLATEAU_STATE}
+        return {"rate": self._driven.param_groups[0]["lr"], **seen}
 
     def end_epoch(self, val_loss=None):
         """Go on to the next epoch. val_loss: what 'plateau' looks at; None and NaN tell it nothing."""

@@ -4,6 +4,8 @@ from itertools import islice
 
 import torch
 
+from utils.device import sum_over_ranks
+
 BATCHES = 16
 
 
@@ -17,26 +19,34 @@ def adopt_statistics(model, layers, loader, device):
     scale' = scale * std' / std, shift' = shift + scale * (mean' - mean) / std. In eval mode the output stays the
     same; in train mode only the noise of single batches comes in.
 
-    model: a DetectionNetwork, left in eval mode. layers: names of the layers. loader: of training batches.
+    model: a DetectionNetwork, left in eval mode. layers: names of the layers. loader: of training batches. Ranks
+    measure their shares and put them together: all must call, with the same layers.
     """
+    model.eval()
     layers = [model.get_submodule(name) for name in layers]
-    measured = {layer: [] for layer in layers}
+    if not layers:
+        return
+    # Of each layer and channel: images, and the sums over them of mean and mean square.
+    sums = {layer: torch.zeros(3, layer.num_features, dtype=torch.float64, device=device) for layer in layers}
 
     def measure(layer, inputs):
-        variance, mean = torch.var_mean(inputs[0].float(), dim=(0, 2, 3), correction=0)
-        measured[layer].append((mean, variance))
+        pixels = inputs[0].float()
+        variance, mean = (value.double() for value in torch.var_mean(pixels, dim=(0, 2, 3), correction=0))
+        sums[layer] += torch.stack((torch.ones_like(mean), mean, variance + mean.square())) * len(pixels)
 
     hooks = [layer.register_forward_pre_hook(measure) for layer in layers]
-    model.eval()
     for batch in islice(loader, BATCHES):
         model(batch.images.to(device))
     for hook in hooks:
         hook.remove()
-    for layer, batches in measured.items():
-        if not batches:
-            return
-        means, variances = (torch.stack(values) for values in zip(*batches, strict=True))
-        _replace_statistics(layer, means.mean(0), variances.mean(0) + means.var(0, correction=0))
+    # Side by side, so that ranks exchange them at once.
+    total = sum_over_ranks(torch.cat(list(sums.values()), dim=1))
+    for layer, (images, mean, square) in zip(
+        layers, total.split([layer.num_features for layer in layers], 1), strict=True
+    ):
+        if images.all():
+            mean, square = mean / images, square / images
+            _replace_statistics(layer, mean.float(), (square - mean.square()).float())
 
 
 def _replace_statistics(layer, mean, variance):

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from utils.data.dataset import build_val_loader
-from utils.device import Ranks, sum_over_ranks
+from utils.device import Ranks, gathered, sum_over_ranks
 from utils.eval.inputs import Detections, GroundTruth
 from utils.eval.scores import score_detections
 from utils.infer import suppress, to_image
@@ -34,26 +34,41 @@ USUAL = Thresholds()
 class Evaluation(NamedTuple):
     """loss: mean over the images of all ranks, or None; each batch divides by its own boxes, so that other batches, as
     on other numbers of ranks, give slightly another one. The rest only the main rank knows, on others None or empty:
-    scores: as in score_detections, or None; unreadable: paths that did not decode; detections: of all images, or None.
+    scores: as in score_detections, or None; unreadable: paths that did not decode; detections: of all images, or None;
+    cut_off: paths of images that lack their end.
     """
 
     loss: float | None
     scores: dict | None
     unreadable: list
     detections: Detections | None
+    cut_off: list = ()
 
 
 @torch.no_grad()
-def run_network(model, loader, records, device, dtype, criterion=None, collect=True, thresholds=USUAL, ranks=ALONE):
+def run_network(
+    model,
+    loader,
+    records,
+    device,
+    dtype,
+    criterion=None,
+    collect=True,
+    thresholds=USUAL,
+    ranks=ALONE,
+    after_batch=None,
+):
     """Forward a validation set once.
 
     model: in eval mode on device. loader: from build_val_loader, over records. dtype: of the forward pass.
     criterion: also returns the loss. collect: also detects.
-    ranks: all of them must call, each with a loader over its share, so that each image has one rank.
-    Returns (mean loss over all images or None, Detections of all images or None, paths that failed to decode); the last
-    two are None and [] on other ranks than the main one.
+    ranks: all of them must call, each with a loader over its share, so that each image has one rank. after_batch: is
+    called after each batch that every rank has.
+    Returns (mean loss over all images or None, Detections of all images or None, paths that failed to decode, paths of
+    images that lack their end); all but the loss are None and [] on other ranks than the main one.
     """
     sums, indices, found, unreadable = torch.zeros(2, dtype=torch.float64, device=device), [], [], []
+    cut_off, shared = [], len(records) // ranks.world_size  # images that every rank has at least
     for batch in tqdm(loader, desc="validation", leave=False, disable=None if ranks.is_main else True):
         inputs = batch.images.to(device, non_blocking=True)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -61,29 +76,24 @@ def run_network(model, loader, records, device, dtype, criterion=None, collect=T
         if criterion is not None:
             sums[0] += criterion(raw, batch.targets.to(device, non_blocking=True))["loss"] * len(inputs)
         sums[1] += len(inputs)
+        is_shared = len(indices) < shared
         indices += batch.indices
         unreadable += batch.unreadable
+        cut_off += batch.cut_off
         if collect:
             results = suppress(model.decode(raw), thresholds.confidence, thresholds.nms_iou, MAX_BOXES)
             for result, placed, index in zip(results, batch.placements, batch.indices, strict=True):
                 found.append((index, to_image(result, placed, records.sizes_hw[index])))
-    shares = [(indices, unreadable, join_detections(found))]
-    if ranks.world_size > 1:
-        sums, shares = sum_over_ranks(sums), _gather(shares[0], ranks)
-    loss, images = sums.tolist()
+        if after_batch and is_shared:
+            after_batch()
+    shares = gathered((indices, unreadable, cut_off, join_detections(found)))
+    loss, images = sum_over_ranks(sums).tolist()
     loss = None if criterion is None else loss / max(images, 1)
     if not ranks.is_main:
-        return loss, None, []
-    indices, unreadable, parts = zip(*shares, strict=True)
+        return loss, None, [], []
+    indices, unreadable, cut_off, parts = zip(*shares, strict=True)
     assert sorted(chain(*indices)) == list(range(len(records))), "each image must come to one rank, once"
-    return loss, merge(parts) if collect else None, sorted(chain(*unreadable))
-
-
-def _gather(value, ranks):
-    """What all ranks gave, in their order, on the main rank; nothing of use on the others."""
-    values = [None] * ranks.world_size if ranks.is_main else None
-    torch.distributed.gather_object(value, values)
-    return values
+    return loss, merge(parts) if collect else None, sorted(chain(*unreadable)), sorted(chain(*cut_off))
 
 
 def join_detections(found):
@@ -108,22 +118,32 @@ def ground_truth(records):
 
 
 def evaluate(
-    model, loader, records, class_names, device, dtype, criterion=None, scored=True, thresholds=USUAL, ranks=ALONE
+    model,
+    loader,
+    records,
+    class_names,
+    device,
+    dtype,
+    criterion=None,
+    scored=True,
+    thresholds=USUAL,
+    ranks=ALONE,
+    after_batch=None,
 ):
     """Loss and scores of a network on a validation set.
 
-    loader: over records, unshuffled. ranks: see run_network; all of them must call.
+    loader: over records, unshuffled. ranks, after_batch: see run_network; all ranks must call.
     scored: False leaves the scores out (None), for epochs between evaluations.
     Returns an Evaluation.
     """
-    loss, detections, unreadable = run_network(
-        model, loader, records, device, dtype, criterion, scored, thresholds, ranks
+    loss, detections, unreadable, cut_off = run_network(
+        model, loader, records, device, dtype, criterion, scored, thresholds, ranks, after_batch
     )
     scores = None
     if detections is not None:
         truth = ground_truth(records)
         scores = score_detections(truth, detections, class_names, len(records), thresholds.min_overlap)
-    return Evaluation(loss, scores, unreadable, detections)
+    return Evaluation(loss, scores, unreadable, detections, cut_off)
 
 
 def evaluate_detector(detector, records, dtype, batch_size, num_workers, thresholds=USUAL):

@@ -64,7 +64,7 @@ def read_weights(path, weights_format=""):
     _refuse_other_files(path, start)
     if not start.startswith((b"PK\x03\x04", b"\x80")) and looks_like_darknet(start):
         return _from_darknet(path, weights_format)
-    return _from_content(path, _load(path), weights_format)
+    return _from_content(path, load_content(path), weights_format)
 
 
 def _refuse_other_files(path, start):
@@ -81,15 +81,15 @@ def _refuse_other_files(path, start):
         raise ValueError(f"{path} {found}; expected a file of weights. Fetch it again.")
 
 
-def _load(path):
-    """What torch.load finds, without running anything."""
+def load_content(path, mmap=False):
+    """What torch.load finds in a file, without running anything. mmap: tensors are read when they are looked at."""
     with open(path, "rb") as file:
         is_archive = file.read(2) == b"PK"
     if is_archive and not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is cut off: the download or copy was broken off. Fetch it again.")
     try:
         with torch.serialization.safe_globals(PLAIN_NUMBERS):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # a damaged file raises nearly anything
         # torch's own message is left out: it advises to run the code.
         is_code = isinstance(error, pickle.UnpicklingError) and any(
