@@ -4,31 +4,75 @@ Any constant can be changed for one run instead: `python predict.py --mode=dir_p
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 
-import numpy as np
-from tqdm import tqdm
-
+import utils.threads  # noqa: F401 # isort: skip
 from utils.config import check_prediction, run_script, script_constants
-from utils.data.files import IMAGE_SUFFIXES
-from utils.data.letterbox import read_image, write_image
-from utils.draw import draw_boxes
-from utils.infer import open_detector
-from utils.weights.contract import confidence_words
+from utils.modes import pictures
 from utils.weights.download import is_release
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   WHAT TO DO
 #
 #   mode            'predict'      draw boxes on one picture, or, with image = '', on each path that you type.
-#                   'dir_predict'  draw boxes on every picture of a folder.
-#   image           The picture of mode 'predict'. '' asks for paths, one after another.
-#   dir_origin_path Folder of the pictures of mode 'dir_predict'.
-#   dir_save_path   Folder to which both modes write the pictures with boxes, under their own names.
+#                   'dir_predict'  draw boxes on every picture of a folder and its sub-folders, write the boxes down.
+#                   'video'        draw boxes on a video or on what a camera sees.
+#                   'fps'          measure how long a picture takes: preprocessing, network and post-processing apart.
+#                   'heatmap'      show where on a picture the network sees objects.
+#                   'export_onnx'  write the network as an ONNX file, for programs without torch.
+#                   'predict_onnx' as 'predict', or with a video as 'video', from such a file and without torch.
+#   image           The picture of the modes 'predict', 'fps', 'heatmap' and 'predict_onnx'. '' asks for paths, one
+#                   after another. Mode 'predict_onnx' takes a video or the number of a camera here too.
+#   dir_save_path   Folder to which all modes but 'export_onnx' write. Pictures keep their names.
+#   show            Show the pictures in a window too, where there is a screen and the output goes to a terminal.
 # ----------------------------------------------------------------------------------------------------------------------
 mode = "predict"
 image = "VOCdevkit/Sample/JPEGImages/000155.jpg"
-dir_origin_path = "VOCdevkit/Sample/JPEGImages"
 dir_save_path = "img_out"
+show = True
+
+# ----------------------------------------------------------------------------------------------------------------------
+#   WHAT TO KEEP of pictures (modes 'predict' and 'dir_predict')
+#
+#   crop            Save every object as a picture of its own too, in crops/: street.jpg_car_2.png is the second object
+#                   of street.jpg, a car.
+#   count           Print how many objects of each class there are.
+# ----------------------------------------------------------------------------------------------------------------------
+crop = False
+count = False
+
+# ----------------------------------------------------------------------------------------------------------------------
+#   A FOLDER OF PICTURES (mode 'dir_predict')
+#
+#   The boxes are always written as detections.json, in COCO's format and with scores, and the names of the classes as
+#   classes.txt. Labelling tools open such files, so that nobody has to draw what the detector finds already: correct
+#   its boxes, train again, and let the better detector propose the next ones.
+#
+#   dir_origin_path The folder. Its sub-folders are searched too, hidden ones left out.
+#   batch_size      Pictures that the network sees at a time. More is faster on a GPU, until its memory is full.
+#   voc_xml         Write Annotations/NAME.xml too, in the format of Pascal VOC.
+#   yolo_txt        Write labels/NAME.txt too, in YOLO's format.
+# ----------------------------------------------------------------------------------------------------------------------
+dir_origin_path = "VOCdevkit/Sample/JPEGImages"
+batch_size = 8
+voc_xml = False
+yolo_txt = False
+
+# ----------------------------------------------------------------------------------------------------------------------
+#   A VIDEO (mode 'video')
+#
+#   video_path      A file, or the number of a camera: '0' is the first. Ctrl-C ends it; what is written by then plays.
+#   video_save_path The video with boxes, an .mp4; '' takes the name of the original, in dir_save_path.
+# ----------------------------------------------------------------------------------------------------------------------
+video_path = "0"
+video_save_path = ""
+
+# ----------------------------------------------------------------------------------------------------------------------
+#   SPEED (mode 'fps')
+#
+#   test_interval   How often the picture is measured; another tenth of that comes before, unmeasured, to warm up.
+# ----------------------------------------------------------------------------------------------------------------------
+test_interval = 100
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   THE DETECTOR
@@ -44,6 +88,13 @@ dir_save_path = "img_out"
 #                   wrong. None takes for each class the one that gave the best F1 on the validation set, which the
 #                   file knows if training measured it, and 0.5 where it does not.
 #   nms_iou         Two boxes of one class that overlap more than this are one object. Raise it for crowded scenes.
+#   tta_flip        Test-time augmentation: look at each picture in a mirror too, and keep the best boxes of both. Finds
+#                   a little more in twice the time.
+#   tta_scales      Look at each picture with the input at these sizes too: [1.0, 1.5] finds more small objects, in more
+#                   than three times the time. [1.0] looks once.
+#   fuse            Fold BatchNorm into the convolutions: the network takes 3 to 20 % less time on a CPU, and scores
+#                   change by less than 0.0001. False gives exactly the numbers of tools/get_map.py.
+#   cpu_threads     Threads of torch on the CPU; 0 takes the environment's TORCH_THREAD_NUM, or lets torch decide.
 #   Cuda            Use the GPU where there is one.
 # ----------------------------------------------------------------------------------------------------------------------
 model_path = "logs/best_epoch_weights.pth"
@@ -53,76 +104,114 @@ weights_format = ""
 input_shape = []
 confidence = None
 nms_iou = 0.5
+tta_flip = False
+tta_scales = [1.0]
+fuse = False
+cpu_threads = 0
 Cuda = True
 
+# ----------------------------------------------------------------------------------------------------------------------
+#   EXPORT (modes 'export_onnx' and 'predict_onnx'), which take: pip install -r requirements-export.txt
+#
+#   The file takes uint8 RGB pictures of the input's size, any number at once, and holds class names and all that
+#   belongs to its use. confidence and nms_iou above become its defaults.
+#
+#   onnx_path       The file to write or to use; '' takes the name of model_path with the ending .onnx.
+#   export_nms      True: the file gives the boxes that stay. False: a box and the scores of all classes for every cell,
+#                   for programs that have their own suppression. predict_onnx takes True.
+#   export_dynamic_size  Height and width may be any multiples of 32. False fixes those of input_shape.
+#   opset           Version of ONNX's operators, 18 to 23. Lower is understood by more programs.
+#   export_pictures A folder of pictures, or a list as val_annotation_path of train.py. The file is run on 16 of them
+#                   beside PyTorch, and deleted where results differ; the report is a .json beside it.
+# ----------------------------------------------------------------------------------------------------------------------
+onnx_path = ""
+export_nms = True
+export_dynamic_size = False
+opset = 18
+export_pictures = "VOCdevkit/Sample/JPEGImages"
 
-def predict_one(detector, path, settings):
-    """Detect on one picture, save it with boxes, and print what was found. Returns the path written."""
-    target = Path(settings.dir_save_path) / Path(path).name
-    if target.resolve() == Path(path).resolve():
-        raise ValueError(
-            f"dir_save_path is {settings.dir_save_path!r}, the folder of {path} itself, which would be overwritten; "
-            "choose another folder."
-        )
-    picture = read_image(str(path))
-    found = detector(picture, settings.confidence, settings.nms_iou)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    names = detector.class_names
-    write_image(str(target), draw_boxes(picture, found.boxes_xyxy, found.class_ids, found.scores, names))
-    return found, target
+
+# Torch is imported inside the functions that use it: mode 'predict_onnx' runs on machines that have none.
 
 
-def predict(detector, settings):
+def predict(settings):
     """Mode 'predict': the picture of `image`, or every path typed until an empty line."""
-    # "Copy as path" of Windows puts quotation marks around a path.
-    typed = iter(lambda: input("Picture (empty line ends): ").strip("\"' "), "")
-    paths = [settings.image] if settings.image else typed
-    for path in paths:
-        try:
-            found, target = predict_one(detector, path, settings)
-        except (ValueError, FileNotFoundError) as error:
-            if settings.image:
-                raise
-            print(error)
-            continue
-        for box_xyxy, score, class_id in zip(found.boxes_xyxy, found.scores, found.class_ids, strict=True):
-            x1, y1, x2, y2 = np.round(box_xyxy).astype(int)
-            print(f"{detector.class_names[class_id]:16s} {score:.3f}  x {x1}-{x2}  y {y1}-{y2}")
-        print(f"{len(found.scores)} objects; saved {target}")
+    pictures.predict(open_detector(settings), settings)
 
 
-def dir_predict(detector, settings):
+def dir_predict(settings):
     """Mode 'dir_predict': every picture of a folder. Pictures that cannot be read are named at the end."""
-    folder = Path(settings.dir_origin_path)
-    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise ValueError(f"dir_origin_path is {str(folder)!r}, which holds no pictures ({', '.join(IMAGE_SUFFIXES)}).")
-    objects, failed = 0, []
-    for path in tqdm(paths, desc="pictures", disable=None):
-        try:
-            objects += len(predict_one(detector, path, settings)[0].scores)
-        except ValueError as error:
-            failed.append(str(error))
-    print(f"{len(paths) - len(failed)} pictures, {objects} objects; saved in {settings.dir_save_path}")
-    if failed:
-        raise ValueError(f"{len(failed)} pictures could not be read: " + " ".join(failed[:10]))
+    pictures.predict_folder(open_detector(settings), settings)
 
 
-_MODES = {"predict": predict, "dir_predict": dir_predict}
+def video(settings):
+    """Mode 'video': a file or a camera, frame by frame."""
+    from utils.modes.video import predict_video
+
+    predict_video(open_detector(settings), settings)
 
 
-def main(settings):
-    """Open the detector and do what mode says."""
-    if settings.mode not in _MODES:
-        raise ValueError(f"mode is {settings.mode!r}; expected one of {', '.join(_MODES)}.")
+def fps(settings):
+    """Mode 'fps': how long one picture takes, by stage."""
+    from utils.modes.speed import measure
+
+    measure(open_detector(settings), settings)
+
+
+def heatmap(settings):
+    """Mode 'heatmap': where on a picture the network sees objects."""
+    from utils.modes.heatmap import draw_heatmaps
+
+    draw_heatmaps(open_detector(settings, tta_flip=False, tta_scales=[1.0]), settings)
+
+
+def export_onnx(settings):
+    """Mode 'export_onnx': the network as a file for programs without torch, compared with PyTorch."""
+    from utils.modes.export import PLAIN, export
+
+    export(open_detector(SimpleNamespace(**vars(settings) | PLAIN)), settings)
+
+
+def predict_onnx(settings):
+    """Mode 'predict_onnx': as 'predict', or with a video as 'video', from such a file and without torch."""
+    from utils.modes.from_onnx import predict_onnx
+
+    predict_onnx(settings)
+
+
+_MODES = {
+    function.__name__: function for function in (predict, dir_predict, video, fps, heatmap, export_onnx, predict_onnx)
+}
+
+
+def open_detector(settings, **changes):
+    """The detector of model_path; says how it is used. changes: of the constants that concern the network.
+
+    Raises ValueError for a file that is not there or of no use.
+    """
+    from utils.infer import open_detector
+    from utils.weights.contract import confidence_words
+
     if not Path(settings.model_path).is_file() and not is_release(settings.model_path):
         raise ValueError(
             f"model_path is {settings.model_path!r}, and there is no such file; train first (`python train.py` writes "
             "logs/best_epoch_weights.pth), or point model_path at your weights, or name a release, such as yolox_nano."
         )
-    detector = open_detector(settings)
+    if settings.model_path.endswith(".onnx"):
+        raise ValueError(
+            f"model_path is {settings.model_path!r}, which mode 'predict_onnx' takes as onnx_path; expected weights."
+        )
+    options = {name: getattr(settings, name) for name in ("fuse", "cpu_threads", "tta_flip", "tta_scales")}
+    detector = open_detector(settings, **options | changes)
     print(confidence_words(detector.contract, detector.class_names, settings.confidence))
-    _MODES[settings.mode](detector, settings)
+    return detector
+
+
+def main(settings):
+    """Do what mode says."""
+    if settings.mode not in _MODES:
+        raise ValueError(f"mode is {settings.mode!r}; expected one of {', '.join(_MODES)}.")
+    _MODES[settings.mode](settings)
 
 
 if __name__ == "__main__":

@@ -686,3 +686,25 @@ def test_predict_may_leave_the_confidence_open():
             check_prediction(values | wrong)
     with pytest.raises(ValueError, match="confidence is None; expected a share"):
         check_values(values)
+
+
+BAD_TOOL_VALUES = [
+    *[(name, 1) for name in ("show", "crop", "count", "voc_xml", "yolo_txt", "fuse", "tta_flip")],
+    *[(name, 0) for name in ("image", "dir_origin_path", "dir_save_path", "video_path", "video_save_path")],
+    ("tta_scales", []),
+    ("tta_scales", 1.5),
+    ("tta_scales", [0.1]),
+    ("tta_scales", [1.0, "1.5"]),
+    ("tta_scales", [8.0]),
+    ("test_interval", 0),
+    ("test_interval", 2.5),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_TOOL_VALUES)
+def test_an_impossible_value_of_a_tool_is_refused(name, value):
+    """Prevents values of predict.py's constants that fail deep inside, or are taken for others."""
+    with pytest.raises(ValueError) as error:
+        check_prediction({"confidence": None, name: value})
+    assert str(error.value).startswith(f"{name} is {value!r}; expected ")
+    assert check_prediction({"confidence": None, "tta_scales": [0.25, 1, 4.0]}).tta_scales == [0.25, 1, 4.0]

@@ -26,7 +26,7 @@ def test_the_sentence_on_scores():
     """Prevents thresholds that nobody knows of."""
     best = "Boxes are shown from the score on that was best for their class in training: "
     assert confidence_words(CONTRACT, ["cat", "dog"]) == f"{best}cat 0.25, dog 0.40."
-    assert confidence_words(CONTRACT, ["cat", "bird"]) == f"{best}0.5 for the other classes, cat 0.25."
+    assert confidence_words(CONTRACT, ["cat", "bird"]) == f"{best}cat 0.25; 0.5 for the other classes."
     assert confidence_words(CONTRACT, ["cat"], 0.3) == "Boxes are shown from the score 0.3 on."
     assert confidence_words({}, ["cat"]) == (
         "Boxes are shown from the score 0.5 on; the file does not say which score is best."

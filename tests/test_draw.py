@@ -96,3 +96,14 @@ def test_no_boxes_leave_the_picture_as_it_is():
     """An image without detections has arrays of length 0, in which maxima and sorts may fail."""
     drawn = draw_boxes(GREY, np.zeros((0, 4)), np.zeros(0, int), np.zeros(0), ["dog"])
     assert (drawn == GREY).all() and drawn is not GREY
+
+
+@pytest.mark.parametrize("size_hw", [(1, 1), (1, 400), (400, 1), (3, 30000), (24, 30)])
+def test_extreme_shapes(size_hw):
+    """Prevents a crash, or an endless search for room, on panoramas and slivers."""
+    height, width = size_hw
+    boxes_xyxy = [[0, 0, width, height], [width / 3, 0, width / 2, height], [width, height, width, height]]
+    drawn = draw_boxes(
+        np.zeros((height, width, 3), np.uint8), boxes_xyxy, [0, 1, 2], [0.9, 0.8, 0.7], ["猫", "dog", "x"]
+    )
+    assert drawn.shape == (height, width, 3) and drawn.any()

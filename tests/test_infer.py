@@ -1,5 +1,7 @@
 import math
 import struct
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -416,3 +418,175 @@ def test_the_official_weights_find_two_buses(real_data):
     assert [names[class_id] for class_id in found.class_ids] == ["bus", "bus"]
     assert found.scores.tolist() == pytest.approx([0.965, 0.779], abs=0.02)
     assert np.abs(found.boxes_xyxy - labelled_xyxy).max() < 15
+
+
+def test_anything_but_the_weights_may_be_on_another_device(trained, tmp_path, monkeypatch):
+    """Prevents a file that was saved on a GPU from opening there only."""
+    content = torch.load(trained, weights_only=True)
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:3")
+    torch.save(content, tmp_path / "gpu.pth")
+    monkeypatch.undo()
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="CUDA"):
+            torch.load(tmp_path / "gpu.pth", weights_only=True)
+    assert Detector(tmp_path / "gpu.pth").class_names == ["cat", "dog"]
+
+
+def test_paths_arrays_lists_and_channels_give_the_same(trained, tmp_path):
+    """Prevents one way into the detector from seeing other pixels than another."""
+    detector = Detector(trained)
+    images = list(np.random.default_rng(0).integers(0, 256, (3, 50, 70, 3), dtype=np.uint8))
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for path, image in zip(paths, images, strict=True):
+        write_image(str(path), image)
+    expected = detector(images, 0.001, batch_size=2)
+    assert min(len(item.scores) for item in expected) > 5
+    reversed_images = [image[..., ::-1] for image in images]
+    for given, channels in ((paths, "BGR"), ([str(path) for path in paths], "RGB"), (reversed_images, "BGR")):
+        found = detector(given, 0.001, channels=channels, batch_size=2)
+        assert all(map(np.array_equal, sum(found, ()), sum(expected, ())))
+    single = detector(images[2], 0.001)  # the last batch of three by twos is one image
+    assert all(map(np.array_equal, single, expected[2]))
+    assert single.names.tolist() == [["cat", "dog"][number] for number in single.class_ids]
+
+
+def test_several_threads_may_detect_at_once(trained):
+    """Prevents results of one thread in those of another."""
+    detector = Detector(trained)
+    images = list(np.random.default_rng(0).integers(0, 256, (8, 64, 96, 3), dtype=np.uint8))
+    expected = [detector(image, 0.001) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            found = pool.map(lambda image: detector(image, 0.001), images)
+            for one, other in zip(found, expected, strict=True):
+                assert one.class_ids.tolist() == other.class_ids.tolist()
+                assert np.abs(one.boxes_xyxy - other.boxes_xyxy).max() < 1e-3
+
+
+def with_statistics(model):
+    """The model with BatchNorm statistics as a training leaves them: without, BatchNorm does next to nothing."""
+    for part in model.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.running_mean.uniform_(-0.5, 0.5)
+            part.running_var.uniform_(0.5, 2.0)
+            torch.nn.init.uniform_(part.weight, 0.7, 1.3)
+            torch.nn.init.uniform_(part.bias, -0.3, 0.3)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "count"),
+    [
+        ("yolox_nano", "", 104),
+        ("yolov4_tiny", "", 19),
+        ("yolov4_tiny", "resnet50", 57),
+        ("yolov4_tiny", "mobilenet_v2", 56),
+    ],
+)
+def test_folded_batchnorm_computes_the_same(name, backbone, count):
+    """Prevents a BatchNorm that is folded into the wrong convolution, or forgotten: none is left."""
+    model = with_statistics(build_model(name, 2, backbone=backbone))
+    images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = model.decode(model(images))
+        norms = sum(isinstance(part, torch.nn.BatchNorm2d) for part in model.modules())
+        infer.fold_batchnorm(model)
+        found = model.decode(model(images))
+    assert (norms, sum(isinstance(part, torch.nn.BatchNorm2d) for part in model.modules())) == (count, 0)
+    assert (found[..., 4:].sigmoid() - expected[..., 4:].sigmoid()).abs().max() < 1e-4
+    assert torch.allclose(found[..., :4], expected[..., :4], rtol=1e-3, atol=1e-2)
+
+
+def test_fuse_reaches_the_network(trained):
+    """Prevents an option that changes nothing, and one that is on when nobody asked."""
+    has_norms = [
+        any(isinstance(part, torch.nn.BatchNorm2d) for part in Detector(trained, **options).model.modules())
+        for options in ({}, {"fuse": True})
+    ]
+    assert has_norms == [True, False]
+
+
+@pytest.mark.parametrize(("given", "environment", "threads"), [(0, None, 3), (2, "4", 2), (0, "4", 4), (0, "", 3)])
+def test_threads(trained, monkeypatch, given, environment, threads):
+    """Prevents a constant or a variable that changes nothing, and a detector that undoes what the program has set."""
+    before = torch.get_num_threads()
+    monkeypatch.delenv("TORCH_THREAD_NUM", raising=False)
+    if environment is not None:
+        monkeypatch.setenv("TORCH_THREAD_NUM", environment)
+    try:
+        torch.set_num_threads(3)
+        Detector(trained, cpu_threads=given)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("text", ["two", "0", "-1", "1.5"])
+def test_a_wrong_number_of_threads_in_the_environment(monkeypatch, text):
+    """Prevents a trace of int(), and a variable that is passed over."""
+    monkeypatch.setenv("TORCH_THREAD_NUM", text)
+    with pytest.raises(ValueError, match=f"TORCH_THREAD_NUM is '{text}'; expected a number of threads, such as 2"):
+        infer.choose_threads(0)
+
+
+class Pointing(torch.nn.Module):
+    """Finds one box, around the brightest column and row of an image, 8 pixels to each side, above and below."""
+
+    num_classes = 2
+
+    def forward(self, images):
+        assert images.shape[-1] % 32 == images.shape[-2] % 32 == 0
+        return images.float().sum(1)
+
+    def decode(self, raw):
+        y, x = raw.sum(2).argmax(1).float() + 0.5, raw.sum(1).argmax(1).float() + 0.5
+        ones = torch.ones_like(x)
+        return torch.stack((x - 8, y - 4, x + 8, y + 4, 2 * ones, 3 * ones, ones), 1)[:, None]
+
+
+def test_views_come_back_to_one_place():
+    """Prevents boxes of a mirrored or larger view from lying elsewhere than those of the plain one: a spot at (72.5,
+    40.5) of 96 x 64 pixels."""
+    image = torch.zeros(1, 3, 64, 96, dtype=torch.uint8)
+    image[..., 40, 72] = 255
+    views = infer.Views(Pointing(), True, [1.0, 1.4])  # 64 x 96 becomes 96 x 128
+    decoded = views.decode(views(image))
+    assert decoded.shape == (1, 4, 7)
+    assert decoded[0, :, 4:].tolist() == [[2, 3, 1]] * 4
+    centres = (decoded[0, :, :2] + decoded[0, :, 2:4]) / 2
+    assert (centres - torch.tensor([72.5, 40.5])).abs().max() < 0.6
+    assert decoded[0, :2, :4].tolist() == [[64.5, 36.5, 80.5, 44.5]] * 2
+    sides = decoded[0, 2:, 2:4] - decoded[0, 2:, :2]
+    assert sides.tolist() == [[pytest.approx(16 * 96 / 128), pytest.approx(8 * 64 / 96)]] * 2
+
+
+def test_no_boxes_in_any_view():
+    """Prevents a failure where a batch or a map is empty."""
+    views = infer.Views(Pointing(), True, [1.0])
+    assert views.decode(views(torch.zeros(0, 3, 32, 32, dtype=torch.uint8))).shape == (0, 2, 7)
+
+
+def test_augmentation_is_off_unless_asked_for(trained):
+    """Prevents get_map and training from looking in a mirror, and options that change nothing."""
+    assert not isinstance(Detector(trained).model, infer.Views)
+    assert not isinstance(Detector(trained, tta_scales=[1.0]).model, infer.Views)
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    plain = Detector(trained)(image, 0.0, 1.0, max_boxes=10**6)
+    for options, factor in (({"tta_flip": True}, 2), ({"tta_scales": [1.0, 0.67]}, 1 + 32 * 64 / (64 * 96))):
+        more = Detector(trained, **options)(image, 0.0, 1.0, max_boxes=10**6)
+        assert len(more.scores) == round(len(plain.scores) * factor)
+
+
+def test_8400_boxes_are_suppressed_at_once():
+    """Prevents a suppression that sorts what it need not, or compares boxes of different classes: an untrained network
+    at a low confidence would hold up its validation."""
+    top_left, sides = torch.rand(8400, 2) * 600, torch.rand(8400, 2) * 60 + 4
+    logits = torch.randn(8400, 80) * 2
+    predictions = torch.cat((top_left, top_left + sides, torch.full((8400, 1), 4.0), logits), 1)[None]
+    assert (predictions[0, :, 4].sigmoid() * logits.max(1).values.sigmoid() >= 0.01).all()
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        suppress(predictions, 0.01, 0.65, 1000)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.1

@@ -68,6 +68,17 @@ def test_round_trip_is_exact(mode):
         assert np.abs(back - boxes_xyxy).max() < 0.5
 
 
+@pytest.mark.parametrize("mode", ["topleft", "center", "stretch"])
+@pytest.mark.parametrize("size_hw", [(1, 1), (1, 30000), (30000, 1), (2, 3001), (3001, 2), (29999, 30000), (7, 7)])
+def test_round_trip_of_extreme_shapes(mode, size_hw):
+    """Prevents boxes that land beside their objects where one side of the input is a single pixel."""
+    height, width = size_hw
+    boxes_xyxy = np.array([[0, 0, width, height], [0, 0, 1, 1], [width - 1, height - 1, width, height]], np.float64)
+    placed = placement(size_hw, (416, 640), mode)
+    assert min(placed.new_hw) >= 1
+    assert np.abs(boxes_to_image(boxes_to_input(boxes_xyxy, placed), placed, size_hw) - boxes_xyxy).max() < 0.5
+
+
 def test_no_boxes():
     """Prevents a failure on images without boxes."""
     placed = placement((10, 10), (32, 32), "center")

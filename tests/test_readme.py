@@ -316,6 +316,16 @@ def test_links_to_sections_lead_there(readme):
 
 
 @pytest.mark.parametrize("readme", READMES)
+def test_every_mode_has_a_row_with_its_command(readme):
+    """Prevents a mode of predict.py of which nobody hears, and a row that shows the command of another."""
+    rows = re.findall(
+        r"^\| '(\w+)' \| .+ \| `python predict\.py(?: --mode=(\w+))?[^`|]*` \|$", text_of(readme), re.MULTILINE
+    )
+    assert [mode for mode, _ in rows] == list(module_of("predict.py")._MODES)
+    assert all(typed == mode for mode, typed in rows if mode != "predict")
+
+
+@pytest.mark.parametrize("readme", READMES)
 def test_the_map_of_the_code_is_whole(readme):
     """Prevents a module that the map of files forgets."""
     modules = [path.relative_to(ROOT).as_posix() for folder in CODE_FOLDERS for path in (ROOT / folder).rglob("*.py")]

@@ -41,6 +41,8 @@ from utils.infer import open_detector
 #   input_shape       [height, width] that the network sees, multiples of 32; [] takes the size of the training.
 #   confidence        Boxes below this score are left out. Low, because an AP looks at the whole curve.
 #   nms_iou           Two boxes of one class that overlap more than this are one object.
+#   tta_flip          As in predict.py: look at each image in a mirror too (test-time augmentation).
+#   tta_scales        As in predict.py: with the input at these sizes too, such as [1.0, 1.5]; [1.0] looks once.
 #   MINOVERLAP        A box is right from this IoU on, for VOC mAP, precision, recall, F1 and miss rate.
 #   gt                Score detections that are there already, of any detector: what is labelled, and
 #   det               what was detected. Two folders with a text file per image, of the same name in both, or two COCO
@@ -62,6 +64,8 @@ weights_format = ""
 input_shape = []
 confidence = 0.001
 nms_iou = 0.65
+tta_flip = False
+tta_scales = [1.0]
 MINOVERLAP = 0.5
 gt = ""
 det = ""
@@ -139,7 +143,7 @@ def check_paths(settings, folder):
 
 def detect(settings):
     """Run the network of a weight file over labelled images. Returns Labelled."""
-    detector = open_detector(settings)
+    detector = open_detector(settings, tta_flip=settings.tta_flip, tta_scales=settings.tta_scales)
     precision = choose_precision(settings.fp16, detector.device)
     records, findings = read_annotations(settings.annotation_path, detector.class_names, "val")
     print(f"{settings.annotation_path}: {len(records)} images, {len(records.boxes_xyxy)} boxes")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-FORMAT = 1
+from utils.weights.contract import FORMAT
 
 
 def make_contract(model, class_names, input_shape, resize_rule, **about):

@@ -357,6 +357,10 @@ def _is_weights(value):
     return isinstance(value, (list, tuple)) and all(map(_number(0, above=True), value))
 
 
+def _is_scales(value):
+    return isinstance(value, (list, tuple)) and len(value) > 0 and all(map(_number(0.25, 4), value))
+
+
 def _is_masks(value):
     is_mask = isinstance(value, (list, tuple)) and all(isinstance(mask, (list, tuple)) for mask in value)
     return is_mask and all(_whole(0)(number) for mask in value for number in mask)
@@ -460,4 +464,8 @@ TOOL_RULES = {
     **dict.fromkeys(("confidence", "nms_iou", "MINOVERLAP"), _FRACTION),
     "batch_size": _BATCH,
     "input_shape": (lambda value: value == [] or INPUT_SHAPE[0](value), INPUT_SHAPE[1]),
+    **dict.fromkeys(("show", "crop", "count", "voc_xml", "yolo_txt", "fuse", "tta_flip"), _FLAG),
+    **dict.fromkeys(("image", "dir_origin_path", "dir_save_path", "video_path", "video_save_path"), _TEXT),
+    "tta_scales": (_is_scales, "a list of sizes from 0.25 to 4 times that of the input, such as [1.0, 1.5]."),
+    "test_interval": (_whole(1), "1 or more repetitions."),
 }

@@ -1,17 +1,21 @@
 """The one way to infer: letterbox, network, decode, sigmoid, suppress, map back. Prediction and evaluation share it."""
 
+import os
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
+from itertools import pairwise
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn.functional import interpolate
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.ops import batched_nms
 
 from nets import build_model
 from utils.config import INPUT_SHAPE, PROJECT
 from utils.data.class_names import read_class_names
-from utils.data.letterbox import boxes_to_image, letterbox, read_image
+from utils.data.letterbox import boxes_to_image
+from utils.detections import ImageDetections, ImageDetector
 from utils.device import choose_device
 from utils.weights.contract import confidence_of
 from utils.weights.download import RELEASES, fetch, is_release
@@ -20,14 +24,6 @@ from utils.weights.read import COCO_CLASSES, read_weights
 
 # More candidates than this per image are cut to the best before suppression, whose cost is quadratic.
 MAX_CANDIDATES = 3000
-
-
-class ImageDetections(NamedTuple):
-    """Boxes of one image, best first: boxes_xyxy (n, 4) float32, scores (n,) 0..1, class_ids (n,) int64; numpy."""
-
-    boxes_xyxy: np.ndarray
-    scores: np.ndarray
-    class_ids: np.ndarray
 
 
 @torch.no_grad()
@@ -123,36 +119,48 @@ def find_weights(model_path):
     return fetch(model_path, folder, partial(check_release, model_path))
 
 
-def open_detector(settings):
+def open_detector(settings, **options):
     """The Detector that a script's constants name; the lines on device and file are printed.
 
-    settings: with Cuda, model_path, model_name, classes_path, input_shape and weights_format. Raises as Detector and
-    read_class_names do.
+    settings: with Cuda, model_path, model_name, classes_path, input_shape and weights_format. options: further
+    arguments of Detector. Raises as Detector and read_class_names do.
     """
     device, sentence = choose_device(settings.Cuda)
     if sentence:
         print(f"note: {sentence}")
     class_names = read_class_names(settings.classes_path) if settings.classes_path else None
-    detector = Detector(
-        settings.model_path, device, settings.model_name, class_names, settings.input_shape, settings.weights_format
-    )
+    given = settings.model_name, class_names, settings.input_shape, settings.weights_format
+    detector = Detector(settings.model_path, device, *given, **options)
     print(f"{settings.model_path}: {detector.source}")
     return detector
 
 
-class Detector:
+class Detector(ImageDetector):
     """A trained detector, opened from a weight file that says itself how it must be used.
 
     weights_path: any file that utils/weights/read.py reads and that holds a whole network, or the name of a release.
     device: 'cpu', 'cuda', ... model_name, class_names, weights_format: only where the file cannot say them.
-    input_shape: (height, width), None for the file's. source: what kind of file it was, in words. confidences: of each
-    class the one that gave the best F1 on the training's validation set, where the file knows it. Raises ValueError for
-    a file that cannot be used, or constants that contradict it.
+    input_shape: (height, width), None for the file's. fuse: fold BatchNorm into the convolutions, which is faster and
+    changes scores by less than 1e-4. cpu_threads: of torch in this process, 0 for the environment's TORCH_THREAD_NUM,
+    or, without that, torch's choice. tta_flip, tta_scales: see Views. source: what kind of file it was, in words.
+    confidences: of each class the one that gave the best F1 on the training's validation set, where the file knows it.
+    Raises ValueError for a file that cannot be used, or constants that contradict it.
     """
 
     def __init__(
-        self, weights_path, device="cpu", model_name="", class_names=None, input_shape=None, weights_format=""
+        self,
+        weights_path,
+        device="cpu",
+        model_name="",
+        class_names=None,
+        input_shape=None,
+        weights_format="",
+        fuse=False,
+        cpu_threads=0,
+        tta_flip=False,
+        tta_scales=(1.0,),
     ):
+        choose_threads(cpu_threads)
         weights = read_weights(find_weights(weights_path), weights_format)
         self.model, self.contract = open_network(weights, model_name, class_names)
         self.source = weights.source
@@ -164,17 +172,87 @@ class Detector:
         if not is_valid(self.input_shape):
             raise ValueError(f"input_shape is {list(self.input_shape)}; expected {expected}")
         self.resize_rule = self.contract["resize_rule"]
+        if fuse:
+            fold_batchnorm(self.model)
         self.model.to(self.device, memory_format=torch.channels_last)
+        if tta_flip or list(tta_scales) != [1.0]:
+            self.model = Views(self.model, tta_flip, tta_scales)
 
     @torch.no_grad()
-    def __call__(self, image, confidence=None, nms_iou=0.5, max_boxes=300):
-        """Detect on one image: a path, or RGB uint8 (H, W, 3). Returns ImageDetections in the image's pixels.
+    def run(self, batch):
+        """The network's stage: (B, H, W, 3) uint8 RGB of the input's size -> raw maps."""
+        return self.model(torch.from_numpy(batch).permute(0, 3, 1, 2).to(self.device))
 
-        confidence: lowest score of a box, one for all classes or one for each; None takes `confidences`.
-        """
-        confidence = self.confidences if confidence is None else confidence
-        image = read_image(str(image)) if isinstance(image, (str, Path)) else image
-        canvas, placement = letterbox(image, self.input_shape, self.resize_rule)
-        batch = torch.from_numpy(canvas).permute(2, 0, 1).unsqueeze(0).to(self.device)
-        result = suppress(self.model.decode(self.model(batch)), confidence, nms_iou, max_boxes)[0]
-        return to_image(result, placement, image.shape[:2])
+    @torch.no_grad()
+    def finish(self, raw, placements, sizes_hw, thresholds):
+        """The stage behind the network: raw maps -> ImageDetections of each image."""
+        results = suppress(self.model.decode(raw), *thresholds)
+        return [to_image(*item) for item in zip(results, placements, sizes_hw, strict=True)]
+
+    def wait(self):
+        """Return when the device has done what it was asked to, so that a clock sees it."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def choose_threads(cpu_threads):
+    """Let torch use so many CPU threads; 0 takes TORCH_THREAD_NUM, and leaves them alone where that is not set.
+
+    Raises ValueError where that is no whole number above 0.
+    """
+    text = str(cpu_threads or os.environ.get("TORCH_THREAD_NUM", ""))
+    if text and not (text.isdecimal() and int(text)):
+        raise ValueError(f"The environment's TORCH_THREAD_NUM is {text!r}; expected a number of threads, such as 2.")
+    if text:
+        torch.set_num_threads(int(text))
+
+
+def fold_batchnorm(model):
+    """Make of each convolution and the BatchNorm behind it one convolution with the same result, in place.
+
+    A BatchNorm belongs to the convolution that its module names right before it.
+    """
+    for module in list(model.modules()):
+        children = list(module.named_children())
+        for (conv_name, conv), (norm_name, norm) in pairwise(children):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
+                setattr(module, norm_name, nn.Identity())
+
+
+class Views(nn.Module):
+    """A network that looks at its images in several ways (test-time augmentation) and decodes what it saw in all.
+
+    It is used as the network itself. flip: look in a mirror too. scales: of the input's sides, which are rounded to
+    multiples of the largest stride, 32.
+    """
+
+    def __init__(self, model, flip, scales):
+        super().__init__()
+        self.model, self.flip, self.scales = model, flip, tuple(scales)
+
+    def forward(self, images):
+        """(B, 3, H, W) -> [(raw maps, (h, w) of this view, whether it is mirrored, (H, W))]."""
+        views, whole_hw = [], tuple(images.shape[-2:])
+        for scale in self.scales:
+            size_hw = tuple(max(1, round(side * scale / 32)) * 32 for side in whole_hw)
+            view = images
+            if size_hw != whole_hw:
+                view = interpolate(images.float(), size_hw, mode="bilinear", antialias=True)
+            views += [
+                (self.model(view.flip(-1) if mirrored else view), size_hw, mirrored, whole_hw)
+                for mirrored in (False, True)[: 1 + self.flip]
+            ]
+        return views
+
+    def decode(self, views):
+        """What forward gives -> (B, N, 5 + C) as a network's, N counts the boxes of all views, in pixels of (H, W)."""
+        decoded = []
+        for raw, (height, width), mirrored, whole_hw in views:
+            boxes_xyxy, logits = self.model.decode(raw).split_with_sizes((4, 1 + self.model.num_classes), -1)
+            if mirrored:
+                x1, y1, x2, y2 = boxes_xyxy.unbind(-1)
+                boxes_xyxy = torch.stack((width - x2, y1, width - x1, y2), -1)
+            ratio = boxes_xyxy.new_tensor((whole_hw[1] / width, whole_hw[0] / height)).repeat(2)
+            decoded.append(torch.cat((boxes_xyxy * ratio, logits), -1))
+        return torch.cat(decoded, 1)

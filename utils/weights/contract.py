@@ -2,10 +2,11 @@
 
 import math
 
-from utils.checkpoint import FORMAT
 from utils.data.findings import listed
 from utils.data.letterbox import MODES
 
+# The version of the contract that this project writes and reads.
+FORMAT = 1
 # For classes whose best confidence is not known.
 USUAL_CONFIDENCE = 0.5
 # The best score of fewer boxes is an accident. Below the least nearly everything is background, whatever is best.
@@ -54,10 +55,8 @@ def confidence_words(contract, class_names, confidence=None):
     shown = zip(class_names, confidence_of(contract, class_names), strict=True)
     named = [f"{name} {value:.2f}" for name, value in shown if name in known]
     if confidence is None and named:
-        others = [f"{USUAL_CONFIDENCE:g} for the other classes"] if len(named) < len(class_names) else []
-        return (
-            f"Boxes are shown from the score on that was best for their class in training: {listed([*others, *named])}."
-        )
+        others = f"; {USUAL_CONFIDENCE:g} for the other classes" if len(named) < len(class_names) else ""
+        return f"Boxes are shown from the score on that was best for their class in training: {listed(named)}{others}."
     reason = "" if confidence is not None else "; the file does not say which score is best"
     return f"Boxes are shown from the score {USUAL_CONFIDENCE if confidence is None else confidence:g} on{reason}."
 

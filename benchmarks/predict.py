@@ -1,0 +1,206 @@
+"""How long the ways to run a detector take for a picture on this CPU, stage by stage.
+
+python benchmarks/predict.py [--networks="['yolox_nano']" --rounds=20 ...]
+
+PyTorch as it is, with fuse=True and compiled, and ONNX Runtime with suppression inside the file; beside them OpenCV's
+own DNN module on the same network, and, where it is installed (pip install ultralytics), the smallest network of
+ultralytics, with random weights. All take turns, so that what else the machine does hits all alike. Run it on an idle
+machine. Takes requirements-export.txt, and for the compiled network a C++ compiler.
+"""
+
+import copy
+import os
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import utils.threads  # noqa: F401 # isort: skip
+import numpy as np
+import torch
+
+import nets
+from utils.checkpoint import make_contract, save_weights
+from utils.config import check_values, run_script, script_constants
+from utils.detections import ImageDetector, Thresholds
+from utils.infer import Detector, suppress, to_image
+from utils.modes import export
+from utils.modes.speed import STAGES, stage_times
+from utils.onnx_export import write_onnx
+from utils.onnx_infer import OnnxDetector, packages
+from utils.opencv import cv2
+
+# ----------------------------------------------------------------------------------------------------------------------
+#   networks     Names of networks, which get random weights, or weight files.
+#   input_shape  [height, width] of the input.
+#   pictures     A folder of pictures, or an annotation that train.py reads; at most 16 are used.
+#   batch_sizes  Pictures at a time.
+#   rounds       How often the ways take turns. Each turn is three unmeasured batches and five measured ones.
+#   candidates   Boxes of a picture that suppression looks at, the surest ones: random weights are sure of nothing.
+#   cpu_threads  Threads of each way; 0 takes one per core.
+# ----------------------------------------------------------------------------------------------------------------------
+networks = ["yolox_nano", "yolox_tiny"]
+input_shape = [416, 416]
+pictures = "VOCdevkit/Sample/JPEGImages"
+batch_sizes = [1, 8]
+rounds = 5
+candidates = 50
+cpu_threads = 0
+
+_SMALLEST = "yolo26n.yaml"  # of ultralytics
+
+
+class OpenCVDetector(ImageDetector):
+    """OpenCV's DNN module on a file that write_onnx wrote without suppression."""
+
+    def __init__(self, onnx_path, like):
+        self.net = cv2.dnn.readNetFromONNX(str(onnx_path))
+        self.class_names, self.input_shape, self.resize_rule = like.class_names, like.input_shape, like.resize_rule
+
+    def run(self, batch):
+        self.net.setInput(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)), "images")
+        return self.net.forward(self.net.getUnconnectedOutLayersNames())
+
+    def finish(self, output, placements, sizes_hw, thresholds):
+        boxes_xyxy, scores = map(torch.from_numpy, output)
+        # A sure objectness leaves the scores, turned back into logits, as they are.
+        sure = torch.full_like(scores[..., :1], 100)
+        results = suppress(torch.cat((boxes_xyxy, sure, torch.logit(scores)), -1), *thresholds)
+        return [to_image(*item) for item in zip(results, placements, sizes_hw, strict=True)]
+
+    def wait(self):
+        """Nothing goes on behind run and finish."""
+
+
+def open_ways(name, folder, images_rgb, settings):
+    """({way: detector}, thresholds) of one network; a line is printed for each way that fails."""
+    path = random_weights(name, folder, settings.input_shape) if name in nets.MODELS else name
+    options = {"input_shape": settings.input_shape, "cpu_threads": settings.cpu_threads}
+    plain = Detector(path, **options)
+    thresholds = Thresholds(nth_score(plain, images_rgb, settings.candidates), 0.5, 300)
+    write_onnx(Path(folder) / "nms.onnx", plain, thresholds._replace(confidence=[thresholds.confidence] * 80))
+    write_onnx(Path(folder) / "cells.onnx", plain, thresholds, has_nms=False)
+    ways = {"PyTorch": plain, "PyTorch, fuse=True": Detector(path, **options, fuse=True)}
+    makers = {
+        "PyTorch, compiled": lambda: compiled(plain),
+        "ONNX Runtime": lambda: OnnxDetector(Path(folder) / "nms.onnx", settings.cpu_threads),
+        "OpenCV DNN": lambda: OpenCVDetector(Path(folder) / "cells.onnx", plain),
+    }
+    for way, make in makers.items():
+        try:
+            detector = make()
+            for size in settings.batch_sizes:
+                stage_times(detector, images_rgb[:size], 1, thresholds)
+            ways[way] = detector
+        except Exception as error:  # each library fails in its own ways, and the others are worth measuring
+            print(f"{way} fails here: {str(error).strip().splitlines()[0]}")
+    return ways, thresholds
+
+
+def random_weights(name, folder, shape):
+    """The path of a weight file of this network with 80 classes, as it is before a training."""
+    model = nets.build_model(name, 80)
+    path = Path(folder) / f"{name}.pth"
+    rule = {"mode": "topleft", "pad": 114}
+    save_weights(path, model, make_contract(model, [f"class {number}" for number in range(80)], shape, rule))
+    return path
+
+
+@torch.no_grad()
+def nth_score(detector, images_rgb, count):
+    """The score that this many cells of a picture reach, in the mean over pictures."""
+    decoded = detector.model.decode(detector.run(detector.prepare(images_rgb)[0]))
+    scores = decoded[..., 4].sigmoid() * decoded[..., 5:].amax(-1).sigmoid()
+    return float(scores.flatten().topk(count * len(images_rgb)).values[-1])
+
+
+def compiled(plain):
+    """A Detector whose network torch.compile translates for each batch size."""
+    detector = copy.copy(plain)
+    detector.model = torch.compile(plain.model, dynamic=False)
+    return detector
+
+
+def open_ultralytics(settings):
+    """A function (images) -> seconds per picture of each stage, as ultralytics times them; None without it."""
+    try:
+        import ultralytics
+    except ImportError:
+        print("ultralytics is not installed, and left out")
+        return None
+    model = ultralytics.YOLO(_SMALLEST)
+    print(f"ultralytics {ultralytics.__version__}, {_SMALLEST.removesuffix('.yaml')} with random weights")
+
+    def seconds(images_rgb):
+        images_bgr = [np.ascontiguousarray(image[..., ::-1]) for image in images_rgb]
+        results = model.predict(images_bgr, imgsz=settings.input_shape, verbose=False, device="cpu", rect=False)
+        return [results[0].speed[stage] / 1e3 for stage in ("preprocess", "inference", "postprocess")]
+
+    return seconds
+
+
+def measure(ways, ultralytics, images_rgb, thresholds, settings):
+    """{way: (measurements, 3) seconds per picture of each stage}, taking turns."""
+    seconds = {way: [] for way in ways}
+    for _ in range(settings.rounds):
+        for way, detector in ways.items():
+            seconds[way].append(stage_times(detector, images_rgb, 5, thresholds) / len(images_rgb))
+        if ultralytics:
+            seconds.setdefault("ultralytics", []).append([ultralytics(images_rgb) for _ in range(8)][3:])
+    return {way: np.concatenate(parts) for way, parts in seconds.items()}
+
+
+def print_table(seconds):
+    """A row for each way: median ms of each stage, of all, and how much faster than PyTorch that is."""
+    print(f"{'ms per picture':20s}" + "".join(f"{stage:>17s}" for stage in STAGES) + f"{'all':>9s}{'ratio':>8s}")
+    whole = {way: np.median(times.sum(1)) for way, times in seconds.items()}
+    for way, times in seconds.items():
+        stages = "".join(f"{value:17.2f}" for value in 1e3 * np.median(times, 0))
+        print(f"{way:20s}{stages}{1e3 * whole[way]:9.2f}{whole['PyTorch'] / whole[way]:8.2f}")
+    _, network, _ = stages = np.median(seconds["PyTorch"], 0)
+    print(f"PyTorch: preprocessing and post-processing take {(stages.sum() - network) / network:.1%} of the network's")
+
+
+def print_overhead(detector, images_rgb, settings):
+    """How much longer the network's stage of an OnnxDetector takes than its session alone."""
+    batch, _ = detector.prepare(images_rgb)
+    images = {"images": np.ascontiguousarray(batch.transpose(0, 3, 1, 2))}
+    times = []
+    for _ in range(10 * settings.rounds):
+        start = time.perf_counter()
+        detector.session.run(None, images)
+        bare = time.perf_counter()
+        detector.run(batch)
+        times.append((bare - start, time.perf_counter() - bare))
+    bare, ours = np.median(times, 0)
+    print(f"ONNX Runtime: the network's stage takes {ours / bare - 1:+.1%} of the bare session.run")
+
+
+def main(settings):
+    """Print all tables."""
+    (onnxruntime,) = packages("onnxruntime")
+    threads = settings.cpu_threads or os.cpu_count()
+    settings.cpu_threads = threads
+    cv2.setNumThreads(threads)
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {threads} threads; torch "
+        f"{torch.__version__}, onnxruntime {onnxruntime.__version__}, OpenCV {cv2.__version__}"
+    )
+    images_rgb = [export.open_picture(path) for path in export.find_pictures(settings.pictures)]
+    ultralytics = open_ultralytics(settings)
+    for name in settings.networks:
+        with tempfile.TemporaryDirectory() as folder:
+            ways, thresholds = open_ways(name, folder, images_rgb, settings)
+            for size in settings.batch_sizes:
+                height, width = settings.input_shape
+                print(f"\n{Path(name).stem}, {width}x{height}, batch {size}")
+                print_table(measure(ways, ultralytics, images_rgb[:size], thresholds, settings))
+                if "ONNX Runtime" in ways:
+                    print_overhead(ways["ONNX Runtime"], images_rgb[:size], settings)
+
+
+if __name__ == "__main__":
+    run_script(main, script_constants(globals()), check_values)

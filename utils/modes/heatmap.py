@@ -1,0 +1,59 @@
+"""Where on a picture a network sees objects: its best score at each place, for each stride and for all together."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from utils.data.letterbox import write_image
+from utils.detections import open_picture
+from utils.opencv import cv2
+
+_SHARE = 0.55  # of the colours in the mixture with the picture
+
+
+def draw_heatmaps(detector, settings):
+    """Write NAME_stride8.jpg, ..., NAME_joined.jpg of the picture settings.image into dir_save_path.
+
+    detector: a utils.infer.Detector. settings: predict.py's constants. The colours go from blue, 0, to red, the highest
+    score on the picture, which is printed for each map. Returns the paths. Raises ValueError without a picture.
+    """
+    if not settings.image:
+        raise ValueError("image is ''; expected the picture to look at.")
+    image_rgb = open_picture(settings.image)
+    maps, folder, paths = score_maps(detector, image_rgb), Path(settings.dir_save_path), []
+    folder.mkdir(parents=True, exist_ok=True)
+    best = max(scores.max() for scores in maps.values())
+    for name, scores in maps.items():
+        paths.append(folder / f"{Path(settings.image).stem}_{name}.jpg")
+        write_image(str(paths[-1]), overlay(image_rgb, scores / max(best, 1e-9)))
+        print(f"{name:<9} highest score {scores.max():.3f}; saved {paths[-1]}")
+    return paths
+
+
+@torch.no_grad()
+def score_maps(detector, image_rgb):
+    """{"stride8": (H, W) float32 in 0..1, ..., "joined": the highest of all}: objectness times the probability of the
+    best class, in pixels of the network's input that the picture covers.
+    """
+    batch, (placed,) = detector.prepare([image_rgb])
+    raw = detector.run(batch)
+    logits = detector.model.decode(raw)[0, :, 4:]
+    scores = logits[:, 0].sigmoid() * logits[:, 1:].max(1).values.sigmoid()
+    cells = [level.shape[-2] * level.shape[-1] for level in raw]
+    each = len(scores) // sum(cells)  # boxes of a cell: one, or one for each anchor
+    maps, (height, width) = {}, placed.new_hw
+    levels = scores.split([each * count for count in cells])
+    for stride, level, level_scores in zip(detector.model.strides, raw, levels, strict=True):
+        grid = level_scores.view(*level.shape[-2:], each).max(2).values.cpu().numpy()
+        whole = cv2.resize(grid, batch.shape[2:0:-1], interpolation=cv2.INTER_LINEAR)
+        top, left = placed.offset_y, placed.offset_x
+        maps[f"stride{stride}"] = whole[top : top + height, left : left + width]
+    return maps | {"joined": np.max(list(maps.values()), 0)}
+
+
+def overlay(image_rgb, heat):
+    """A picture under the colours of a map (h, w) of 0..1, which is stretched over it; uint8 as the picture."""
+    heat = cv2.resize(heat, image_rgb.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    colours_bgr = cv2.applyColorMap((heat * 255).round().astype(np.uint8), cv2.COLORMAP_JET)
+    return cv2.addWeighted(cv2.cvtColor(colours_bgr, cv2.COLOR_BGR2RGB), _SHARE, image_rgb, 1 - _SHARE, 0)

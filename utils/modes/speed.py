@@ -1,0 +1,56 @@
+"""How long a detector takes for a picture, by stage."""
+
+import time
+
+import numpy as np
+
+from utils.detections import Thresholds, open_picture
+
+STAGES = ("preprocessing", "network", "post-processing")
+
+
+def measure(detector, settings):
+    """Print the table of times for the picture of settings.image, from pixels to boxes, without reading the file.
+
+    detector: an ImageDetector with wait(). settings: predict.py's constants. Returns the times as stage_times. Raises
+    ValueError without a picture.
+    """
+    if not settings.image:
+        raise ValueError("image is ''; expected the picture to measure with.")
+    confidence = detector.confidences if settings.confidence is None else settings.confidence
+    thresholds = Thresholds(confidence, settings.nms_iou, 300)
+    image_rgb = open_picture(settings.image)
+    seconds = stage_times(detector, [image_rgb], settings.test_interval, thresholds)
+    height, width = image_rgb.shape[:2]
+    print(f"{settings.image}, {width} x {height} pixels, input {detector.input_shape[1]} x {detector.input_shape[0]}")
+    print(times_table(seconds))
+    return seconds
+
+
+def stage_times(detector, images_rgb, repetitions, thresholds):
+    """Seconds that the stages take for a batch of images, (repetitions, 3): preprocessing, network, post-processing.
+
+    A tenth of the repetitions, at least 3, run before, unmeasured: the first allocate memory and choose algorithms.
+    """
+    times, sizes_hw = [], [image.shape[:2] for image in images_rgb]
+    for _ in range(max(3, repetitions // 10) + repetitions):
+        start = time.perf_counter()
+        batch, placements = detector.prepare(images_rgb)
+        prepared = time.perf_counter()
+        output = detector.run(batch)
+        detector.wait()
+        ran = time.perf_counter()
+        detector.finish(output, placements, sizes_hw, thresholds)
+        detector.wait()
+        times.append((prepared - start, ran - prepared, time.perf_counter() - ran))
+    return np.array(times[-repetitions:])
+
+
+def times_table(seconds):
+    """A line for each stage and for all: median, and where the middle 80 % lie. seconds: of stage_times."""
+    whole = seconds.sum(1)
+    lines = [f"{'stage':<16} median ms   10 % to 90 %"]
+    for name, column in (*zip(STAGES, seconds.T, strict=True), ("all", whole)):
+        low, median, high = 1000 * np.percentile(column, (10, 50, 90))
+        lines.append(f"{name:<16} {median:9.2f}   {low:.2f} to {high:.2f}")
+    return "\n".join([*lines, f"{1 / np.median(whole):.1f} pictures each second"])
