@@ -43,6 +43,7 @@ from utils.resume import (
     TrainingState,
     check_same_run,
     position_of,
+    quoted,
     read_checkpoint,
     settings_to_go_on,
     weights_of,
@@ -567,7 +568,7 @@ def leave_black_box(error, log, model, criterion, stepper, records, settings, ep
         f"{error} In epoch {epoch + 1}, first of all {cause}, with the images {', '.join(paths[:4])}"
         f"{' ...' if len(paths) > 4 else ''}. These steps were left out, so the weights are those before. Lower "
         "Init_lr, set clip_grad_norm = 10, or rule out mixed precision by fp16 = False, and go on with --resume="
-        f"{folder}. {path or black_box.BLACK_BOX} holds the batch for a closer look."
+        f"{quoted(folder)}. {path or black_box.BLACK_BOX} holds the batch for a closer look."
     ) from error
 
 
@@ -643,11 +644,16 @@ def main(settings):
     log, courses = None, joining_groups(model, settings, phases)
     if ranks.is_main:
         run = Run(settings, class_names, train_records, val_records, model.decode_rule, train_loader.num_workers)
-        log = RunLog(settings, contract, run, ranks.world_size, say, resumed["log"] if resumed else None)
-        write_findings(log.folder / "findings.csv", findings)
-        draw_planned_rates(
-            *planned_rates(settings, phases, courses), courses, settings.lr_decay_type, log.folder / "planned_lr.png"
-        )
+        try:
+            log = RunLog(settings, contract, run, ranks.world_size, say, resumed["log"] if resumed else None)
+            write_findings(log.folder / "findings.csv", findings)
+            rates = planned_rates(settings, phases, courses)
+            draw_planned_rates(*rates, courses, settings.lr_decay_type, log.folder / "planned_lr.png")
+        except OSError as error:
+            raise ValueError(
+                f"save_dir is {settings.save_dir!r}, and {error.filename or 'a file'} could not be written there "
+                f"({error.strerror}): make room or give the right to write, or choose another save_dir."
+            ) from error
     del findings  # hundreds of thousands in a bad data set, and every worker would get a copy
 
     with StopSignals() as signals:
@@ -659,8 +665,8 @@ def main(settings):
         try:
             say(f"rehearsal: {rehearse_steps(model, judged, criterion, settings, ahead, sizes, train_records, place)}")
             if resumed:
-                for begun in phases:
-                    enter(begun) if start.has_begun(begun) else None
+                for begun in filter(start.has_begun, phases):
+                    enter(begun)
                 start, tally = keeper.restore(resumed)
                 del resumed
             keeper.save(start, tally)
@@ -674,7 +680,8 @@ def main(settings):
                     network, rates = begin(phase), rates_of(settings, phase)
                 network.train()
                 criterion.use_l1 = not augment.mosaic or epoch >= augment.augment_epochs  # where a loss has it
-                position, tally = start if epoch == start.epoch else Position(epoch), tally or Tally()
+                position = start if epoch == start.epoch else Position(epoch)
+                tally = tally or Tally()
                 train_loader.batch_sampler.set_epoch(epoch, phase.batch_size, position.images)
 
                 def set_rates_at(share, epoch=epoch, rates=rates):
@@ -710,7 +717,7 @@ def main(settings):
                     criterion,
                     scored=settings.eval_flag and is_due,
                     ranks=ranks,
-                    after_batch=partial(after_step, len(train_records)),
+                    after_batch=partial(after_step, position.batches(phase.batch_size) + len(train_loader)),
                 )
                 schedule.end_epoch(evaluation.loss)
                 is_over = log.end_epoch(epoch, phase, result, evaluation, judged) if log else None
@@ -721,6 +728,7 @@ def main(settings):
             keeper.close()
         except KeyboardInterrupt:
             say(f"\nLeft at once. What was saved last is in {keeper.path}.")
+            log = None  # no last pictures
             raise
         except NotFiniteError as error:
             leave_black_box(error, log, model, criterion, stepper, train_records, settings, epoch, place)

@@ -8,7 +8,8 @@ from utils.finite import KeptStatistics, NotFiniteError, Verdicts, is_not_finite
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ([[0.0], [1.0, -3e38]], False),
+        ([[0.0], [1.0, -1e18]], False),
+        ([[0.0], [1.0, -3e38]], True),
         ([[1.0], [2.0, float("nan")]], True),
         ([[float("inf")], [0.0]], True),
         ([[0.0], [-float("inf"), 5.0]], True),
@@ -16,7 +17,8 @@ from utils.finite import KeptStatistics, NotFiniteError, Verdicts, is_not_finite
     ],
 )
 def test_what_is_not_finite(values, expected):
-    """Prevents one NaN among millions of gradients from being overseen, and large sums that count as infinite."""
+    """Prevents one NaN among millions of gradients from being overseen, and finite ones whose squares are not, which
+    would stay in Adam's state for good."""
     assert bool(is_not_finite([torch.tensor(value) for value in values])) is expected
 
 
@@ -53,6 +55,17 @@ def test_statistics_come_back_after_a_bad_step():
     model[2].running_mean.fill_(9.0)
     statistics.settle(torch.tensor(True))
     assert (model[0].running_var.item(), model[2].running_mean.tolist()) == (1.0, [3.0, 4.0])
+
+
+def test_statistics_that_overflow_by_themselves_are_taken_back():
+    """Prevents inf in a checkpoint from a step whose loss and gradient are numbers: what is divided by inf is 0."""
+    statistics = KeptStatistics(nn.BatchNorm2d(2))
+    statistics.remember()
+    mean, variance = statistics.buffers
+    mean.copy_(torch.tensor([1.0, 2.0]))
+    variance.copy_(torch.tensor([float("inf"), 3.0]))
+    statistics.settle(torch.tensor(False))
+    assert (mean.tolist(), variance.tolist()) == ([1.0, 2.0], [1.0, 3.0])
 
 
 def test_a_model_without_statistics():

@@ -51,6 +51,33 @@ def test_it_saves_when_it_is_time_to(tmp_path, monkeypatch):
     assert read_checkpoint(keeper.path)["run"]["images"] == 12
 
 
+def test_nothing_is_saved_while_no_step_is_possible(tmp_path, monkeypatch):
+    """Prevents the last good checkpoint from giving way to weights that lead to NaN at once; a signal still saves."""
+    keeper, _, state = make_keeper(tmp_path, monkeypatch)
+    state.stepper.bad_in_a_row = 1
+    keeper.save(Position(1))
+    keeper.log.saver.wait()
+    assert not keeper.path.exists()
+    keeper.signals.name = "SIGTERM"
+    keeper.save(Position(1))
+    keeper.log.saver.close()
+    assert read_checkpoint(keeper.path)["run"]["epoch"] == 1
+
+
+def test_a_run_is_not_over_while_its_weights_are_not_on_disk(tmp_path, monkeypatch):
+    """Prevents a run that cannot be resumed, though its last weights found no room."""
+    keeper, _, _ = make_keeper(tmp_path, monkeypatch)
+
+    def write():
+        raise OSError(28, "No space left on device", "best.pth")
+
+    keeper.log.saver.submit("weights", write)
+    keeper.save(Position(2), is_over=True)
+    assert not keeper.path.exists()
+    with pytest.raises(ValueError, match=r"best\.pth"):
+        keeper.log.saver.close()
+
+
 def test_zero_minutes_save_at_the_ends_of_epochs_only(tmp_path, monkeypatch):
     """Prevents save_minutes = 0 from meaning with every step."""
     keeper, clock, _ = make_keeper(tmp_path, monkeypatch, minutes=0)
@@ -100,7 +127,7 @@ def test_what_is_saved_is_as_it_was_then(tmp_path, monkeypatch):
     """Prevents a file that mixes two steps because it is written while the training goes on."""
     keeper, _, state = make_keeper(tmp_path, monkeypatch)
     jobs = []
-    keeper.log.saver = SimpleNamespace(submit=lambda name, write: jobs.append((name, write)))
+    keeper.log.saver = SimpleNamespace(submit=lambda *job: jobs.append(job), wait=lambda: None, failed=[])
     train_epoch(state.stepper.model, state, 0)
     before = [value.clone() for value in (*state.stepper.model.parameters(), *state.stepper.ema.model.parameters())]
     keeper.save(Position(1), is_over=True)

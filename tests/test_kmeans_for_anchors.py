@@ -181,5 +181,8 @@ def test_command(settings, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["kmeans_for_anchors.py", *arguments])
     runpy.run_path(str(ROOT / "tools/kmeans_for_anchors.py"), run_name="__main__")
     assert "* model_name             'yolov4_tiny'\n" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match=r"\nError: new.my_anchors\.txt and new.my_anchors\.png would be replaced"):
+    with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(ROOT / "tools/kmeans_for_anchors.py"), run_name="__main__")
+    assert stop.value.code == 1
+    said = capsys.readouterr().err
+    assert re.search(r"\nError: new.my_anchors\.txt and new.my_anchors\.png would be replaced", said)

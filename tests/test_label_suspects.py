@@ -245,7 +245,8 @@ def test_half_of_the_first_suspects_are_planted(tmp_path):
     for command in (
         [
             *("train.py", f"--train_annotation_path={lists['train']}", f"--val_annotation_path={lists['val']}"),
-            *("--UnFreeze_Epoch=60", "--eval_period=60", "--Cuda=False", f"--save_dir={tmp_path / 'logs'}"),
+            *("--UnFreeze_Epoch=40", "--input_shape=[160,160]", "--eval_period=40", "--Cuda=False"),
+            f"--save_dir={tmp_path / 'logs'}",
         ],
         [
             *("tools/label_suspects.py", f"--model_path={tmp_path / 'logs/last_epoch_weights.pth'}", "--Cuda=False"),

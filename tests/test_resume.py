@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -21,6 +22,8 @@ from utils.resume import (
     TrainingState,
     check_same_run,
     find_checkpoint,
+    is_running,
+    process,
     random_states,
     read_checkpoint,
     set_random_states,
@@ -178,14 +181,27 @@ def test_the_newest_run_is_meant_by_true(tmp_path):
 
 def test_a_restarted_launch_finds_what_it_left(tmp_path, monkeypatch):
     """Prevents torchrun --max_restarts from beginning anew, or from going on with the run of another launch."""
+    old = write_run(tmp_path / "loss_0", launch="job 7")
+    os.utime(old, (1, 1))  # of an earlier launch with the same --rdzv_id
     mine = write_run(tmp_path / "loss_1", launch="job 7")
-    os.utime(mine, (1, 1))
     write_run(tmp_path / "loss_2", launch="job 8")
+    (tmp_path / "loss_3").mkdir()
+    (tmp_path / "loss_3" / "last_checkpoint.pth").write_bytes(b"damaged")
     monkeypatch.setattr(machine, "launch_id", lambda: "job 7")
     assert find_checkpoint(False, tmp_path, attempts=0) is None
     assert find_checkpoint(False, tmp_path, attempts=1) == mine
     monkeypatch.setattr(machine, "launch_id", lambda: "job 9")
     assert find_checkpoint(False, tmp_path, attempts=1) is None
+
+
+def test_a_run_that_is_still_training_is_left_alone():
+    """Prevents two processes that write one run; a number that another process has now is no sign of it."""
+    own = process()
+    assert not is_running(own) and not is_running(None)
+    parent = [own[0], os.getppid(), psutil.Process(os.getppid()).create_time()]
+    assert is_running(parent)
+    assert not is_running(["elsewhere", *parent[1:]]) and not is_running([*parent[:2], 1.0])
+    assert not is_running([own[0], 2**22 + 1, 1.0])
 
 
 def test_there_is_no_run_to_go_on_with(tmp_path):
@@ -244,7 +260,16 @@ def test_which_of_three_settings_counts(tmp_path, first_given, file_now, given, 
     path = write_run(tmp_path / "loss_1", **first_given)
     file_now = FILE | file_now
     merged = settings_to_go_on(file_now, file_now | given | {"resume": str(tmp_path / "loss_1")}, given)
-    assert merged == FILE | expected | {"resume": str(path)}
+    assert merged == FILE | expected | {"resume": str(path), "save_dir": str(tmp_path)}
+
+
+def test_what_the_run_began_with_stays(tmp_path):
+    """Prevents epochs that are left out without a word, and a launcher that is asked for because the run had one."""
+    write_run(tmp_path / "loss_1", constants=FILE | {"Init_Epoch": 0, "distributed": False}, distributed=True)
+    constants = FILE | {"Init_Epoch": 0, "distributed": False}
+    given = {"Init_Epoch": 4, "resume": str(tmp_path / "loss_1")}
+    merged = settings_to_go_on(constants, constants | given, given)
+    assert (merged["Init_Epoch"], merged["distributed"]) == (0, False)
 
 
 def test_constants_that_a_run_did_not_have_yet(tmp_path):
@@ -319,6 +344,6 @@ def test_what_is_said_of_a_run_that_goes_on(tmp_path):
     assert list(words_to_go_on(path, content, changed)) == [
         f"resumes {path}: 3 of 120 epochs are done",
         "UnFreeze_Epoch was 100 and is 120: the course of the learning rate, the end of mosaic and the average of the "
-        "weights are planned anew for the longer run.",
+        "weights are planned anew for so many epochs.",
         "Init_lr was 0.08 and is 0.01 from here on.",
     ]

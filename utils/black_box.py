@@ -22,7 +22,10 @@ def write_black_box(path, model, criterion, stepper, batches, paths, settings, e
     if path is None:
         return cause
     tensors = {"images": [batch.images for batch in batches], "targets": [batch.targets for batch in batches]}
-    save_content(path, {**about, **tensors, "model": state})
+    try:
+        save_content(path, {**about, **tensors, "model": state})
+    except OSError as error:
+        print(f"note: {path} could not be written: {error.strerror}")  # what it was about is worth more
     return cause
 
 

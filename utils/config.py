@@ -26,6 +26,7 @@ LITERAL_TYPES = (bool, int, float, str, list, dict, type(None))
 LAUNCHER_ARGUMENTS = ("--local-rank=", "--local_rank=")
 MAIN_RANK = ("", "0")
 # A launcher looks every 0.1 s whether a process has ended, and then ends the others.
+PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer")
 SECONDS_OF_MAIN_RANK = 2.0
 PROJECT = Path(__file__).resolve().parent.parent
 TRAIN = PROJECT / "train.py"
@@ -51,7 +52,7 @@ def run_script(main, constants, check=None, positional=(), complete=None):
         values = complete(constants, constants | given, given) if complete else constants | given
         settings = check(values) if check else SimpleNamespace(**values)
         if rank in MAIN_RANK:
-            print(settings_table(vars(settings), constants))
+            print(settings_table(values, constants))
         main(settings)
     except Stopped as stop:
         _end(str(stop), stop.exit_status, rank)
@@ -63,6 +64,10 @@ def run_script(main, constants, check=None, positional=(), complete=None):
             _end(f"Error: {error}", getattr(error, "exit_status", 1), rank, is_said_by_all=True)
         if not rank:
             raise
+        if any(words in str(error) for words in PEER_IS_GONE):
+            # The rank that failed first says why; the launcher ends this one meanwhile.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(SECONDS_OF_MAIN_RANK)
         print(f"rank {rank}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
         os._exit(1)
 
@@ -468,4 +473,7 @@ TOOL_RULES = {
     **dict.fromkeys(("image", "dir_origin_path", "dir_save_path", "video_path", "video_save_path"), _TEXT),
     "tta_scales": (_is_scales, "a list of sizes from 0.25 to 4 times that of the input, such as [1.0, 1.5]."),
     "test_interval": (_whole(1), "1 or more repetitions."),
+    **dict.fromkeys(("onnx_path", "export_pictures"), _TEXT),
+    **dict.fromkeys(("export_nms", "export_dynamic_size"), _FLAG),
+    "opset": (_whole(1), "a version of ONNX's operators, such as 18."),
 }

@@ -1,7 +1,5 @@
 """Steps whose loss or gradient is not finite: recognised on the device, so that the host need not wait for it."""
 
-import math
-
 import torch
 
 # So many in a row are no accident. A GradScaler first halves its scale, from 65,536 down to 1, with every bad step.
@@ -19,10 +17,11 @@ class NotFiniteError(ValueError):
 
 
 def is_not_finite(gradients):
-    """Whether any of these tensors holds inf or NaN: a bool tensor () on their device."""
+    """Whether inf, NaN or a square beyond all numbers is in these tensors: a bool tensor () on their device."""
     if not gradients:
         return torch.tensor(False)
-    return ~torch.stack(torch._foreach_norm(gradients, math.inf)).isfinite().all()
+    # The 2-norm also tells of gradients whose squares are no longer finite: Adam's state would keep those for good.
+    return ~torch.stack(torch._foreach_norm(gradients, 2)).isfinite().all()
 
 
 class Verdicts:
@@ -77,6 +76,7 @@ class KeptStatistics:
             return
         before = self.kept
         self.remember()
-        self.kept = torch.where(is_bad, before, self.kept)
+        # They may overflow by themselves: divided by inf, loss and gradient look fine.
+        self.kept = torch.where(is_bad | ~self.kept.isfinite(), before, self.kept)
         parts = self.kept.split([buffer.numel() for buffer in self.buffers])
         torch._foreach_copy_(self.buffers, [part.view_as(own) for part, own in zip(parts, self.buffers, strict=True)])

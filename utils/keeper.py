@@ -8,7 +8,7 @@ from utils.checkpoint import save_content, snapshot
 from utils.config import plain
 from utils.device import Agreement, from_main, gathered, launch_id
 from utils.engine import Tally
-from utils.resume import CHECKPOINT, Position, position_of, random_states, set_random_states
+from utils.resume import CHECKPOINT, Position, position_of, process, quoted, random_states, set_random_states
 from utils.signals import Stopped
 
 
@@ -29,6 +29,8 @@ class Keeper:
     def after_step(self, position, tally):
         """Save and stop where it is time to. All ranks call, equally often. Raises Stopped."""
         is_due = self.log is not None and 0 < self.interval < time.monotonic() - self.saved_at
+        if is_due:
+            self.saved_at = time.monotonic()  # ranks agree one step late, and shall not save twice
         stops, saves = self.agreement(bool(self.signals.name), is_due)
         if stops or saves:
             self.save(position, tally)
@@ -47,21 +49,30 @@ class Keeper:
         from_main(None)
         raise Stopped(
             f"Stopped by {cause} in epoch {position.epoch + 1}. Nothing is lost, all is in {self.path}; go on with: "
-            f"python train.py --resume={self.log.folder}",
+            f"python train.py --resume={quoted(self.log.folder)}",
             self.signals.name,
         )
 
     def save(self, position, tally=None, is_over=False):
-        """Capture the training and have it written beside it. tally: of the epoch that is not done."""
+        """Capture the training and have it written beside it. tally: of the epoch that is not done.
+
+        Not while one step after the other is no finite number: what is saved may be where that began.
+        """
+        if self.state.stepper.bad_in_a_row and not self.signals.name:
+            return
         device = self.place.device
         own = {"random": random_states(device), "tally": snapshot(tally.state()) if tally else None}
         ranks = gathered(own)
         self.saved_at = time.monotonic()
         if not self.log:
             return
+        if is_over:
+            self.log.saver.wait()
+            if self.log.saver.failed:
+                return  # so that a resumed run does its last epoch again, and writes the weights that are missing
         model, training = self.state.captured()
         run = {"settings": self.settings, "constants": self.constants, "launch": launch_id(), "order": self.order}
-        run |= {"epoch": position.epoch, "images": position.images, "is_over": is_over}
+        run |= {"epoch": position.epoch, "images": position.images, "is_over": is_over, "process": process()}
         contract = self.log.contract | {"epoch": position.epoch}
         content = {"contract": contract, "run": run, "log": self.log.progress(), "ranks": ranks}
         content = snapshot(content | {"model": model, "training": training})

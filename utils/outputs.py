@@ -93,17 +93,22 @@ class WeightFiles:
         paths: {kind: paths}; of each kind only the newest content counts.
         """
         self._unwritten |= {kind: (content, of_kind) for kind, of_kind in paths.items()}
-        written = {}
+        written, failure = {}, None
         for kind, ((state, contract), of_kind) in list(self._unwritten.items()):
-            for path in of_kind:
-                if id(state) in written:
-                    copy_weights(written[id(state)], path)
-                else:
-                    save_state(path, state, contract)
-                    written[id(state)] = path
-            if kind == "kept":
-                self._remove_old(of_kind[0])
-            del self._unwritten[kind]
+            try:
+                for path in of_kind:
+                    if id(state) in written:
+                        copy_weights(written[id(state)], path)
+                    else:
+                        save_state(path, state, contract)
+                        written[id(state)] = path
+                if kind == "kept":
+                    self._remove_old(of_kind[0])
+                del self._unwritten[kind]
+            except OSError as error:
+                failure = failure or error  # the others may have room
+        if failure:
+            raise failure
 
     def _remove_old(self, newest):
         """Remove the ep*.pth that the one just written replaces: its own epoch's of before, and those too many."""

@@ -14,7 +14,7 @@ from utils.resume import random_states, read_checkpoint, set_random_states
 
 # Pictures, TensorBoard and tables of a run.
 OTHER_BYTES = 64 * 2**20
-OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
 
 
 def rehearse_steps(model, judged, criterion, settings, phases, input_shapes, records, place):

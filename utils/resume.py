@@ -1,10 +1,14 @@
 """A training that goes on where it was broken off: its whole state in last_checkpoint.pth, captured and put back."""
 
+import os
+import platform
 import random
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import psutil
 import torch
 
 from utils import device as machine
@@ -31,6 +35,8 @@ INCIDENTAL = (
     *("resume", "num_workers", "worker_timeout", "cpu_threads", "cache", "gpu_ids", "Cuda", "distributed", "save_dir"),
     *("save_period", "save_minutes", "keep_checkpoints", "model_path", "weights_format", "pretrained"),
 )
+# What the run began with, and what this start alone can know. Values that are given for the former would be of no use.
+BEGINNING, OF_THIS_START = ("Init_Epoch", "model_path", "pretrained"), ("distributed", "gpu_ids")
 CONTENT = ("model", "contract", "run", "training", "ranks", "log")
 
 
@@ -121,9 +127,10 @@ def settings_to_go_on(constants, values, given):
     merged = dict(values)
     for name in values.keys() & then.keys():
         is_given = name in given or (name in file_then and file_now.get(name) != file_then[name])
-        if not is_given and now[name] != then[name]:
+        counts = name in OF_THIS_START or (is_given and name not in BEGINNING)
+        if not counts and now[name] != then[name]:
             merged[name] = then[name]
-    return merged | {"resume": path}
+    return merged | {"resume": path, "save_dir": str(Path(path).parent.parent)}
 
 
 def _found(values, attempts):
@@ -162,11 +169,37 @@ def checkpoints(save_dir):
 
 
 def checkpoint_of_this_launch(save_dir):
-    """The checkpoint that an earlier attempt of the same launcher left; None where it came to none."""
-    for path in reversed(checkpoints(save_dir)):
-        if read_checkpoint(path, mmap=True)["run"]["launch"] == machine.launch_id():
-            return path
+    """The checkpoint that an earlier attempt of the same launcher left; None where it came to none.
+
+    The same --rdzv_id may have been used before, so it also has to be younger than the launcher.
+    """
+    begun = psutil.Process(os.getppid()).create_time()
+    for path in (path for path in reversed(checkpoints(save_dir)) if path.stat().st_mtime > begun):
+        with suppress(ValueError):  # a damaged one is none of this launch: these appear whole
+            if read_checkpoint(path, mmap=True)["run"]["launch"] == machine.launch_id():
+                return path
     return None
+
+
+def process():
+    """What tells this process apart from all others: machine, number, start."""
+    return [platform.node(), os.getpid(), psutil.Process().create_time()]
+
+
+def is_running(identity):
+    """Whether a process() of this machine is still there, and another one than this; None is not."""
+    node, number, start = identity or ("", 0, 0.0)
+    if node != platform.node() or number == os.getpid():
+        return False
+    try:
+        return psutil.Process(number).create_time() == start
+    except psutil.NoSuchProcess:
+        return False
+
+
+def quoted(folder):
+    """A folder as a command line takes it."""
+    return f'"{folder}"' if " " in str(folder) else str(folder)
 
 
 def read_checkpoint(path, mmap=False):
@@ -189,6 +222,11 @@ def weights_of(path, content):
 
 def check_same_run(path, content, contract, settings):
     """Raise ValueError where the constants describe another run than the checkpoint's, or leave it nothing to do."""
+    if is_running(content["run"].get("process")):
+        raise ValueError(
+            f"{path} is of a run that is still training, as process {content['run']['process'][1]}: stop that first "
+            "(Ctrl-C saves all), or name another run by resume."
+        )
     epoch, then = content["run"]["epoch"], content["run"]["settings"]
     before = content["contract"] | {"optimizer_type": then["optimizer_type"]}
     now = contract | {"optimizer_type": settings.optimizer_type}
@@ -214,7 +252,7 @@ def words_to_go_on(path, content, settings):
     if run["settings"]["UnFreeze_Epoch"] != settings.UnFreeze_Epoch:
         yield (
             f"UnFreeze_Epoch was {run['settings']['UnFreeze_Epoch']} and is {settings.UnFreeze_Epoch}: the course of "
-            "the learning rate, the end of mosaic and the average of the weights are planned anew for the longer run."
+            "the learning rate, the end of mosaic and the average of the weights are planned anew for so many epochs."
         )
     for name, then in run["settings"].items():
         if name in now and now[name] != then and name not in (*INCIDENTAL, "UnFreeze_Epoch"):

@@ -33,14 +33,18 @@ class RunLog:
         self.scores, self.scored_epoch, self.remarks = None, None, {}
         self.told = set(progress["told"] if progress else ())
         if progress:
-            self.files.restore(progress["files"])
+            # A score of another measure says nothing about those to come.
+            is_same_measure = progress["eval_flag"] == settings.eval_flag
+            self.files.restore(progress["files"] if is_same_measure else {"best_score": None, "best_epoch": None})
         outputs.save_settings(self.folder, plain(vars(settings)))
-        write_class_names(self.folder / "classes.txt", run.class_names)
+        if not progress:
+            write_class_names(self.folder / "classes.txt", run.class_names)
         say(f"\nresults go to {self.folder}\n")
 
     def progress(self):
         """What a run that goes on needs of all this, as plain types."""
-        return {"rows": self.history.rows, "files": self.files.progress(), "told": sorted(self.told)}
+        progress = {"rows": self.history.rows, "files": self.files.progress(), "told": sorted(self.told)}
+        return progress | {"eval_flag": self.settings.eval_flag}
 
     def draw_data(self, train_loader, phase):
         """Draw the labels, and the first batches of a phase as the network will see them."""

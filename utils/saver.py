@@ -28,6 +28,11 @@ class Saver:
             self._thread = futures.ThreadPoolExecutor(1, "saver")
         self._jobs.append(self._thread.submit(self._run, name, write))
 
+    @property
+    def failed(self):
+        """Names of what could not be written at the last try."""
+        return list(self._failed)
+
     def wait(self):
         """Wait until all that was submitted is on disk, or has failed."""
         self._finish(all_but=0)
