@@ -23,7 +23,8 @@ from utils.weights.download import is_release
 #                   'predict_onnx' as 'predict', or with a video as 'video', from such a file and without torch.
 #   image           The picture of the modes 'predict', 'fps', 'heatmap' and 'predict_onnx'. '' asks for paths, one
 #                   after another. Mode 'predict_onnx' takes a video or the number of a camera here too.
-#   dir_save_path   Folder to which all modes but 'export_onnx' write. Pictures keep their names.
+#   dir_save_path   Folder to which all modes but 'export_onnx' write. Pictures keep their names; those of mode
+#                   'dir_predict' go to pictures/ in it.
 #   show            Show the pictures in a window too, where there is a screen and the output goes to a terminal.
 # ----------------------------------------------------------------------------------------------------------------------
 mode = "predict"
@@ -87,11 +88,12 @@ test_interval = 100
 #   confidence      Boxes below this score are not shown. Lower it where objects are missed, raise it where boxes are
 #                   wrong. None takes for each class the one that gave the best F1 on the validation set, which the
 #                   file knows if training measured it, and 0.5 where it does not.
-#   nms_iou         Two boxes of one class that overlap more than this are one object. Raise it for crowded scenes.
+#   nms_iou         Two boxes of one class that overlap more than this are one object, of which the surer box stays:
+#                   that is suppression (NMS). Raise it for crowded scenes.
 #   tta_flip        Test-time augmentation: look at each picture in a mirror too, and keep the best boxes of both. Finds
 #                   a little more in twice the time.
-#   tta_scales      Look at each picture with the input at these sizes too: [1.0, 1.5] finds more small objects, in more
-#                   than three times the time. [1.0] looks once.
+#   tta_scales      Look at each picture with the input at each of these sizes; keep 1.0 among them. [1.0, 1.5] finds
+#                   more small objects, in more than three times the time. [1.0] looks once.
 #   fuse            Fold BatchNorm into the convolutions: the network takes 3 to 20 % less time on a CPU, and scores
 #                   change by less than 0.0001. False gives exactly the numbers of tools/get_map.py.
 #   cpu_threads     Threads of torch on the CPU; 0 takes the environment's TORCH_THREAD_NUM, or lets torch decide.
@@ -118,7 +120,7 @@ Cuda = True
 #
 #   onnx_path       The file to write or to use; '' takes the name of model_path with the ending .onnx.
 #   export_nms      True: the file gives the boxes that stay. False: a box and the scores of all classes for every cell,
-#                   for programs that have their own suppression. predict_onnx takes True.
+#                   a place of the network's maps, for programs with their own suppression. predict_onnx takes True.
 #   export_dynamic_size  Height and width may be any multiples of 32. False fixes those of input_shape.
 #   opset           Version of ONNX's operators, 18 to 23. Lower is understood by more programs.
 #   export_pictures A folder of pictures, or a list as val_annotation_path of train.py. The file is run on 16 of them
@@ -162,34 +164,42 @@ def heatmap(settings):
     """Mode 'heatmap': where on a picture the network sees objects."""
     from utils.modes.heatmap import draw_heatmaps
 
-    draw_heatmaps(open_detector(settings, tta_flip=False, tta_scales=[1.0]), settings)
+    draw_heatmaps(open_detector(settings), settings)
 
 
 def export_onnx(settings):
     """Mode 'export_onnx': the network as a file for programs without torch, compared with PyTorch."""
-    from utils.modes.export import PLAIN, export
+    from utils.modes import export
 
-    export(open_detector(SimpleNamespace(**vars(settings) | PLAIN)), settings)
+    export.export(open_detector(settings, Cuda=False), settings)
 
 
 def predict_onnx(settings):
     """Mode 'predict_onnx': as 'predict', or with a video as 'video', from such a file and without torch."""
-    from utils.modes.from_onnx import predict_onnx
+    from utils.modes import from_onnx
 
-    predict_onnx(settings)
+    from_onnx.predict_onnx(settings)
 
 
 _MODES = {
     function.__name__: function for function in (predict, dir_predict, video, fps, heatmap, export_onnx, predict_onnx)
 }
+_SHOWS_BOXES = ("predict", "dir_predict", "video")
+# Constants that are off, and the modes in which they are of no use.
+_OFF = {"tta_flip": False, "tta_scales": [1.0], "fuse": False, "classes_path": "", "model_name": ""}
+_UNUSED = {
+    "heatmap": ("tta_flip", "tta_scales"),
+    "export_onnx": ("tta_flip", "tta_scales", "fuse"),
+    "predict_onnx": tuple(_OFF),
+}
 
 
 def open_detector(settings, **changes):
-    """The detector of model_path; says how it is used. changes: of the constants that concern the network.
+    """The detector of model_path; says how it is used. changes: constants with other values than those of settings.
 
     Raises ValueError for a file that is not there or of no use.
     """
-    from utils.infer import open_detector
+    from utils import infer
     from utils.weights.contract import confidence_words
 
     if not Path(settings.model_path).is_file() and not is_release(settings.model_path):
@@ -201,9 +211,11 @@ def open_detector(settings, **changes):
         raise ValueError(
             f"model_path is {settings.model_path!r}, which mode 'predict_onnx' takes as onnx_path; expected weights."
         )
+    settings = SimpleNamespace(**vars(settings) | changes)
     options = {name: getattr(settings, name) for name in ("fuse", "cpu_threads", "tta_flip", "tta_scales")}
-    detector = open_detector(settings, **options | changes)
-    print(confidence_words(detector.contract, detector.class_names, settings.confidence))
+    detector = infer.open_detector(settings, **options)
+    if settings.mode in _SHOWS_BOXES:
+        print(confidence_words(detector.contract, detector.class_names, settings.confidence))
     return detector
 
 
@@ -211,7 +223,18 @@ def main(settings):
     """Do what mode says."""
     if settings.mode not in _MODES:
         raise ValueError(f"mode is {settings.mode!r}; expected one of {', '.join(_MODES)}.")
-    _MODES[settings.mode](settings)
+    unused = [name for name in _UNUSED.get(settings.mode, ()) if getattr(settings, name) != _OFF[name]]
+    if unused:
+        print(f"note: mode {settings.mode!r} does not use {', '.join(unused)}")
+    try:
+        _MODES[settings.mode](SimpleNamespace(**vars(settings) | {name: _OFF[name] for name in unused}))
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "torchvision"):
+            raise
+        raise ValueError(
+            f"mode {settings.mode!r} needs the package {error.name}, which is not installed: see README.md on how to "
+            "install it. Without it, mode 'predict_onnx' uses a file that mode 'export_onnx' wrote."
+        ) from error
 
 
 if __name__ == "__main__":

@@ -189,7 +189,9 @@ def main(settings):
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {threads} threads; torch "
         f"{torch.__version__}, onnxruntime {onnxruntime.__version__}, OpenCV {cv2.__version__}"
     )
-    images_rgb = [export.open_picture(path) for path in export.find_pictures(settings.pictures)]
+    images_rgb = [export.open_picture(path) for path in export.find_pictures(settings.pictures, "pictures")]
+    sizes = sorted({f"{image.shape[1]}x{image.shape[0]}" for image in images_rgb})
+    print(f"{len(images_rgb)} pictures of {settings.pictures}: {', '.join(sizes)} pixels")
     ultralytics = open_ultralytics(settings)
     for name in settings.networks:
         with tempfile.TemporaryDirectory() as folder:

@@ -708,3 +708,10 @@ def test_an_impossible_value_of_a_tool_is_refused(name, value):
         check_prediction({"confidence": None, name: value})
     assert str(error.value).startswith(f"{name} is {value!r}; expected ")
     assert check_prediction({"confidence": None, "tta_scales": [0.25, 1, 4.0]}).tta_scales == [0.25, 1, 4.0]
+
+
+def test_rules_of_the_export():
+    """Prevents constants of predict.py that nobody checks."""
+    for name, value in (("opset", 0), ("onnx_path", 1), ("export_pictures", []), ("export_nms", 1)):
+        with pytest.raises(ValueError, match=f"^{name} is .+; expected "):
+            check_values({name: value})

@@ -46,7 +46,7 @@ def test_one_image_gives_one_result_and_a_list_gives_a_list():
     assert [item.names.tolist() for item in several] == [["dog"], ["cat"], ["dog"], ["cat"], ["dog"]]
     assert [item.boxes_xyxy[0, 2] for item in several] == [1, 2, 3, 4, 5]
     assert [shape[0] for shape in detector.batches[1:]] == [2, 2, 1]
-    assert tuple(detector.thresholds) == (0.3, 0.6, 7)
+    assert tuple(detector.thresholds) == ([0.3, 0.3], 0.6, 7)
     assert len(detector([picture((8, 8), 0)])) == 1
     assert detector([]) == [] and detector(()) == []
 
@@ -62,6 +62,16 @@ def test_a_number_of_confidences_that_is_neither_one_nor_all():
     """Prevents a trace out of the depths of torch."""
     with pytest.raises(ValueError, match="confidence has 3 numbers; expected one, or one for each of the 2 classes"):
         Fake()(RED, confidence=[0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize(
+    "changes", [{"batch_size": 0}, {"nms_iou": 2}, {"confidence": 1.5}, {"confidence": [0.5, -1]}, {"nms_iou": "high"}]
+)
+def test_arguments_out_of_range(changes):
+    """Prevents an empty result, or a trace, where a number is none that the constants of predict.py may have."""
+    with pytest.raises(ValueError, match=f"^{next(iter(changes))} is .+; expected a "):
+        Fake()(picture((10, 20), 1), **changes)
+    assert len(Fake()(picture((10, 20), 1), confidence=np.float32(0.5), nms_iou=np.float32(0.5)).scores) == 1
 
 
 def test_channels(tmp_path):

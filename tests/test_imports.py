@@ -25,7 +25,7 @@ WITHOUT_TORCH = [
 ]
 # Whoever reads a training step needs none of the annotation formats, scores, pictures, advice, faults and ways to
 # use a detector: these are rooms of small files.
-MOST_LINES_OF_CODE = 8200
+MOST_LINES_OF_CODE = 8400
 NO_CODE = (
     *(tokenize.ENCODING, tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE),
     *(tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER),

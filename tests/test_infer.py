@@ -521,6 +521,15 @@ def test_threads(trained, monkeypatch, given, environment, threads):
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"cpu_threads": -1}, {"tta_scales": []}, {"tta_scales": [9]}, {"input_shape": (60, 60)}]
+)
+def test_arguments_out_of_range(trained, changes):
+    """Prevents a sentence on another constant, and a trace out of the depths of torch."""
+    with pytest.raises(ValueError, match=f"^{next(iter(changes))} is .+; expected "):
+        Detector(trained, **changes)
+
+
 @pytest.mark.parametrize("text", ["two", "0", "-1", "1.5"])
 def test_a_wrong_number_of_threads_in_the_environment(monkeypatch, text):
     """Prevents a trace of int(), and a variable that is passed over."""

@@ -69,8 +69,9 @@ def test_a_file_that_differs_is_deleted(pictures, tmp_path, monkeypatch, broken)
         if broken == "detections" and node.op_type == "NonMaxSuppression":
             node.input[3] = ""  # no limit of overlap, which then is 0
     target = tmp_path / "tiny.onnx"
+    target.write_bytes(path.read_bytes())
     monkeypatch.setattr(mode, "write_onnx", lambda path, *_: onnx.save(proto, path))
-    with pytest.raises(ValueError, match=r"tiny.onnx is not written: its results differ from PyTorch's by more than"):
+    with pytest.raises(ValueError, match=r"tiny.onnx is deleted: its results differ from PyTorch's by more than"):
         mode.export(detector, settings_of(pictures, target))
     report = json.loads((tmp_path / "tiny.onnx.json").read_text())
     assert not report["agrees"] and sorted(entry.name for entry in tmp_path.iterdir()) == ["pictures", "tiny.onnx.json"]
@@ -89,7 +90,7 @@ def test_equal_scores_are_no_difference(pictures, tmp_path):
             value.CopyFrom(onnx.numpy_helper.from_array(0 * onnx.numpy_helper.to_array(value), value.name))
     detector.model.conv.weight.data.normal_(0, 1e-8)
     onnx.save(proto, tmp_path / "equal.onnx")
-    report = mode.compare(tmp_path / "equal.onnx", detector, mode.find_pictures(str(pictures)))
+    report = mode.compare(tmp_path / "equal.onnx", detector, dict(enumerate(random_pictures(7))))
     assert report["agrees"] and report["suppressed_otherwise"] == 0
 
 
@@ -110,6 +111,20 @@ def test_the_pictures_to_compare_on(pictures, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"export_pictures is '.*empty', where no pictures are"):
         mode.find_pictures(str(tmp_path / "empty"))
+    with pytest.raises(ValueError, match=r"export_pictures is 'nowhere', and there is no such file or folder"):
+        mode.find_pictures("nowhere")
+    with pytest.raises(ValueError, match=r"^pictures is '.*none\.txt'; expected a folder of pictures, or a list"):
+        (tmp_path / "none.txt").write_text("")
+        mode.find_pictures(str(tmp_path / "none.txt"), "pictures")
+
+
+def test_words_on_detections_that_differ():
+    """Prevents a report that says nothing about why fewer detections are the same than both have."""
+    report = {"score": 1e-6, "pixels": 1e-3, "pictures": ["a"], "suppressed_otherwise": 1}
+    words = mode.report_words(report | {"detections": {"pytorch": 9, "onnx": 9, "both": 8}})
+    assert "the boxes before suppression agree" in words and "PyTorch would keep 1 others" in words
+    words = mode.report_words(report | {"detections": {"pytorch": 9, "onnx": 9, "both": 9}})
+    assert "before suppression" not in words
 
 
 @pytest.mark.slow

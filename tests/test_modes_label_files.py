@@ -83,7 +83,7 @@ def test_what_is_done_stays_when_the_rest_fails(tmp_path):
     with pytest.raises(KeyboardInterrupt), LabelFiles(tmp_path, NAMES) as files:
         files.add("a.png", (100, 200), TWO)
         raise KeyboardInterrupt
-    assert len(json.loads((tmp_path / "detections.json").read_text(encoding="utf-8"))["annotations"]) == 2
+    assert len(json.loads((tmp_path / "detections.partial.json").read_text(encoding="utf-8"))["annotations"]) == 2
 
 
 def test_pictures_of_one_stem_do_not_share_a_label_file(tmp_path):
@@ -109,3 +109,14 @@ def test_corrected_labels_are_not_overwritten(folder):
         LabelFiles(folder, NAMES, yolo_txt=True).__enter__()
     with LabelFiles(folder, NAMES):
         pass
+
+
+def test_what_is_there_is_not_lost(folder):
+    """Prevents a complete detections.json from being replaced by a broken-off one, and a user's own classes.txt."""
+    before = (folder / "detections.json").read_text(encoding="utf-8")
+    with pytest.raises(KeyboardInterrupt), LabelFiles(folder, NAMES):
+        raise KeyboardInterrupt
+    assert (folder / "detections.json").read_text(encoding="utf-8") == before
+    (folder / "classes.txt").write_text("own\n")
+    with pytest.raises(ValueError, match=r"classes\.txt is there already, and has other names than the 2 classes"):
+        LabelFiles(folder, NAMES).__enter__()

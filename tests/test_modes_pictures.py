@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from utils.data.annotations import read_annotations
 from utils.data.letterbox import read_image, write_image
 from utils.detections import ImageDetections, ImageDetector
 from utils.modes import pictures
@@ -69,7 +70,7 @@ def test_one_picture(tmp_path, capsys):
     picture(tmp_path / "in/a.png")
     detector = Fake()
     predict(detector, settings(tmp_path, crop=True, count=True))
-    assert tuple(detector.thresholds) == (0.3, 0.4, 300)
+    assert tuple(detector.thresholds) == ([0.3, 0.3], 0.4, 300)
     assert (read_image(str(tmp_path / "in/a.png")) == 128).all()
     assert (read_image(str(tmp_path / "out/a.png")) != 128).any()
     assert files_in(tmp_path / "out") == ["a.png", "crops/a.png_a_dog_2.png", "crops/a.png_cat_1.png"]
@@ -80,15 +81,48 @@ def test_one_picture(tmp_path, capsys):
 
 def test_typed_paths(tmp_path, capsys, monkeypatch):
     """Prevents a mistyped path from ending the program, and a trace where the input ends without an empty line."""
-    for name in ("a.png", "b c.png"):
-        picture(tmp_path / "in" / name)
-    typed = f'{tmp_path / "in/a.png"}\ngone.png\n{tmp_path / "out/a.png"}\n"{tmp_path / "in/b c.png"}"\n'
+    for name in ("in/a.png", "in/b c.png", "out/own.png"):
+        picture(tmp_path / name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    typed = f'~/in/a.png\ngone.png\n{tmp_path / "out/own.png"}\n{"x" * 5000}\n{tmp_path}\n"{tmp_path / "in/b c.png"}"\n'
     for text in (typed, typed + "\nnever.png\n"):
         monkeypatch.setattr(sys, "stdin", io.StringIO(text))
         predict(Fake(), settings(tmp_path, image=""))
         out = capsys.readouterr().out
         assert "There is no picture 'gone.png'" in out and "would be overwritten" in out and "never" not in out
-        assert files_in(tmp_path / "out") == ["a.png", "b c.png"]
+        assert f"{tmp_path} is a folder; expected a picture" in out and "too long" in out
+        assert files_in(tmp_path / "out") == ["a.png", "b c.png", "own.png"]
+
+
+def test_typed_pictures_of_one_name_and_of_rare_endings(tmp_path, monkeypatch):
+    """Prevents the second picture from replacing the first's result, and an end where OpenCV writes no such files."""
+    for name in ("in/a.png", "in/x/a.png", "in/b.png"):
+        picture(tmp_path / name)
+    (tmp_path / "in/b.png").rename(tmp_path / "in/b.jfif")
+    (tmp_path / "in/x/b").write_bytes((tmp_path / "in/b.jfif").read_bytes())
+    typed = "".join(f"{tmp_path / name}\n" for name in ("in/a.png", "in/x/a.png", "in/b.jfif", "in/x/b", "in/a.png"))
+    for _ in range(2):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+        predict(Fake(), settings(tmp_path, image=""))
+        assert files_in(tmp_path / "out") == ["a.png", "a_2.png", "a_3.png", "b.jfif.png", "b.png"]
+
+
+@pytest.mark.parametrize("target", ["out", "in/results"])
+def test_training_takes_the_originals_or_nothing(tmp_path, capsys, target):
+    """Prevents a training on pictures with painted boxes, which detections.json of a folder would lead to."""
+    picture(tmp_path / "in/a.png")
+    predict_folder(Fake(), settings(tmp_path, dir_save_path=str(tmp_path / target)))
+    annotation_path = str(tmp_path / target / "detections.json")
+    if target == "in/results":
+        records, _ = read_annotations(annotation_path, Fake().class_names)
+        assert [records.path(index) for index in range(len(records))] == [str(tmp_path / "in/a.png")]
+    else:
+        with pytest.raises(FileNotFoundError, match=r"detections\.json: image does not exist"):
+            read_annotations(annotation_path, Fake().class_names)
+        assert "A training that reads" not in capsys.readouterr().out
+        picture(tmp_path / "out/a.png")
+        predict_folder(Fake(), settings(tmp_path))
+        assert "out holds a.png already. A training that reads detections.json there" in capsys.readouterr().out
 
 
 def test_crops_keep_what_a_box_touches(tmp_path):
@@ -108,12 +142,15 @@ def test_a_folder_keeps_its_structure_and_goes_on_after_a_failure(tree, capsys):
     detector = Fake()
     with pytest.raises(ValueError, match=r"^1 of 6 pictures failed:\n  .*bad\.png cannot be decoded"):
         predict_folder(detector, settings(tree, count=True))
-    assert files_in(tree / "out") == sorted([*PICTURES, "classes.txt", "detections.json"])
+    assert files_in(tree / "out") == sorted(
+        [*(f"pictures/{name}" for name in PICTURES), "classes.txt", "detections.json"]
+    )
     assert detector.batch_sizes == [2, 2, 1]
     content = json.loads((tree / "out/detections.json").read_text(encoding="utf-8"))
     assert [image["file_name"] for image in content["images"]] == PICTURES
     assert len(content["annotations"]) == 10
     out = capsys.readouterr().out
+    assert f"note: {tree / 'in'} also holds files that are no pictures known here: 1 .txt\n" in out
     assert f"5 pictures, 10 objects; saved in {tree / 'out'}\n  cat    5\n  a/dog  5\n" in out
 
 

@@ -157,3 +157,12 @@ def test_the_speed_is_written_inside_the_picture():
         write_speed(image, 1234.5)
         assert (image != grey).any() and (image[:, -1] == grey).all() and (image[40:] == grey).all()
     write_speed(np.zeros((1, 1, 3), np.uint8), 5)
+
+
+def test_the_place_of_a_video(tmp_path):
+    """Prevents clip.mov from taking the place of clip.mp4, and messages that name a constant that nobody set."""
+    for name, target in (("clip.mp4", "clip.mp4"), ("clip.mov", "clip.mov.mp4"), ("0", "camera_0.mp4")):
+        path = name if name == "0" else str(tmp_path / name)
+        assert video.target_of(settings(tmp_path, video_path=path)) == tmp_path / "out" / target
+    with pytest.raises(FileNotFoundError, match=r"^image is 'gone\.avi', and there is no such file"):
+        predict_video(fake_detector(), settings(tmp_path, video_path="gone.avi"), "image")

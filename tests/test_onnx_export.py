@@ -12,7 +12,7 @@ from tests.tiny_detector import NAMES, THRESHOLDS, TinyNetwork, exported, random
 from utils.detections import Thresholds  # noqa: E402
 from utils.infer import suppress  # noqa: E402
 from utils.onnx_export import SUPPRESSION, cells, write_onnx  # noqa: E402
-from utils.onnx_infer import graph_options, open_session  # noqa: E402
+from utils.onnx_infer import OnnxDetector, graph_options, open_session  # noqa: E402
 from utils.weights.contract import check_contract  # noqa: E402
 
 
@@ -119,6 +119,26 @@ def test_any_size_and_every_cell(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_the_size_of_a_dynamic_file(tmp_path):
+    """Prevents an input_shape that is passed over in silence, and a file that states one size and takes any."""
+    detector = tiny_detector()
+    write_onnx(tmp_path / "any.onnx", detector, THRESHOLDS, dynamic_size=True)
+    assert OnnxDetector(tmp_path / "any.onnx").input_shape == (96, 128)
+    deployed = OnnxDetector(tmp_path / "any.onnx", input_shape=[64, 160])
+    detector.input_shape = (64, 160)
+    picture = random_pictures(1)[0]
+    assert deployed(picture, 0.1).boxes_xyxy == pytest.approx(detector(picture, 0.1).boxes_xyxy, abs=1e-2)
+    with pytest.raises(ValueError, match=r"^input_shape is \[60, 60\]; expected \[height, width\]"):
+        OnnxDetector(tmp_path / "any.onnx", input_shape=[60, 60])
+    proto = onnx.load(tmp_path / "any.onnx")
+    (entry,) = [entry for entry in proto.metadata_props if entry.key == "thresholds"]
+    entry.value = "{}"
+    onnx.save(proto, tmp_path / "any.onnx")
+    with pytest.raises(ValueError, match=r"does not say how it is used \(thresholds\)"):
+        OnnxDetector(tmp_path / "any.onnx")
+
+
 def test_what_cannot_be_exported(tmp_path, monkeypatch):
     """Prevents torch's pages of trace for an opset it does not know, or a network it cannot follow."""
     with pytest.raises(ValueError, match=r"opset is 11; expected 18 to 23, which torch can write\."):

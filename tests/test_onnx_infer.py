@@ -32,6 +32,8 @@ def test_it_detects_as_pytorch_does():
             assert got.boxes_xyxy == pytest.approx(expected.boxes_xyxy, abs=1e-2)
             assert got.scores == pytest.approx(expected.scores, abs=1e-5)
     assert len(deployed(pictures[0], confidence=1.0).scores) == 0
+    with pytest.raises(ValueError, match=r"input_shape is \[64, 64\], and .+ takes \[96, 128\] alone: leave"):
+        OnnxDetector(path, input_shape=[64, 64])
     assert deployed([]) == []
 
 

@@ -18,7 +18,7 @@ from utils.checkpoint import make_contract, save_weights
 from utils.config import check_prediction, run_script, script_constants
 from utils.data.letterbox import write_image
 from utils.infer import Detector
-from utils.modes import pictures, video
+from utils.modes import from_onnx, pictures, video
 from utils.opencv import cv2
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -132,6 +132,24 @@ def test_an_unknown_mode(made, tmp_path):
         ValueError, match="mode is 'train'; expected one of predict, dir_predict, video, fps, heatmap, e"
     ):
         predict.main(settings(made, tmp_path, mode="train"))
+
+
+def test_constants_of_no_use(made, tmp_path, capsys, monkeypatch):
+    """Prevents a constant that is passed over in silence, and a trace on machines without torch."""
+    monkeypatch.setattr(from_onnx, "predict_onnx", lambda settings: print(settings.fuse, settings.tta_scales))
+    changes = {"fuse": True, "tta_scales": [1.0, 2.0], "model_name": "yolox_s"}
+    predict.main(settings(made, tmp_path, mode="predict_onnx", **changes))
+    assert capsys.readouterr().out == (
+        "note: mode 'predict_onnx' does not use tta_scales, fuse, model_name\nFalse [1.0]\n"
+    )
+    monkeypatch.setitem(sys.modules, "utils.infer", None)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delattr("utils.infer", raising=False)
+    with pytest.raises(ModuleNotFoundError):
+        predict.main(settings(made, tmp_path, mode="fps"))
+    monkeypatch.delitem(sys.modules, "utils.infer")
+    with pytest.raises(ValueError, match="mode 'fps' needs the package torch, which is not installed"):
+        predict.main(settings(made, tmp_path, mode="fps"))
 
 
 def test_no_weights(made, tmp_path):

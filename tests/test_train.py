@@ -193,7 +193,8 @@ def test_predict_draws_one_picture_and_a_folder(first_run, tmp_path):
         f"--dir_save_path={tmp_path / 'all'}",
     )
     assert "broken.jpg" in error_of(process)
-    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["000155.jpg", "000156.jpg"]
+    drawn = tmp_path / "all/pictures"
+    assert sorted(path.name for path in drawn.iterdir()) == ["000155.jpg", "000156.jpg"]
 
 
 def test_a_list_file_trains_like_the_voc_folder(first_run, tmp_path):

@@ -6,10 +6,12 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from utils.config import check_values
 from utils.data.image_size import image_size_hw
 from utils.data.letterbox import letterbox, read_image_with_gaps
 
 CHANNELS = ("RGB", "BGR")
+NMS_IOU, MAX_BOXES = 0.5, 300
 
 
 class ImageDetections(NamedTuple):
@@ -47,7 +49,7 @@ class ImageDetector:
     placements, sizes_hw, thresholds), which makes of what run returns a list of ImageDetections.
     """
 
-    def __call__(self, images, confidence=None, nms_iou=0.5, max_boxes=300, channels="RGB", batch_size=8):
+    def __call__(self, images, confidence=None, nms_iou=NMS_IOU, max_boxes=MAX_BOXES, channels="RGB", batch_size=8):
         """Detect on one image or on several.
 
         images: a path, or uint8 (height, width, 3), or a list of these. confidence: lowest score of a box, one for all
@@ -57,13 +59,8 @@ class ImageDetector:
         Returns NamedDetections in pixels of the image; for a list, a list of them in its order. Raises
         FileNotFoundError and ValueError for what is no such image.
         """
-        confidence = self.confidences if confidence is None else confidence
-        if np.shape(confidence) not in ((), (len(self.class_names),)):
-            raise ValueError(
-                f"confidence has {np.size(confidence)} numbers; expected one, or one for each of the "
-                f"{len(self.class_names)} classes."
-            )
-        thresholds, found = Thresholds(confidence, nms_iou, max_boxes), []
+        thresholds, found = self.thresholds_of(confidence, nms_iou, max_boxes), []
+        check_values({"batch_size": batch_size})
         several = images if isinstance(images, (list, tuple)) else [images]
         for start in range(0, len(several), batch_size):
             part = enumerate(several[start : start + batch_size], start)
@@ -71,6 +68,19 @@ class ImageDetector:
         names = np.array(self.class_names)
         found = [NamedDetections(*item, names[item.class_ids]) for item in found]
         return found if several is images else found[0]
+
+    def thresholds_of(self, confidence=None, nms_iou=NMS_IOU, max_boxes=MAX_BOXES):
+        """Thresholds with a confidence for each class, of the arguments of a call. Raises ValueError for other ones."""
+        confidence = self.confidences if confidence is None else np.asarray(confidence).tolist()
+        scores = confidence if isinstance(confidence, list) else [confidence] * len(self.class_names)
+        if len(scores) != len(self.class_names):
+            raise ValueError(
+                f"confidence has {len(scores)} numbers; expected one, or one for each of the "
+                f"{len(self.class_names)} classes."
+            )
+        for score in scores:
+            check_values({"confidence": score, "nms_iou": np.asarray(nms_iou).tolist()})
+        return Thresholds(scores, nms_iou, max_boxes)
 
     def detect(self, images_rgb, thresholds):
         """One batch: a list of (height, width, 3) uint8 RGB -> a list of ImageDetections."""
@@ -113,13 +123,14 @@ def open_image(image, channels="RGB", name="image"):
 
 def open_picture(path):
     """read_image after a look at the header, which keeps a picture of gigabytes from filling the memory."""
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder; expected a picture. Mode 'dir_predict' looks at a whole folder.")
     if Path(path).is_file():
         try:
             image_size_hw(path)
         except ValueError as error:
             raise ValueError(
-                f"{path} cannot be decoded as an image: {error}. Expected a JPEG, a PNG or the like, of at most "
-                "89 megapixels."
+                f"{path} cannot be decoded as an image: {error}. Expected a JPEG, a PNG or the like."
             ) from error
     image_rgb, is_cut_off = read_image_with_gaps(path)
     if is_cut_off:

@@ -12,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.ops import batched_nms
 
 from nets import build_model
-from utils.config import INPUT_SHAPE, PROJECT
+from utils.config import PROJECT, check_values
 from utils.data.class_names import read_class_names
 from utils.data.letterbox import boxes_to_image
 from utils.detections import ImageDetections, ImageDetector
@@ -160,6 +160,8 @@ class Detector(ImageDetector):
         tta_flip=False,
         tta_scales=(1.0,),
     ):
+        given = {"cpu_threads": cpu_threads, "tta_flip": tta_flip, "tta_scales": tta_scales, "fuse": fuse}
+        check_values(given)
         choose_threads(cpu_threads)
         weights = read_weights(find_weights(weights_path), weights_format)
         self.model, self.contract = open_network(weights, model_name, class_names)
@@ -168,9 +170,7 @@ class Detector(ImageDetector):
         self.model_name, self.class_names = self.contract["model_name"], self.contract["class_names"]
         self.confidences = confidence_of(self.contract, self.class_names)
         self.input_shape = tuple(input_shape or self.contract["input_shape"])
-        is_valid, expected = INPUT_SHAPE
-        if not is_valid(self.input_shape):
-            raise ValueError(f"input_shape is {list(self.input_shape)}; expected {expected}")
+        check_values({"input_shape": self.input_shape})
         self.resize_rule = self.contract["resize_rule"]
         if fuse:
             fold_batchnorm(self.model)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.config import check_values
 from utils.data.letterbox import boxes_to_image
 from utils.detections import ImageDetections, ImageDetector
 from utils.weights.contract import check_contract
@@ -50,11 +51,13 @@ def onnx_path_of(settings):
 class OnnxDetector(ImageDetector):
     """A detector from an .onnx file of predict.py's mode export_onnx, with suppression inside.
 
-    cpu_threads: of ONNX Runtime, 0 takes one per core. Attributes and calls are those of utils.infer.Detector;
-    confidences are what the file was exported with. Raises FileNotFoundError, and ValueError for another file.
+    cpu_threads: of ONNX Runtime, 0 takes one per core. input_shape: (height, width), which a file of a dynamic size
+    leaves open; None for the file's. Attributes and calls are those of utils.infer.Detector; confidences are what the
+    file was exported with. Raises FileNotFoundError, and ValueError for another file.
     """
 
-    def __init__(self, onnx_path, cpu_threads=0):
+    def __init__(self, onnx_path, cpu_threads=0, input_shape=None):
+        check_values({"cpu_threads": cpu_threads} | ({"input_shape": input_shape} if input_shape else {}))
         self.session = _open_ours(str(onnx_path), cpu_threads)
         metadata = self.session.get_modelmeta().custom_metadata_map
         self.contract = _read_json(onnx_path, metadata, "contract")
@@ -65,8 +68,14 @@ class OnnxDetector(ImageDetector):
                 "with export_nms = True."
             )
         self.model_name, self.class_names = self.contract["model_name"], self.contract["class_names"]
-        self.confidences = _read_json(onnx_path, metadata, "thresholds")["confidence"]
-        self.input_shape = tuple(self.contract["input_shape"])
+        self.confidences = _read_json(onnx_path, metadata, "thresholds", "confidence")["confidence"]
+        self.input_shape = tuple(input_shape or self.contract["input_shape"])
+        sides = self.session.get_inputs()[0].shape[2:]
+        if any(isinstance(side, int) and side != wanted for side, wanted in zip(sides, self.input_shape, strict=True)):
+            raise ValueError(
+                f"input_shape is {list(self.input_shape)}, and {onnx_path} takes {sides} alone: leave input_shape "
+                "empty, or export the file anew with export_dynamic_size = True."
+            )
         self.resize_rule = self.contract["resize_rule"]
 
     def detect(self, images_rgb, thresholds):
@@ -122,10 +131,11 @@ def _open_ours(path, cpu_threads):
         ) from error
 
 
-def _read_json(path, metadata, key):
-    """The dict that the metadata hold under a key, as write_onnx stored it."""
+def _read_json(path, metadata, key, *needed):
+    """The dict that the metadata hold under a key, as write_onnx stored it, with all keys that are needed."""
     try:
-        return dict(json.loads(metadata[key]))
+        content = dict(json.loads(metadata[key]))
+        return content | {name: content[name] for name in needed}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} does not say how it is used ({key}), so it was not made here: predict_onnx takes files of "

@@ -10,7 +10,7 @@ from torch.nn.functional import one_hot
 
 from utils.data.annotations import read_source
 from utils.data.files import IMAGE_SUFFIXES, files_below
-from utils.detections import Thresholds, open_picture
+from utils.detections import MAX_BOXES, NMS_IOU, Thresholds, open_picture
 from utils.infer import suppress
 from utils.onnx_export import CELLS, cells, onnx, write_onnx
 from utils.onnx_infer import DETECTIONS, graph_options, onnx_path_of, open_session, packages
@@ -19,8 +19,6 @@ from utils.onnx_infer import DETECTIONS, graph_options, onnx_path_of, open_sessi
 MOST_SCORE, MOST_PIXELS = 1e-3, 0.5
 # The two are compared on at most so many pictures: the first alone, the others in batches.
 MOST_PICTURES, BATCH = 16, 5
-# The detector that is exported: on the CPU, where PyTorch computes as exactly as ONNX Runtime, and as it was trained.
-PLAIN = {"Cuda": False, "fuse": False, "tta_flip": False, "tta_scales": [1.0]}
 # Detections are compared from this score on: low, so that suppression has something to do.
 LOWEST_SCORE = 0.05
 # Boxes at the limit of overlap may fall the other way: so large a share of the detections, or one.
@@ -30,26 +28,27 @@ MOST_LOST = 0.02
 def export(detector, settings):
     """Do what predict.py's constants say: the .onnx, and beside it a report, .onnx.json, which is printed too.
 
-    detector: opened with PLAIN. Raises ValueError where the file differs from PyTorch's, and then leaves the report
-    alone; also as find_pictures and write_onnx do.
+    detector: on the CPU, where PyTorch computes as exactly as ONNX Runtime, without test-time augmentation and as it
+    was trained. Raises ValueError where the file differs from PyTorch's, and then leaves nothing but the report, also
+    of an older file; and as find_pictures, open_picture and write_onnx do.
     """
     target = onnx_path_of(settings)
     if target.suffix != ".onnx":
         raise ValueError(f"onnx_path is {str(target)!r}; expected a name that ends in .onnx.")
-    paths = find_pictures(settings.export_pictures)
-    given = [settings.confidence] * len(detector.class_names)
-    thresholds = Thresholds(detector.confidences if settings.confidence is None else given, settings.nms_iou, 300)
+    pictures = {path: open_picture(path) for path in find_pictures(settings.export_pictures)}
+    thresholds = detector.thresholds_of(settings.confidence, settings.nms_iou)
     temporary = Path(f"{target}.tmp")
     target.parent.mkdir(parents=True, exist_ok=True)
     print("exporting, which takes a minute for large networks ...")
     try:
         write_onnx(temporary, detector, thresholds, settings.export_nms, settings.export_dynamic_size, settings.opset)
-        report = compare(temporary, detector, paths)
+        report = compare(temporary, detector, pictures)
         Path(f"{target}.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
         print(report_words(report))
         if not report["agrees"]:
+            target.unlink(missing_ok=True)
             raise ValueError(
-                f"{target} is not written: its results differ from PyTorch's by more than {MOST_SCORE:g} in scores, "
+                f"{target} is deleted: its results differ from PyTorch's by more than {MOST_SCORE:g} in scores, "
                 f"{MOST_PIXELS:g} pixels or {MOST_LOST:.0%} of the detections, see {target}.json; try another "
                 "opset, or other versions of onnx and onnxruntime."
             )
@@ -59,29 +58,36 @@ def export(detector, settings):
     print(f"saved {target} ({target.stat().st_size / 2**20:.1f} MiB), report in {target}.json")
 
 
-def find_pictures(place):
+def find_pictures(place, constant="export_pictures"):
     """At most MOST_PICTURES paths, evenly from a folder of images or an annotation that train.py reads.
 
-    Raises ValueError where there are none.
+    constant: the one that named the place, for messages. Raises ValueError where there are none.
     """
+    expected = "expected a folder of pictures, or a list as val_annotation_path of train.py"
+    if not os.path.exists(place):
+        raise ValueError(f"{constant} is {place!r}, and there is no such file or folder; {expected}.")
     if os.path.isdir(place):
         paths = [os.path.join(place, name) for name in files_below(place, IMAGE_SUFFIXES)]
     else:
-        paths = read_source(place, "val").paths
+        try:
+            paths = [path for path in read_source(place, "val").paths if path]
+        except ValueError as error:
+            raise ValueError(f"{constant} is {place!r}; {expected}, and this fails: {error}") from error
     if not paths:
-        raise ValueError(f"export_pictures is {place!r}, where no pictures are; name a folder of them, or a val list.")
+        raise ValueError(f"{constant} is {place!r}, where no pictures are; {expected}.")
     chosen = np.linspace(0, len(paths) - 1, min(len(paths), MOST_PICTURES)).round().astype(int)
     return [paths[number] for number in chosen]
 
 
 @torch.no_grad()
-def compare(onnx_path, detector, image_paths):
+def compare(onnx_path, detector, pictures):
     """Run an exported file beside the detector that it was made of.
 
-    Returns a dict of plain values. "score" and "pixels" are the largest differences of any cell, boxes clipped to the
-    input. Where suppression is inside, "detections" says how many PyTorch and the file have, and how many are the same
-    within the bounds, and "suppressed_otherwise" how many differ from what ours makes of the file's own cells: among
-    equal scores a cell's last digit decides which box stays. "agrees": differences are within the bounds.
+    pictures: {path: (height, width, 3) uint8 RGB}. Returns a dict of plain values. "score" and "pixels" are the largest
+    differences of any cell, boxes clipped to the input. Where suppression is inside, "detections" says how many PyTorch
+    and the file have, and how many are the same within the bounds, and "suppressed_otherwise" how many differ from what
+    ours makes of the file's own cells: among equal scores a cell's last digit decides which box stays. "agrees":
+    differences are within the bounds.
     """
     proto = onnx.load(onnx_path)
     has_nms = proto.graph.output[0].name == DETECTIONS
@@ -89,11 +95,11 @@ def compare(onnx_path, detector, image_paths):
         types = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
         proto.graph.output.extend(map(onnx.helper.make_tensor_value_info, CELLS, types, [None] * 3))
     session = open_session(proto.SerializeToString())
-    thresholds = Thresholds(LOWEST_SCORE, 0.5, 300)
+    thresholds = Thresholds(LOWEST_SCORE, NMS_IOU, MAX_BOXES)
     options = graph_options(thresholds, len(detector.class_names)) if has_nms else {}
-    differences, counts, lost = [], np.zeros(3, int), 0
-    for part in (image_paths[:1], *(image_paths[start : start + BATCH] for start in range(1, len(image_paths), BATCH))):
-        batch, _ = detector.prepare([open_picture(path) for path in part])
+    differences, counts, lost, images_rgb = [], np.zeros(3, int), 0, list(pictures.values())
+    for part in (images_rgb[:1], *(images_rgb[start : start + BATCH] for start in range(1, len(images_rgb), BATCH))):
+        batch, _ = detector.prepare(part)
         decoded = detector.model.decode(detector.run(batch))
         images = np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
         names = [*CELLS, DETECTIONS] if has_nms else CELLS[:2]
@@ -111,7 +117,7 @@ def compare(onnx_path, detector, image_paths):
         "bounds": {"score": MOST_SCORE, "pixels": MOST_PIXELS},
         "detections": dict(zip(("pytorch", "onnx", "both"), counts.tolist(), strict=True)) if has_nms else None,
         "suppressed_otherwise": lost,
-        "pictures": [str(path) for path in image_paths],
+        "pictures": [str(path) for path in pictures],
         "versions": {name: packages(name)[0].__version__ for name in ("torch", "onnx", "onnxruntime")},
     }
 
@@ -128,6 +134,12 @@ def report_words(report):
             f"detections from a score of {LOWEST_SCORE:g} on: {found['pytorch']} of PyTorch, {found['onnx']} of ONNX, "
             f"{found['both']} the same"
         )
+        if found["both"] < max(found.values()) and report["score"] <= MOST_SCORE and report["pixels"] <= MOST_PIXELS:
+            lines.append(
+                "the boxes before suppression agree: where two have nearly the same score, or overlap just at the "
+                "limit, the last digit decides which one stays; of the file's own boxes PyTorch would keep "
+                f"{report['suppressed_otherwise']} others (bound {MOST_LOST:.0%}, or one)"
+            )
     return "\n".join(lines)
 
 

@@ -1,13 +1,13 @@
 """Mode 'predict_onnx': pictures and videos with an exported file, on machines without torch."""
 
-from pathlib import Path
+import os
 from types import SimpleNamespace
 
+from utils.data.files import IMAGE_SUFFIXES
+from utils.data.image_size import image_size_hw
 from utils.modes.pictures import predict
 from utils.modes.video import predict_video
 from utils.onnx_infer import OnnxDetector, onnx_path_of
-
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 
 
 def predict_onnx(settings):
@@ -15,12 +15,23 @@ def predict_onnx(settings):
 
     Raises as OnnxDetector, predict and predict_video do.
     """
-    detector = OnnxDetector(onnx_path_of(settings), settings.cpu_threads)
+    detector = OnnxDetector(onnx_path_of(settings), settings.cpu_threads, settings.input_shape)
     scores = detector.confidences if settings.confidence is None else [settings.confidence]
     least, most = min(scores), max(scores)
     words = f"the score {least:g}" if least == most else f"scores of {least:.2f} to {most:.2f}, as the class needs,"
     print(f"{onnx_path_of(settings)}: {detector.model_name}; boxes are shown from {words} on")
-    if settings.image.isdecimal() or Path(settings.image).suffix.lower() in VIDEO_SUFFIXES:
-        predict_video(detector, SimpleNamespace(**vars(settings) | {"video_path": settings.image}))
+    if settings.image.isdecimal() or _is_video(settings.image):
+        predict_video(detector, SimpleNamespace(**vars(settings) | {"video_path": settings.image}), "image")
     else:
         predict(detector, settings)
+
+
+def _is_video(path):
+    """Whether this is a file that is no picture by its header."""
+    if not os.path.isfile(path) or os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:
+        return False
+    try:
+        image_size_hw(path)
+    except ValueError:
+        return True
+    return False

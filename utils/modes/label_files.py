@@ -1,6 +1,7 @@
 """Detections as files that labelling tools open: COCO JSON with scores, VOC XML, YOLO txt."""
 
 import json
+import os
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
@@ -10,9 +11,10 @@ from utils.data.class_names import write_class_names
 class LabelFiles:
     """Writes down what was detected on the pictures of a folder.
 
-    folder: gets detections.json and classes.txt when the `with` block ends, however it ends. voc_xml, yolo_txt: also
-    write Annotations/NAME.xml and labels/NAME.txt, each at once; NAME keeps the picture's sub-folder. Raises ValueError
-    where such a folder is there already.
+    folder: gets classes.txt and detections.json when the `with` block ends; where an error or Ctrl-C ends it,
+    detections.partial.json, so that the whole file of an earlier run stays. voc_xml, yolo_txt: also write
+    Annotations/NAME.xml and labels/NAME.txt, each at once; NAME keeps the picture's sub-folder. Raises ValueError where
+    such a folder is there already, and where classes.txt has other names.
     """
 
     def __init__(self, folder, class_names, voc_xml=False, yolo_txt=False):
@@ -29,14 +31,21 @@ class LabelFiles:
                     f"{self.folder / name} is there already, and its boxes may have been corrected: move it away, or "
                     "let dir_save_path name another folder."
                 )
+        path = self.folder / "classes.txt"
+        if path.exists() and path.read_text(encoding="utf-8", errors="replace").split("\n") != [*self.class_names, ""]:
+            raise ValueError(
+                f"{path} is there already, and has other names than the {len(self.class_names)} classes of this "
+                "detector: move it away, or let dir_save_path name another folder."
+            )
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, error, *_):
         self.folder.mkdir(parents=True, exist_ok=True)
         categories = [{"id": number, "name": name} for number, name in enumerate(self.class_names, 1)]
         content = {"images": self.images, "categories": categories, "annotations": self.annotations}
-        text = json.dumps(content, ensure_ascii=False)
-        (self.folder / "detections.json").write_text(text + "\n", encoding="utf-8")
+        temporary = self.folder / "detections.json.tmp"
+        temporary.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(temporary, self.folder / f"detections{'.partial' if error else ''}.json")
         for place in (self.folder, *([self.folder / "labels"] * self.yolo_txt)):
             place.mkdir(exist_ok=True)
             write_class_names(str(place / "classes.txt"), self.class_names)

@@ -1,5 +1,6 @@
 """Detecting on pictures, one by one or a folder of them: boxes drawn and written down, objects cut out and counted."""
 
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -13,8 +14,11 @@ from utils.detections import open_picture
 from utils.draw import draw_boxes
 from utils.modes.label_files import LabelFiles
 from utils.modes.window import Window
+from utils.opencv import cv2
 
-CROPS = "crops"
+# Of a folder's results. Drawn pictures have a place of their own: a training that reads detections.json looks for
+# pictures beside it, and would take those with painted boxes for the pictures themselves.
+PICTURES, CROPS = "pictures", "crops"
 
 
 def predict(detector, settings):
@@ -24,45 +28,73 @@ def predict(detector, settings):
     that cannot be used; of a typed one the message is printed.
     """
     with Window(settings.show) as window:
-        for path in [settings.image] if settings.image else _typed_paths():
-            target = Path(settings.dir_save_path) / Path(path).name
+        if settings.image:
+            window.show_until_key(_predict_one(detector, settings, settings.image, set()))
+            return
+        written = set()
+        for path in _typed_paths():
             try:
-                refuse_overwriting({target}, {Path(path)})
-                picture = open_picture(path)
-            except (ValueError, FileNotFoundError) as error:
-                if settings.image:
-                    raise
+                drawn = _predict_one(detector, settings, path, written)
+            except (ValueError, OSError) as error:
                 print(error)
-                continue
-            found = detector(picture, settings.confidence, settings.nms_iou)
-            drawn = save_picture(picture, found, target, detector.class_names)
-            crops = save_crops(picture, found, target) if settings.crop else 0
-            for name, score, box_xyxy in zip(found.names, found.scores, found.boxes_xyxy, strict=True):
-                x1, y1, x2, y2 = np.round(box_xyxy).astype(int)
-                print(f"{name:16s} {score:.3f}  x {x1}-{x2}  y {y1}-{y2}")
-            print(f"{len(found.scores)} objects; saved {target}" + f", {crops} crops" * settings.crop)
-            if settings.count:
-                print(count_table(Counter(found.names.tolist())))
-            window.show_until_key(drawn)
+            else:
+                window.show_until_key(drawn)
+
+
+def _predict_one(detector, settings, path, written):
+    """Detect on one picture, print and save. Returns what is drawn, uint8 RGB; written: see _target_of."""
+    target = _target_of(path, settings.dir_save_path, written)
+    refuse_overwriting({target}, {Path(path)})
+    picture = open_picture(path)
+    found = detector(picture, settings.confidence, settings.nms_iou)
+    drawn = save_picture(picture, found, target, detector.class_names)
+    written.add(target)
+    crops = save_crops(picture, found, target) if settings.crop else 0
+    for name, score, box_xyxy in zip(found.names, found.scores, found.boxes_xyxy, strict=True):
+        x1, y1, x2, y2 = np.round(box_xyxy).astype(int)
+        print(f"{name:16s} {score:.3f}  x {x1}-{x2}  y {y1}-{y2}")
+    print(f"{len(found.scores)} objects; saved {target}" + f", {crops} crops" * settings.crop)
+    if settings.count:
+        print(count_table(Counter(found.names.tolist())))
+    return drawn
+
+
+def _target_of(path, folder, written):
+    """Where a picture's result goes: under its own name, with a number where one of `written`, a set of paths, has it,
+    and as .png where OpenCV writes no such files."""
+    name = Path(path).name
+    name = name if cv2.haveImageWriter(name) else f"{name}.png"
+    first = target = Path(folder) / name
+    number = 1
+    while target in written:
+        number += 1
+        target = first.with_name(f"{first.stem}_{number}{first.suffix}")
+    return target
 
 
 def _typed_paths():
     # "Copy as path" of Windows puts quotation marks around a path.
     try:
-        yield from iter(lambda: input("Picture (empty line ends): ").strip("\"' "), "")
+        yield from map(os.path.expanduser, iter(lambda: input("Picture (empty line ends): ").strip("\"' "), ""))
     except EOFError:
         print()
 
 
 def predict_folder(detector, settings):
-    """Every picture of the tree settings.dir_origin_path, into the same tree below dir_save_path.
+    """Every picture of the tree settings.dir_origin_path, into the same tree below pictures/ in dir_save_path.
 
     detector: an ImageDetector. settings: predict.py's constants. Raises ValueError where there are no pictures, and,
     after all others are done, one that lists the pictures that failed.
     """
     folder, target_folder = Path(settings.dir_origin_path), Path(settings.dir_save_path)
     names = pictures_below(folder, target_folder)
-    refuse_overwriting({target_folder / name for name in names}, {folder / name for name in names})
+    places = (target_folder, target_folder / PICTURES)
+    refuse_overwriting({place / name for place in places for name in names}, {folder / name for name in names})
+    if taken := [name for name in names if (target_folder / name).exists()]:
+        print(
+            f"note: {target_folder} holds {taken[0]} already. A training that reads detections.json there would take "
+            f"it for {folder / taken[0]}: move detections.json away first."
+        )
     counts, failed = Counter(), []
     with (
         LabelFiles(target_folder, detector.class_names, settings.voc_xml, settings.yolo_txt) as label_files,
@@ -79,7 +111,7 @@ def predict_folder(detector, settings):
             options = settings.confidence, settings.nms_iou
             results = detector(list(pictures.values()), *options, batch_size=settings.batch_size)
             for (name, picture), found in zip(pictures.items(), results, strict=True):
-                save_picture(picture, found, target_folder / name, detector.class_names)
+                save_picture(picture, found, target_folder / PICTURES / name, detector.class_names)
                 if settings.crop:
                     save_crops(picture, found, target_folder / CROPS / name, folder_of_its_own=False)
                 label_files.add(name, picture.shape[:2], found)
@@ -94,7 +126,8 @@ def predict_folder(detector, settings):
 
 def pictures_below(folder, without):
     """Names of the pictures in a folder and its sub-folders, with forward slashes; what lies in `without`, the results
-    of an earlier run, does not count. Raises ValueError where there are none."""
+    of an earlier run, does not count. A line names the endings of files that are no pictures. Raises ValueError where
+    there are none."""
     if not folder.is_dir():
         raise ValueError(f"dir_origin_path is {str(folder)!r}, and there is no such folder; correct the path.")
     results = without.resolve()
@@ -103,6 +136,11 @@ def pictures_below(folder, without):
     names = [name for name in names if is_own or not (folder / name).resolve().is_relative_to(results)]
     if not names:
         raise ValueError(f"dir_origin_path is {str(folder)!r}, which holds no pictures ({', '.join(IMAGE_SUFFIXES)}).")
+    files = (path for path in folder.rglob("*") if path.is_file() and (is_own or results not in path.resolve().parents))
+    shown = (path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    others = Counter(path.suffix.lower() or "without an ending" for path in shown)
+    if left_out := [f"{count} {ending}" for ending, count in others.items() if ending not in IMAGE_SUFFIXES]:
+        print(f"note: {folder} also holds files that are no pictures known here: {', '.join(sorted(left_out))}")
     return names
 
 

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from utils.detections import Thresholds, open_picture
+from utils.detections import open_picture
 
 STAGES = ("preprocessing", "network", "post-processing")
 
@@ -17,8 +17,7 @@ def measure(detector, settings):
     """
     if not settings.image:
         raise ValueError("image is ''; expected the picture to measure with.")
-    confidence = detector.confidences if settings.confidence is None else settings.confidence
-    thresholds = Thresholds(confidence, settings.nms_iou, 300)
+    thresholds = detector.thresholds_of(settings.confidence, settings.nms_iou)
     image_rgb = open_picture(settings.image)
     seconds = stage_times(detector, [image_rgb], settings.test_interval, thresholds)
     height, width = image_rgb.shape[:2]

@@ -19,14 +19,15 @@ USUAL_RATE, HIGHEST_RATE = 25.0, 480.0
 _SMOOTHING = 0.9
 
 
-def predict_video(detector, settings):
+def predict_video(detector, settings, constant="video_path"):
     """Draw boxes and the frames per second on every frame of settings.video_path; Ctrl-C ends it as the end does.
 
-    detector: an ImageDetector. settings: predict.py's constants. Returns the path of the video. Raises
-    FileNotFoundError and ValueError for what is no video or camera, and where none can be written.
+    detector: an ImageDetector. settings: predict.py's constants. constant: the one that named the video, for messages.
+    Returns the path of the video. Raises FileNotFoundError and ValueError for what is no video or camera, and where
+    none can be written.
     """
     camera, target = settings.video_path.isdecimal(), target_of(settings)
-    with opened(settings.video_path) as (capture, rate, count), Window(settings.show) as window:
+    with opened(settings.video_path, constant) as (capture, rate, count), Window(settings.show) as window:
         writer, frames_done, started, speed = None, 0, time.perf_counter(), Speed()
         try:
             for frame_rgb in tqdm(frames(capture), total=count or None, desc="frames", disable=None):
@@ -47,7 +48,7 @@ def predict_video(detector, settings):
             if writer:
                 writer.close()
     if not frames_done:
-        raise ValueError(f"video_path is {settings.video_path!r}, which gave no frame; expected a video that plays.")
+        raise ValueError(f"{constant} is {settings.video_path!r}, which gave no frame; expected a video that plays.")
     if frames_done < count:
         print(f"note: {settings.video_path} says that it has {count} frames; {frames_done} were used")
     print(f"{frames_done} frames, {frames_done / (time.perf_counter() - started):.1f} each second; saved {target}")
@@ -56,7 +57,9 @@ def predict_video(detector, settings):
 
 def target_of(settings):
     """Where the video goes. Raises ValueError for another ending than .mp4, and for the place of the original."""
-    name = f"camera_{settings.video_path}" if settings.video_path.isdecimal() else Path(settings.video_path).stem
+    path = Path(f"camera_{settings.video_path}" if settings.video_path.isdecimal() else settings.video_path)
+    # clip.mov becomes clip.mov.mp4, so that it does not take the place of clip.mp4.
+    name = path.stem if path.suffix.lower() in ("", ".mp4") else path.name
     target = Path(settings.video_save_path or Path(settings.dir_save_path) / f"{name}.mp4")
     if target.suffix.lower() != ".mp4":
         raise ValueError(f"video_save_path is {str(target)!r}; expected a name that ends in .mp4.")
@@ -66,11 +69,11 @@ def target_of(settings):
 
 
 @contextmanager
-def opened(video_path):
+def opened(video_path, constant="video_path"):
     """(cv2.VideoCapture, frames per second, number of frames or 0 where it is not known) of a file or a camera."""
     camera = video_path.isdecimal()
     if not camera and not Path(video_path).is_file():
-        raise FileNotFoundError(f"video_path is {video_path!r}, and there is no such file; correct the path.")
+        raise FileNotFoundError(f"{constant} is {video_path!r}, and there is no such file; correct the path.")
     level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
         capture = cv2.VideoCapture(int(video_path) if camera else video_path)
@@ -79,7 +82,7 @@ def opened(video_path):
     try:
         if not capture.isOpened():
             expected = "the number of a camera that is connected and free" if camera else "a video that OpenCV can open"
-            raise ValueError(f"video_path is {video_path!r}; expected {expected}.")
+            raise ValueError(f"{constant} is {video_path!r}; expected {expected}.")
         rate, count = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
         if not 0 < rate <= HIGHEST_RATE:
             print(f"note: {video_path} does not say its frames per second; {USUAL_RATE:g} are taken")
