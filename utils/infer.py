@@ -36,14 +36,17 @@ def suppress(decoded, confidence, nms_iou, max_boxes=100):
     most max_boxes.
     """
     lowest = torch.as_tensor(confidence, dtype=torch.float32, device=decoded.device).expand(decoded.shape[-1] - 5)
-    class_probability, class_ids = decoded[..., 5:].max(-1)
-    scores = decoded[..., 4].sigmoid() * class_probability.sigmoid()
     results = []
-    for boxes_xyxy, score, classes in zip(decoded[..., :4], scores, class_ids, strict=True):
+    for cells, objectness in zip(decoded, decoded[..., 4].sigmoid(), strict=True):
+        # No class lifts a cell above its objectness, so that most cells need no look at their classes.
+        keep = (objectness >= lowest.min()).nonzero().squeeze(1)
+        cells, objectness = cells[keep], objectness[keep]
+        class_probability, classes = cells[:, 5:].max(-1)
+        score = objectness * class_probability.sigmoid()
         keep = (score >= lowest[classes]).nonzero().squeeze(1)
         if len(keep) > MAX_CANDIDATES:
             keep = keep[score[keep].topk(MAX_CANDIDATES).indices]
-        boxes_xyxy, score, classes = boxes_xyxy[keep], score[keep], classes[keep]
+        boxes_xyxy, score, classes = cells[keep, :4], score[keep], classes[keep]
         keep = batched_nms(boxes_xyxy, score, classes, nms_iou)[:max_boxes]
         results.append((boxes_xyxy[keep], score[keep], classes[keep]))
     return results
