@@ -94,8 +94,8 @@ test_interval = 100
 #                   a little more in twice the time.
 #   tta_scales      Look at each picture with the input at each of these sizes; keep 1.0 among them. [1.0, 1.5] finds
 #                   more small objects, in more than three times the time. [1.0] looks once.
-#   fuse            Fold BatchNorm into the convolutions: the network takes 3 to 20 % less time on a CPU, and scores
-#                   change by less than 0.0001. False gives exactly the numbers of tools/get_map.py.
+#   fuse            Fold BatchNorm into the convolutions: the network takes about a seventh less time on a CPU, and
+#                   scores change by less than 0.0001. False gives exactly the numbers of tools/get_map.py.
 #   cpu_threads     Threads of torch on the CPU; 0 takes the environment's TORCH_THREAD_NUM, or lets torch decide.
 #   Cuda            Use the GPU where there is one.
 # ----------------------------------------------------------------------------------------------------------------------
