@@ -6,9 +6,10 @@ Any constant can be changed for one run instead: `python predict.py --mode=dir_p
 from pathlib import Path
 from types import SimpleNamespace
 
-import utils.threads  # noqa: F401 # isort: skip
-from utils.config import check_prediction, run_script, script_constants
-from utils.modes import pictures
+import utils.runtime.threads  # noqa: F401 # isort: skip
+from utils.config.cli import run_script, script_constants
+from utils.config.rules import check_prediction
+from utils.modes import images as pictures
 from utils.weights.download import is_release
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -169,14 +170,14 @@ def heatmap(settings):
 
 def export_onnx(settings):
     """Mode 'export_onnx': the network as a file for programs without torch, compared with PyTorch."""
-    from utils.modes import export
+    from utils.export import verify as export
 
     export.export(open_detector(settings, Cuda=False), settings)
 
 
 def predict_onnx(settings):
     """Mode 'predict_onnx': as 'predict', or with a video as 'video', from such a file and without torch."""
-    from utils.modes import from_onnx
+    from utils.modes import onnx as from_onnx
 
     from_onnx.predict_onnx(settings)
 
@@ -199,8 +200,8 @@ def open_detector(settings, **changes):
 
     Raises ValueError for a file that is not there or of no use.
     """
-    from utils import infer
-    from utils.weights.contract import confidence_words
+    from utils.inference import detector as infer
+    from utils.weights.metadata import confidence_words
 
     if not Path(settings.model_path).is_file() and not is_release(settings.model_path):
         raise ValueError(

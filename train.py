@@ -5,55 +5,62 @@ As shipped it trains yolox_nano from scratch on the drawn sample in VOCdevkit/Sa
 0.93 in less than five minutes on two CPU cores. Results land in logs/; `python predict.py` draws boxes with them.
 """
 
-import utils.threads  # noqa: F401 # isort: skip
+import utils.runtime.threads  # noqa: F401 # isort: skip
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from nets import LossOptions, build_criterion, build_model
-from nets.torchvision_backbone import check_backbone
-from utils import black_box
-from utils import device as machine
-from utils.advice.advise import Run
-from utils.anchors import choose_decode_rule, unused_anchors
-from utils.checkpoint import make_contract
-from utils.compiling import compile_if_faster
-from utils.config import check_training, plain, run_script, script_constants, with_changes
-from utils.data.annotations import class_names_of, read_source, to_records
-from utils.data.cache import RamCache, cache_fits, train_scales
-from utils.data.checks import quick_findings
-from utils.data.class_names import read_class_names
-from utils.data.dataset import build_train_loader, build_val_loader
-from utils.data.findings import findings_table, refuse, write_findings
-from utils.data.plan import AugmentSettings
-from utils.data.shapes import TrainShapes, multi_scale_shapes
-from utils.engine import Stepper, Tally, train_one_epoch
-from utils.eval.evaluate import evaluate
-from utils.finite import NotFiniteError
-from utils.freezing import frozen_parameters, joining_groups, rate_factors, stuck_at_random, training_table
-from utils.infer import find_weights
-from utils.keeper import Keeper
-from utils.optim import ModelEma, build_optimizer, parameter_groups, take_in
-from utils.phases import advice, check_batches, epochs_of, phases_of, steps_of, unlike
-from utils.pictures.epochs import draw_planned_rates
-from utils.rehearsal import is_out_of_memory, memory_words, rehearse_disk, rehearse_steps
-from utils.resume import (
-    Position,
-    TrainingState,
+from nets.backbones.torchvision import check_backbone
+from utils.checkpoint.checkpointer import Keeper, Position, TrainingState, position_of
+from utils.checkpoint.resume import (
     check_same_run,
-    position_of,
     quoted,
     read_checkpoint,
     settings_to_go_on,
     weights_of,
     words_to_go_on,
 )
-from utils.run_log import RunLog
-from utils.schedule import Schedule, planned_rates, rates_of
-from utils.signals import StopSignals
-from utils.unfreeze import adopt_statistics
+from utils.checkpoint.run_folder import rehearse_disk
+from utils.config.cli import plain, run_script, script_constants, with_changes
+from utils.config.rules import check_training
+from utils.data.anchors import choose_decode_rule, unused_anchors
+from utils.data.annotations import class_names_of, read_source, to_records
+from utils.data.augment import AugmentSettings
+from utils.data.image_cache import RamCache, cache_fits, train_scales
+from utils.data.loader import build_train_loader, build_val_loader
+from utils.data.quality.checks import quick_findings
+from utils.data.quality.findings import findings_table, refuse, write_findings
+from utils.data.sampling import TrainShapes, multi_scale_shapes
+from utils.evaluation.evaluate import evaluate
+from utils.inference.detector import find_weights
+from utils.io.class_names import read_class_names
+from utils.reporting.hints import Run
+from utils.reporting.hints.settings import advice, unlike
+from utils.reporting.run_logger import RunLog
+from utils.runtime import device as machine
+from utils.runtime import distributed as processes
+from utils.runtime.signals import StopSignals
+from utils.training import nonfinite as black_box
+from utils.training.compile import compile_if_faster
+from utils.training.engine import Stepper, Tally, train_one_epoch
+from utils.training.freezing import (
+    adopt_statistics,
+    frozen_parameters,
+    joining_groups,
+    rate_factors,
+    stuck_at_random,
+    training_table,
+)
+from utils.training.lr_schedule import Schedule, planned_rates, rates_of
+from utils.training.nonfinite import NotFiniteError
+from utils.training.optim import ModelEma, build_optimizer, parameter_groups, take_in
+from utils.training.phases import check_batches, epochs_of, phases_of, steps_of
+from utils.training.preflight import is_out_of_memory, memory_words, rehearse_steps
+from utils.visualize.epochs import draw_planned_rates
 from utils.weights.load import load_matching, loading_table
+from utils.weights.metadata import make_contract
 from utils.weights.pretrained import read_pretrained
 from utils.weights.read import read_weights
 
@@ -453,7 +460,7 @@ def find_start(settings, place):
     """The weights to start from, fetched first where model_path names a release; None to start from scratch."""
     if settings.backbone:
         check_backbone(settings.backbone)  # before its weights are fetched
-    with machine.main_rank_first(place.ranks):
+    with processes.main_rank_first(place.ranks):
         if settings.model_path:
             return read_weights(find_weights(settings.model_path), settings.weights_format)
         return read_pretrained(settings.backbone, settings.pretrained) if settings.pretrained else None
@@ -482,10 +489,10 @@ def images_in_memory(settings, records, augment, shapes, workers, place):
     if settings.cache != "ram":
         return None
     scales, shared = train_scales(records, shapes.shapes, augment), workers > 0
-    fits, sentence = cache_fits(records, scales, shared, machine.processes_here())
+    fits, sentence = cache_fits(records, scales, shared, processes.processes_here())
     place.say(sentence)
     # Ranks must agree before one of them takes memory: else the others see less of it.
-    if machine.sum_over_ranks(torch.tensor(float(fits), device=place.device)) < place.ranks.world_size:
+    if processes.sum_over_ranks(torch.tensor(float(fits), device=place.device)) < place.ranks.world_size:
         return None
     cache = RamCache(records, scales, shared)
     cache.fill("decoding into main memory" if place.ranks.is_main else None)
@@ -557,7 +564,7 @@ def build_loaders(settings, train_records, val_records, augment, batch_size, pla
 
 def leave_black_box(error, log, model, criterion, stepper, records, settings, epoch, place):
     """Write what led to a NotFiniteError, and raise it with what it was and what to do."""
-    folder = Path(machine.from_main(str(log.folder) if log else ""))
+    folder = Path(processes.from_main(str(log.folder) if log else ""))
     path = folder / (black_box.BLACK_BOX if log else f"black_box_rank{place.ranks.rank}.pth")
     paths = [records.path(index) for batch in error.batches for index in batch.indices]
     path = path if folder.is_dir() else None  # another machine may not see the disk of the main one
@@ -586,13 +593,13 @@ def main(settings):
     """Train as the settings say. Returns (folder of the run, scores of the last evaluation or None)."""
     place = machine.set_up(settings)
     say, device, ranks = place.say, place.device, place.ranks
-    resumed = machine.from_main(read_checkpoint(settings.resume) if settings.resume and ranks.is_main else None)
+    resumed = processes.from_main(read_checkpoint(settings.resume) if settings.resume and ranks.is_main else None)
 
     # What it learns from, what learns, and how it is judged
     class_names, train_records, val_records, findings = read_data(settings, say)
     train_records = chosen_boxes(train_records, settings)
     model, fresh = make_model(settings, class_names, place, resumed)
-    model = machine.with_sync_bn(model.to(device, memory_format=torch.channels_last), settings.sync_bn, place)
+    model = processes.with_sync_bn(model.to(device, memory_format=torch.channels_last), settings.sync_bn, place)
     criterion = build_criterion(model, loss_options(settings))
     augment = augmentation(settings)
     contract = make_contract(
@@ -638,7 +645,7 @@ def main(settings):
             average.take_over(model, woken) if average else None
         shape = (phase.batch_size // ranks.world_size, 3, *settings.input_shape)
         network = compile_if_faster(model, criterion, stepper, shape, place) if settings.compile else model
-        return machine.parallel(network, place)
+        return processes.parallel(network, place)
 
     # What it leaves
     log, courses = None, joining_groups(model, settings, phases)
@@ -705,7 +712,7 @@ def main(settings):
 
                 is_due = (epoch + 1) % settings.eval_period == 0 or epoch + 1 == settings.UnFreeze_Epoch
                 judged.eval()
-                machine.follow_main(judged)
+                processes.follow_main(judged)
                 criterion.use_l1 = False  # so that validation losses of all epochs compare
                 evaluation = evaluate(
                     judged,
@@ -721,7 +728,7 @@ def main(settings):
                 )
                 schedule.end_epoch(evaluation.loss)
                 is_over = log.end_epoch(epoch, phase, result, evaluation, judged) if log else None
-                is_over, tally = machine.from_main(is_over), None
+                is_over, tally = processes.from_main(is_over), None
                 keeper.save(Position(epoch + 1), is_over=is_over)
                 if is_over:
                     break
@@ -739,7 +746,7 @@ def main(settings):
         finally:
             if log:
                 log.close()
-            machine.leave_ranks()
+            processes.leave_ranks()
 
     if log:
         log.saver.close()

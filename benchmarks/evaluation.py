@@ -10,20 +10,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import utils.threads  # noqa: F401 # isort: skip
+import utils.runtime.threads  # noqa: F401 # isort: skip
 import numpy as np
 import torch
 
-from utils import device as machine
-from utils.config import check_values, run_script, script_constants
-from utils.eval.bootstrap import with_intervals
-from utils.eval.coco import coco_average_precision
-from utils.eval.coco_match import coco_outcomes
-from utils.eval.curves import draw_from
-from utils.eval.inputs import Detections, GroundTruth
-from utils.eval.plots import draw_curves
-from utils.eval.scores import score_detections
-from utils.eval.voc import voc_average_precisions, voc_outcome
+from utils.config.cli import run_script, script_constants
+from utils.config.rules import check_values
+from utils.evaluation.average_precision import coco_average_precision, voc_average_precisions
+from utils.evaluation.bootstrap import with_intervals
+from utils.evaluation.curves import draw_from
+from utils.evaluation.matching import coco_outcomes, voc_outcome
+from utils.evaluation.scores import score_detections
+from utils.evaluation.types import Detections, GroundTruth
+from utils.runtime import device as machine
+from utils.visualize.curves import draw_curves
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   images, classes       Size of the random set.

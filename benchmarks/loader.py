@@ -18,21 +18,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import utils.threads  # noqa: F401 # isort: skip
+import utils.runtime.threads  # noqa: F401 # isort: skip
 import numpy as np
 import psutil
 
-from utils.config import check_values, run_script, script_constants
-from utils.data import render as rendering
-from utils.data.annotations import class_names_of, read_source, to_records
-from utils.data.cache import RamCache, train_scales
-from utils.data.dataset import TrainSamples, build_train_loader, collate
-from utils.data.images import decode
-from utils.data.order import epoch_order
-from utils.data.plan import AugmentSettings, SampleKey, largest_scales, plan_sample, plan_targets
-from utils.data.records import Records
-from utils.data.shapes import TrainShapes
-from utils.opencv import cv2
+from utils.config.cli import run_script, script_constants
+from utils.config.rules import check_values
+from utils.data import augment as rendering
+from utils.data.annotations import Records, class_names_of, read_source, to_records
+from utils.data.augment import AugmentSettings, SampleKey, largest_scales, plan_sample, plan_targets
+from utils.data.image_cache import RamCache, decode, train_scales
+from utils.data.loader import TrainSamples, build_train_loader, collate
+from utils.data.sampling import TrainShapes, epoch_order
+from utils.image.opencv import cv2
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   train_annotation_path   The images; any format that train.py reads.

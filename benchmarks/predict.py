@@ -18,20 +18,23 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import utils.threads  # noqa: F401 # isort: skip
+import utils.runtime.threads  # noqa: F401 # isort: skip
 import numpy as np
 import torch
 
 import nets
-from utils.checkpoint import make_contract, save_weights
-from utils.config import check_values, run_script, script_constants
-from utils.detections import ImageDetector, Thresholds
-from utils.infer import Detector, suppress, to_image
-from utils.modes import export
+from utils.config.cli import run_script, script_constants
+from utils.config.rules import check_values
+from utils.export import verify as export
+from utils.export.onnx import write_onnx
+from utils.image.opencv import cv2
+from utils.inference.base import ImageDetector, Thresholds
+from utils.inference.detector import Detector
+from utils.inference.onnx import OnnxDetector, packages
+from utils.inference.postprocess import suppress, to_image
 from utils.modes.speed import STAGES, stage_times
-from utils.onnx_export import write_onnx
-from utils.onnx_infer import OnnxDetector, packages
-from utils.opencv import cv2
+from utils.weights.metadata import make_contract
+from utils.weights.save import save_weights
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   networks     Names of networks, which get random weights, or weight files.

@@ -14,13 +14,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import utils.threads  # noqa: F401 # isort: skip
+import utils.runtime.threads  # noqa: F401 # isort: skip
 import torch
 
 from nets import build_criterion, build_model
-from utils import device as machine
-from utils.config import check_values, run_script, script_constants
-from utils.freezing import select
+from utils.config.cli import run_script, script_constants
+from utils.config.rules import check_values
+from utils.runtime import device as machine
+from utils.training.freezing import select
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   model_name, num_classes, input_shape   The network measured.

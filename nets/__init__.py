@@ -2,12 +2,12 @@
 
 from difflib import get_close_matches
 
-from nets.anchor_loss import AnchorLoss
+from nets.backbones.torchvision import IMAGENET_PIXEL_RULE, TorchvisionBackbone
 from nets.losses import LossOptions
-from nets.torchvision_backbone import IMAGENET_PIXEL_RULE, TorchvisionBackbone
-from nets.yolov4 import YOLOv4, YOLOv4Tiny
-from nets.yolox import YOLOX
-from nets.yolox_loss import YOLOXLoss
+from nets.yolov4.loss import AnchorLoss
+from nets.yolov4.model import YOLOv4, YOLOv4Tiny
+from nets.yolox.loss import YOLOXLoss
+from nets.yolox.model import YOLOX
 
 # name: (network, loss, size of the network). Parameters at 80 classes in millions. Sizes: YOLOX paper, table 3.
 MODELS = {

@@ -5,7 +5,9 @@ from torch import nn
 from torch.nn.functional import max_pool2d
 
 BATCHNORM_EPS = 1e-3
+
 BATCHNORM_MOMENTUM = 0.03
+
 DARKNET_BATCHNORM_EPS = 1e-5
 
 

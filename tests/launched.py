@@ -10,7 +10,8 @@ from types import SimpleNamespace
 
 import torch
 
-from utils import device as machine
+from utils.runtime import device as machine
+from utils.runtime import distributed
 
 PROJECT = Path(__file__).resolve().parent.parent
 SETTINGS = {"gpu_ids": "", "Cuda": False, "distributed": False, "fp16": False, "seed": 11}
@@ -48,7 +49,7 @@ def _be_rank(rank, world_size, port, folder, function, arguments):
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in numbers.items()}, MASTER_ADDR="127.0.0.1")
     torch.save(function(machine.set_up(SimpleNamespace(**SETTINGS)), *arguments), folder / f"{rank}.pt")
-    machine.leave_ranks()
+    distributed.leave_ranks()
 
 
 @contextmanager

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from nets.detector import DetectionNetwork, cell_grid
-from utils.checkpoint import make_contract
-from utils.detections import Thresholds
-from utils.infer import Detector
+from nets.base import DetectionNetwork, cell_grid
+from utils.inference.base import Thresholds
+from utils.inference.detector import Detector
+from utils.weights.metadata import make_contract
 
 NAMES = ["猫", "dog", "bird"]
 THRESHOLDS = Thresholds([0.2, 0.3, 0.25], 0.5, 5)
@@ -64,7 +64,7 @@ def random_pictures(count, seed=0):
 @cache
 def exported():
     """(a detector, the path of its export with suppression inside), made once for all tests, which change neither."""
-    from utils.onnx_export import write_onnx
+    from utils.export.onnx import write_onnx
 
     torch.manual_seed(0)
     detector, path = tiny_detector(confidence={"dog": 0.3}), Path(FOLDER.name) / "tiny.onnx"

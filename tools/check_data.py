@@ -31,16 +31,18 @@ from tqdm import tqdm
 from nets import build_model
 from tools.data_report import pictures
 from tools.data_report.lookalike import look_of, lookalikes, looks
-from utils.anchors import choose_decode_rule
-from utils.config import check_values, refuse_computed, run_script, script_constants, train_constants
-from utils.data import findings as data_findings  # its tables by name would count as constants of this script
+from utils.config.cli import refuse_computed, run_script, script_constants, train_constants
+from utils.config.rules import check_values
+from utils.data.anchors import choose_decode_rule
 from utils.data.annotations import class_names_of, read_source, to_records
-from utils.data.checks import box_sizes_at_input, class_counts, quick_findings, same_images
-from utils.data.class_names import read_class_names, write_class_names
-from utils.data.findings import Finding, by_kind, findings_table, listed, write_findings
-from utils.data.images import UnreadableImageError, decode
-from utils.data.letterbox import write_image
-from utils.opencv import cv2
+from utils.data.image_cache import UnreadableImageError, decode
+from utils.data.quality import findings as data_findings  # its tables by name would count as constants of this script
+from utils.data.quality.checks import box_sizes_at_input, class_counts, quick_findings, same_images
+from utils.data.quality.findings import Finding, by_kind, findings_table, write_findings
+from utils.image.codec import write_image
+from utils.image.opencv import cv2
+from utils.io.class_names import read_class_names, write_class_names
+from utils.io.text import listed
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   save_dir          The folder of the report: new, empty, or that of an earlier report, which is replaced.

@@ -8,19 +8,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import utils.threads  # noqa: F401 # isort: skip
+import utils.runtime.threads  # noqa: F401 # isort: skip
 import numpy as np
 
-from utils.config import check_values, run_script, script_constants
+from utils.config.cli import run_script, script_constants
+from utils.config.rules import check_values
 from utils.data.annotations import read_annotations
-from utils.data.class_names import read_class_names
-from utils.data.findings import findings_table
-from utils.device import choose_device, choose_precision
-from utils.eval import bootstrap
-from utils.eval.bootstrap import average_precisions, has_enough_images, interval, resampled
-from utils.eval.curves import mean_over_classes
-from utils.eval.evaluate import Thresholds, evaluate_detector, ground_truth
-from utils.infer import Detector
+from utils.data.quality.findings import findings_table
+from utils.evaluation import bootstrap
+from utils.evaluation.bootstrap import average_precisions, has_enough_images, interval, resampled
+from utils.evaluation.curves import mean_over_classes
+from utils.evaluation.evaluate import Thresholds, evaluate_detector, ground_truth
+from utils.inference.detector import Detector
+from utils.io.class_names import read_class_names
+from utils.runtime.device import choose_device, choose_precision
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   first             Two weight files, the first and

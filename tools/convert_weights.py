@@ -9,13 +9,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from nets import build_model
-from utils.anchors import choose_decode_rule
-from utils.checkpoint import make_contract, save_state
-from utils.config import check_values, run_script, script_constants
-from utils.data.class_names import read_class_names
-from utils.infer import find_weights, open_network
+from utils.config.cli import run_script, script_constants
+from utils.config.rules import check_values
+from utils.data.anchors import choose_decode_rule
+from utils.inference.detector import find_weights, open_network
+from utils.io.class_names import read_class_names
 from utils.weights import read
 from utils.weights.load import load_matching
+from utils.weights.metadata import make_contract
+from utils.weights.save import save_state
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   source          The file to read, or the name of a release such as 'yolov4'; the first word of the command.

@@ -15,22 +15,24 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import utils.threads  # noqa: F401 # isort: skip
+import utils.runtime.threads  # noqa: F401 # isort: skip
 import numpy as np
 
-from utils.config import check_values, run_script, script_constants
+from utils.config.cli import run_script, script_constants
+from utils.config.rules import check_values
 from utils.data.annotations import read_annotations
-from utils.data.findings import findings_table, listed
-from utils.device import choose_precision
-from utils.eval.bootstrap import with_intervals
-from utils.eval.coco import coco_annotations
-from utils.eval.curves import draw_from
-from utils.eval.evaluate import Thresholds, evaluate_detector, ground_truth
-from utils.eval.inputs import Detections, GroundTruth
-from utils.eval.plots import draw_curves
-from utils.eval.scores import format_scores, score_detections
-from utils.eval.voc import voc_outcome
-from utils.infer import open_detector
+from utils.data.quality.findings import findings_table
+from utils.evaluation.average_precision import coco_annotations
+from utils.evaluation.bootstrap import with_intervals
+from utils.evaluation.curves import draw_from
+from utils.evaluation.evaluate import Thresholds, evaluate_detector, ground_truth
+from utils.evaluation.matching import voc_outcome
+from utils.evaluation.scores import format_scores, score_detections
+from utils.evaluation.types import Detections, GroundTruth
+from utils.inference.detector import open_detector
+from utils.io.text import listed
+from utils.runtime.device import choose_precision
+from utils.visualize.curves import draw_curves
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   annotation_path   What to measure on, in any of the formats that train.py reads; of a data.yaml its val part.

@@ -19,12 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 import nets
-from utils.anchors import best_anchor_iou, shape_iou
-from utils.config import check_values, refuse_computed, run_script, script_constants, train_constants
+from utils.config.cli import refuse_computed, run_script, script_constants, train_constants
+from utils.config.rules import check_values
+from utils.data.anchors import best_anchor_iou, shape_iou
 from utils.data.annotations import class_names_of, read_source, to_records
-from utils.data.checks import box_sizes_at_input
-from utils.data.class_names import read_class_names
-from utils.data.findings import findings_table, refuse
+from utils.data.quality.checks import box_sizes_at_input
+from utils.data.quality.findings import findings_table, refuse
+from utils.io.class_names import read_class_names
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   anchors_number    How many anchors; 0 takes three for each map of the network, 9 for yolov4 and 6 for yolov4_tiny.

@@ -22,18 +22,19 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import utils.threads  # noqa: F401 # isort: skip
+import utils.runtime.threads  # noqa: F401 # isort: skip
 import numpy as np
 
-from utils.config import check_values, run_script, script_constants
+from utils.config.cli import run_script, script_constants
+from utils.config.rules import check_values
 from utils.data.annotations import read_annotations
-from utils.data.findings import findings_table
-from utils.data.letterbox import read_image, write_image
-from utils.device import choose_precision
-from utils.eval.evaluate import Thresholds, evaluate_detector, ground_truth
-from utils.eval.voc import same_class_pairs
-from utils.infer import open_detector
-from utils.pictures.sheet import boxes_tile, sheet
+from utils.data.quality.findings import findings_table
+from utils.evaluation.evaluate import Thresholds, evaluate_detector, ground_truth
+from utils.evaluation.matching import same_class_pairs
+from utils.image.codec import read_image, write_image
+from utils.inference.detector import open_detector
+from utils.runtime.device import choose_precision
+from utils.visualize.images import boxes_tile, sheet
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   model_path        Weights that training wrote, on these images or on others with the same classes.

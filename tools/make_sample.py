@@ -11,8 +11,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.config import run_script
-from utils.opencv import cv2
+from utils.config.cli import run_script
+from utils.image.opencv import cv2
 
 CLASSES = ("fish", "leaf", "mushroom")  # model_data/sample_classes.txt lists the same names
 IMAGE_SIZE = 320  # px, square

@@ -18,19 +18,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nets import build_model
-from utils.anchors import choose_decode_rule
-from utils.config import (
-    TRAIN,
-    check_training,
-    read_constants,
-    refuse_computed,
-    run_script,
-    script_constants,
-    train_constants,
-)
-from utils.data.class_names import read_class_names
-from utils.freezing import frozen_parameters, training_table
-from utils.phases import phases_of, starts_trained
+from utils.config.cli import TRAIN, read_constants, refuse_computed, run_script, script_constants, train_constants
+from utils.config.rules import check_training
+from utils.data.anchors import choose_decode_rule
+from utils.io.class_names import read_class_names
+from utils.training.freezing import frozen_parameters, training_table
+from utils.training.phases import phases_of, starts_trained
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   num_classes       How many classes the network tells apart; 0 counts the names in train.py's classes_path. Published

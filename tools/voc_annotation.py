@@ -17,12 +17,12 @@ from types import SimpleNamespace
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from utils.config import run_script, script_constants
-from utils.data.annotations import read_source, to_records
-from utils.data.class_names import read_class_names
-from utils.data.findings import Finding, findings_table, listed, refuse
-from utils.data.records import Records
-from utils.data.voc import parse_voc_xml, read_voc
+from utils.config.cli import run_script, script_constants
+from utils.data.annotations import Records, read_source, to_records
+from utils.data.formats.voc import parse_voc_xml, read_voc
+from utils.data.quality.findings import Finding, findings_table, refuse
+from utils.io.class_names import read_class_names
+from utils.io.text import listed
 
 # ----------------------------------------------------------------------------------------------------------------------
 # annotation_mode   0: splits and lists. 1: only the splits in ImageSets/Main, which is all that train.py needs.

@@ -6,7 +6,8 @@ import pytest
 from runs import SETTINGS, make_data, train_with
 
 from nets import build_model
-from utils.checkpoint import make_contract, save_weights
+from utils.weights.metadata import make_contract
+from utils.weights.save import save_weights
 
 
 @pytest.fixture(scope="session")

@@ -18,9 +18,10 @@ from pathlib import Path
 import torch
 
 import train
-from utils.config import check_training, run_script, script_constants
-from utils.data import images
-from utils.resume import settings_to_go_on
+from utils.checkpoint.resume import settings_to_go_on
+from utils.config.cli import run_script, script_constants
+from utils.config.rules import check_training
+from utils.data import image_cache as images
 
 FILLER = "filler"
 
@@ -111,7 +112,7 @@ def say_memory(_result):
 
 
 def inject(target, call, action, arguments, lasts):
-    """Wrap a function, named as in 'utils.engine:Stepper.step', so that the action follows its call."""
+    """Wrap a function, named as in 'utils.training.engine:Stepper.step', so that the action follows its call."""
     module, _, path = target.partition(":")
     *parents, name = path.split(".")
     owner = functools.reduce(getattr, parents, importlib.import_module(module))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from utils.resume import CHECKPOINT
+from utils.checkpoint.resume import CHECKPOINT
 
 PROJECT = Path(__file__).resolve().parents[2]
 SAMPLE = PROJECT / "VOCdevkit/Sample"
@@ -35,7 +35,7 @@ SETTINGS = {
     "special_aug_ratio": 0.6,
 }
 # After each optimiser step of the training itself, not of the rehearsal.
-STEP = "utils.optim:ModelEma.update"
+STEP = "utils.training.optim:ModelEma.update"
 # What differs between two equal runs.
 TIMES = ("images_per_second", "data_wait", "seconds", "gpu_memory")
 

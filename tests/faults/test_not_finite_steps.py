@@ -6,7 +6,7 @@ from runs import checkpoint_of, fault, is_finite, run_folder, train_images, trai
 
 pytestmark = pytest.mark.faults
 # Of which the first two calls are of the rehearsal.
-LOSSES = "utils.engine:Stepper.losses"
+LOSSES = "utils.training.engine:Stepper.losses"
 
 
 def test_one_bad_step_is_left_out_and_counted(settings, tmp_path):

@@ -5,7 +5,8 @@ import time
 
 import pytest
 from launched import PROJECT, TORCHRUN, free_port, started
-from test_train import QUICK
+
+from tests.scripts.test_train import QUICK
 
 pytestmark = pytest.mark.faults
 SHORT = (*QUICK, "--Cuda=False", "--num_workers=0")
@@ -56,7 +57,7 @@ import os
 import runpy
 from pathlib import Path
 from utils import engine
-from utils.data.class_names import read_class_names
+from utils.io.class_names import read_class_names
 
 step, done = engine.Stepper.step, []
 

@@ -12,13 +12,13 @@ SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
 # Where each process of the training gets its signal, and the epoch it then stops in. It hears at the end of a step or
 # of a validation batch, and takes up what the one before left.
 MOMENTS = (
-    ("rehearsal", "utils.rehearsal:most_boxes", 1, 1),
+    ("rehearsal", "?:most_boxes", 1, 1),
     ("a step of the frozen phase", STEP, 2, 1),
-    ("saving, before the new file has its name", "utils.checkpoint:_write_content", 3, 2),
-    ("evaluation", "utils.eval.evaluate:suppress", 1, 2),
+    ("saving, before the new file has its name", "utils.weights.save:_write_content", 3, 2),
+    ("evaluation", "utils.evaluation.evaluate:suppress", 1, 2),
     ("the change to the unfrozen phase", "train:adopt_statistics", 1, 3),
     ("a step of the unfrozen phase", STEP, 2, 3),
-    ("the end of mosaic", "utils.run_log:RunLog.end_epoch", 1, 4),
+    ("the end of mosaic", "utils.reporting.run_logger:RunLog.end_epoch", 1, 4),
 )
 
 

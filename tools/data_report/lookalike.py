@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.opencv import cv2
+from utils.image.opencv import cv2
 
 # Of 64 bits, how many may differ. Measured on photographs, drawings and blood smears: images that were re-saved,
 # resized or brightened differ in up to 6 bits, those that lost 2 % at each side in up to 12, and images of different

@@ -4,11 +4,11 @@ import os
 
 import numpy as np
 
-from utils.anchors import best_anchor_iou
-from utils.data.checks import THIN_ASPECT
-from utils.pictures.figures import TRAIN, VAL, legend_above, new_figure, plain, rendered
-from utils.pictures.labels import ANCHOR, draw_class_bars, draw_sizes
-from utils.pictures.sheet import image_tile, sheet
+from utils.data.anchors import best_anchor_iou
+from utils.data.quality.checks import THIN_ASPECT
+from utils.visualize.figures import TRAIN, VAL, legend_above, new_figure, plain, rendered
+from utils.visualize.images import image_tile, sheet
+from utils.visualize.labels import ANCHOR, draw_class_bars, draw_sizes
 
 # Anchors are matched by boxes with which they share more than this.
 GOOD_IOU = 0.5

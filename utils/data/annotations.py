@@ -1,4 +1,4 @@
-"""From the annotations of a data set, in any of the formats, to Records. Pixels are not decoded here."""
+"""From the annotations of a data set, in any of the formats, to checked arrays; pixels are not decoded here."""
 
 import os
 from collections.abc import Sequence
@@ -6,21 +6,75 @@ from collections.abc import Sequence
 import numpy as np
 from tqdm import tqdm
 
-from utils.data.coco_json import read_coco_json
-from utils.data.findings import Finding, listed, refuse
-from utils.data.image_size import image_size_hw
-from utils.data.list_file import read_list_file
-from utils.data.records import Records
-from utils.data.source import Source
-from utils.data.voc import read_voc_split, voc_root
-from utils.data.yolo_txt import read_yolo_folder, read_yolo_list, read_yolo_yaml
+from utils.data.formats.base import Source
+from utils.data.formats.coco import read_coco_json
+from utils.data.formats.list_file import read_list_file
+from utils.data.formats.voc import read_voc_split, voc_root
+from utils.data.formats.yolo import read_yolo_folder, read_yolo_list, read_yolo_yaml
+from utils.data.quality.findings import Finding, refuse
+from utils.image.codec import image_size_hw
+from utils.io.text import listed
+
+
+class Records:
+    """One entry per image; the boxes of image i are rows first[i] to first[i + 1] of the box arrays.
+
+    paths:      file paths, one per image.
+    sizes_hw:   (N, 2) height and width of the image as OpenCV decodes it (EXIF rotation applied).
+    box_counts: (N,) number of boxes of each image, in the order of the box arrays.
+    boxes_xyxy: (M, 4) float32 x1, y1, x2, y2 in pixels of that image.
+    classes:    (M,) int64 index into the class names.
+    difficult:  (M,) bool, the flag of the VOC format; all False when not given.
+    """
+
+    def __init__(self, paths: Sequence[str], sizes_hw, box_counts, boxes_xyxy, classes, difficult=None):
+        encoded = [os.fsencode(path) for path in paths]
+        self.path_bytes = np.frombuffer(b"".join(encoded), np.uint8)
+        self.path_first = _offsets([len(path) for path in encoded])
+        self.sizes_hw = np.asarray(sizes_hw, np.int32).reshape(-1, 2)
+        self.first = _offsets(box_counts)
+        self.boxes_xyxy = np.asarray(boxes_xyxy, np.float32).reshape(-1, 4)
+        self.classes = np.asarray(classes, np.int64).reshape(-1)
+        self.difficult = np.zeros(len(self.classes), bool) if difficult is None else np.asarray(difficult, bool)
+        assert len(self.sizes_hw) == len(paths) == len(self.first) - 1
+        assert len(self.boxes_xyxy) == len(self.classes) == len(self.difficult) == self.first[-1]
+
+    def __len__(self) -> int:
+        return len(self.sizes_hw)
+
+    def path(self, index: int) -> str:
+        return os.fsdecode(self.path_bytes[self.path_first[index] : self.path_first[index + 1]].tobytes())
+
+    def boxes(self, index: int) -> np.ndarray:
+        """(n, 4) float32 boxes of one image, x1, y1, x2, y2 in its pixels."""
+        return self.boxes_xyxy[self.first[index] : self.first[index + 1]]
+
+    def labels(self, index: int) -> np.ndarray:
+        """(n,) int64 classes of the boxes of one image."""
+        return self.classes[self.first[index] : self.first[index + 1]]
+
+    def without_difficult(self) -> "Records":
+        """The same images without the boxes that are marked difficult."""
+        keep = ~self.difficult
+        kept_before = np.concatenate([[0], np.cumsum(keep)])[self.first]
+        paths = [self.path(index) for index in range(len(self))]
+        return Records(paths, self.sizes_hw, np.diff(kept_before), self.boxes_xyxy[keep], self.classes[keep])
+
+
+def _offsets(counts) -> np.ndarray:
+    """(N + 1,) int64 running sum of counts, starting at 0."""
+    return np.concatenate([[0], np.cumsum(np.asarray(counts, np.int64))]).astype(np.int64)
+
 
 # More unreadable images than both of these stop a training, fewer are left out.
 MAX_UNREADABLE_COUNT, MAX_UNREADABLE_SHARE = 3, 0.1
+
 # Boxes that reach this little beyond their image, in pixels, come from rounding.
 ROUNDING = 0.5
+
 # What people name by mistake: {ending: what to do}.
 _UNPACK = "is an archive; unpack it, and name the annotations in it"
+
 OTHER_FILES = {
     ".xml": "is the annotation of one image; name a split, as in VOCdevkit/VOC2007/ImageSets/Main/train.txt",
     ".csv": "is a table, which is not read; export the annotations as VOC, COCO or YOLO",

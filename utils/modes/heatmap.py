@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils.data.letterbox import write_image
-from utils.detections import open_picture
-from utils.opencv import cv2
+from utils.image.codec import write_image
+from utils.image.opencv import cv2
+from utils.inference.base import open_picture
 
 _SHARE = 0.55  # of the colours in the mixture with the picture
 

@@ -5,7 +5,7 @@ import os
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
-from utils.data.class_names import write_class_names
+from utils.io.class_names import write_class_names
 
 
 class LabelFiles:

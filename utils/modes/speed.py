@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from utils.detections import open_picture
+from utils.inference.base import open_picture
 
 STAGES = ("preprocessing", "network", "post-processing")
 

@@ -6,16 +6,17 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-# FFmpeg prints what it finds wrong with a file; here that is one sentence of ours. Read when OpenCV opens a video.
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 from tqdm import tqdm
 
-from utils.draw import draw_boxes
+from utils.image.draw import draw_boxes, text_width, write_text
+from utils.image.opencv import cv2
 from utils.modes.window import Window
-from utils.opencv import cv2
-from utils.pictures.text import text_width, write_text
+
+# FFmpeg prints what it finds wrong with a file; here that is one sentence of ours. Read when OpenCV opens a video.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 USUAL_RATE, HIGHEST_RATE = 25.0, 480.0
+
 _SMOOTHING = 0.9
 
 

@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 
-from utils.opencv import cv2
+from utils.image.opencv import cv2
 
 _TITLE = "predict"
+
 _LARGEST_HW = (800, 1400)
+
 _ESCAPE = 27
 
 

@@ -16,8 +16,10 @@ from torch import nn
 
 # model_name: numbers in a file for 0 classes, and for each class.
 SIZES = {"yolov4": (63998605, 5385), "yolov4_tiny": (5878014, 2310)}
+
 # Of both cfgs, whatever the network that is started from them has.
 ANCHORS_PER_MAP = 3
+
 # Files that end early, at the layer in their public name: (network, public name) by their numbers.
 PREFIXES = {42509664: ("yolov4", "yolov4.conv.137"), 4947424: ("yolov4_tiny", "yolov4-tiny.conv.29")}
 

@@ -12,7 +12,9 @@ from uuid import uuid4
 from tqdm import tqdm
 
 _YOLOX = "https://github.com/Megvii-BaseDetection/YOLOX/releases/download/0.1.1rc0"
+
 _DARKNET = "https://github.com/AlexeyAB/darknet/releases/download"
+
 # What model_path may be called instead of naming a file, and where that is fetched from.
 RELEASES = {
     **{name: f"{_YOLOX}/{name}.pth" for name in (f"yolox_{size}" for size in ("nano", "tiny", "s", "m", "l", "x"))},
@@ -21,12 +23,16 @@ RELEASES = {
     "yolov4_tiny": f"{_DARKNET}/darknet_yolo_v4_pre/yolov4-tiny.weights",
     "yolov4-tiny.conv.29": f"{_DARKNET}/darknet_yolo_v4_pre/yolov4-tiny.conv.29",
 }
+
 # {name: SHA-256 in lower case} of the releases whose project publishes one; none of the above does.
 CHECKSUMS = {}
+
 # Seconds without a single byte after which the server counts as lost.
 TIMEOUT = 30
+
 # Above the largest release, some 800 MB; what is larger is something else.
 MAX_BYTES = 1024**3
+
 CHUNK_BYTES = 1024**2
 
 

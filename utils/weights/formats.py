@@ -7,7 +7,9 @@ into the input, and how raw maps are decoded. Nothing here depends on a file's n
 from typing import NamedTuple
 
 _RGB_1 = {"channels": "RGB", "mean": [0.0, 0.0, 0.0], "std": [255.0, 255.0, 255.0]}
+
 _RGB_IMAGENET = {"channels": "RGB", "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
+
 _CENTRED = {"mode": "center", "pad": 128}
 
 # Width of the first convolution, by which a YOLOX tells its size.
@@ -57,6 +59,7 @@ FORMATS = {
         {"mode": "topleft", "pad": 114},
     ),
 }
+
 # Which of them a network's weights can follow.
 FITTING = {
     "yolox": ("yolox", "yolox_rgb", "flat_yolox"),

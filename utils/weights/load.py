@@ -6,6 +6,7 @@ from utils.weights.darknet import darknet_state
 
 # A counter that older and foreign files lack and that nothing here reads.
 COUNTER = "num_batches_tracked"
+
 # How many tensors that stay fresh are named one by one.
 SHOWN = 6
 

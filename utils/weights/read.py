@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from utils.config import PROJECT
-from utils.data.class_names import read_class_names
-from utils.weights.contract import check_contract
+from utils.io.class_names import read_class_names
+from utils.io.files import PROJECT
 from utils.weights.darknet import looks_like_darknet, read_darknet
 from utils.weights.formats import FITTING, FORMATS, choose_format, recognise
+from utils.weights.metadata import check_contract
 
 # Numbers of numpy, which trainers keep beside their tensors; torch does not know them by itself. The second name is the
 # one of numpy before 2.
@@ -20,11 +20,15 @@ PLAIN_NUMBERS = [
     *(np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType),
     *(np._core.multiarray.scalar, (np._core.multiarray.scalar, "numpy.core.multiarray.scalar")),
 ]
+
 # Under these keys files keep their state dict, in the order in which they are looked for.
 WRAPPERS = ("model", "net", "state_dict", "model_state_dict", "ema", "module")
+
 # What wrapping a network for several devices, or compiling it, puts before its keys.
 PREFIXES = ("module.", "_orig_mod.")
+
 COCO_CLASSES = 80
+
 SMALL_INPUT = ("yolox_nano", "yolox_tiny", "yolov4_tiny")
 
 

@@ -1,0 +1,107 @@
+"""What every detection network of this project shares: pixels in, parts that can be frozen, raw maps out."""
+
+import math
+
+import torch
+from torch import nn
+
+from nets.blocks import PixelNormalize
+
+# e^7 = 1,100 strides, or times an anchor, is beyond any image; without a bound one wild logit turns the loss into NaN.
+MAX_LOG_SIZE = 7.0
+
+# What an untrained head predicts. Objects are rare, so that the many negatives do not swamp the first steps; a class is
+# one of C with an overlap of a half. A head that had to reach these numbers from far away would spend a short training
+# on its biases.
+OBJECT_PRIOR = 0.01
+
+CLASS_PRIOR = 0.5
+
+
+class DetectionNetwork(nn.Module):
+    """Base of all networks: `model(images) -> raw maps`, `model.decode(raw) -> boxes and logits`.
+
+    A subclass provides the property `feature_extractor` (images -> [C3, C4, C5]), `predict(features) -> raw maps` in
+    ascending stride, `decode`, `class_rows()`, and in head_prefixes how the names of the head's parameters begin. The
+    network takes uint8 RGB (B, 3, H, W) and owns its normalisation. decode_rule: plain values that decode needs beyond
+    the weights. backbone_name: of torchvision, '' for the network's own.
+    """
+
+    parts = ("backbone", "neck", "head")
+    head_prefixes = ()
+    decode_defaults = None
+
+    def __init__(self, num_classes, pixel_rule):
+        super().__init__()
+        self.num_classes = num_classes
+        self.normalize = PixelNormalize(pixel_rule)
+        self.decode_rule = {}
+        self.backbone_name = ""
+        self.extractor_rests = False
+        self.resting = ()
+
+    def extractor_prefix(self):
+        """How the names of the feature extractor's parameters begin."""
+        return next(name for name, part in self.named_modules() if part is self.feature_extractor) + "."
+
+    def part_of(self, name):
+        """Which of self.parts a parameter belongs to, by its name."""
+        if name.startswith(self.extractor_prefix()):
+            return "backbone"
+        return "head" if name.startswith(self.head_prefixes) else "neck"
+
+    def freeze(self, names):
+        """Freeze these parameters and free all others.
+
+        names: collection of parameter names. Frozen parameters get no gradient, and a BatchNorm layer all of whose
+        parameters are frozen keeps its running statistics. Returns the names of the BatchNorm layers that rested until
+        now and learn from now on.
+        """
+        prefix = self.extractor_prefix()
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name not in names)
+        self.extractor_rests = all(name in names for name, _ in self.named_parameters() if name.startswith(prefix))
+        before, self.resting = self.resting, tuple(self._frozen_norms())
+        self.train(self.training)
+        return [name for name in before if name not in self.resting]
+
+    def _frozen_norms(self):
+        for name, part in self.named_modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                own = list(part.parameters())
+                if own and not any(parameter.requires_grad for parameter in own):
+                    yield name
+
+    def train(self, mode=True):
+        super().train(mode)
+        for name in self.resting:
+            self.get_submodule(name).eval()
+        if self.extractor_rests:
+            self.feature_extractor.eval()  # without the random depth that some backbones train with
+        return self
+
+    def forward(self, images):
+        # Without a graph a frozen extractor keeps no activations; a partly frozen one saves what autograd can tell.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.extractor_rests):
+            features = self.feature_extractor(self.normalize(images))
+        return self.predict(features)
+
+
+def prior_logits(num_classes):
+    """What an untrained head says of a cell: objectness logit, then num_classes class logits."""
+    return [_logit(OBJECT_PRIOR)] + num_classes * [_logit(CLASS_PRIOR / num_classes)]
+
+
+def _logit(probability):
+    return math.log(probability / (1 - probability))
+
+
+def cell_grid(level):
+    """Column and row of each cell of a raw map (B, channels, h, w), row by row: float32 (h * w, 2) on its device."""
+    height, width = level.shape[-2:]
+    rows, columns = torch.meshgrid(
+        torch.arange(height, device=level.device, dtype=torch.float32),
+        torch.arange(width, device=level.device, dtype=torch.float32),
+        indexing="ij",
+    )
+    return torch.stack((columns, rows), dim=-1).view(-1, 2)

@@ -1,0 +1,148 @@
+import pickle
+
+import pytest
+from PIL import Image
+
+from tests.voc_folder import box_xml, make_voc
+from utils.data.annotations import class_names_of, read_annotations, read_source, to_records
+from utils.data.quality.findings import Finding
+
+NAMES = ["cat", "dog"]
+
+
+def test_boxes_without_area_and_outside(tmp_path):
+    """Prevents boxes without area from reaching the loss, and silent changes of boxes."""
+    boxes = [(10, 5, 10, 45), (60, 5, 10, 45), (200, 5, 300, 45), (-5, 5, 120, 45), (0, -0.5, 100.5, 50)]
+    split = make_voc(tmp_path, {"a": [box_xml("cat", box) for box in boxes], "b": [box_xml("dog", boxes[0])]})
+    records, findings = read_annotations(split, NAMES)
+    assert records.boxes_xyxy.tolist() == [[0, 5, 100, 45], [0, 0, 100, 50]]
+    assert findings == [
+        Finding("no_area", records.path(0), "'cat': 10, 5, 10, 45"),
+        Finding("no_area", records.path(0), "'cat': 60, 5, 10, 45"),
+        Finding("no_area", records.path(0), "'cat': 200, 5, 300, 45"),
+        Finding("no_area", records.path(1), "'dog': 10, 5, 10, 45"),
+        Finding("clipped_box", records.path(0), "'cat': -5, 5, 120, 45"),
+        Finding("background", records.path(1), "none of its boxes can be used"),
+    ]
+
+
+def test_few_unreadable_images_are_left_out_many_stop(tmp_path):
+    """Prevents one damaged image from stopping a training, and a broken copy of the data from going unnoticed."""
+    images = {f"i{number}": [box_xml("cat", (number, 1, 90, 40))] for number in range(8)}
+    split = make_voc(tmp_path, images)
+    for number in (0, 2, 4):
+        (tmp_path / f"JPEGImages/i{number}.jpg").write_bytes(b"nothing")
+    records, findings = read_annotations(split, NAMES)
+    assert [records.boxes(index)[0, 0] for index in range(len(records))] == [1, 3, 5, 6, 7]
+    paths = [str(tmp_path / f"JPEGImages/i{number}.jpg") for number in (0, 2, 4)]
+    assert findings == [Finding("unreadable_image", path, "its header cannot be read as an image") for path in paths]
+    (tmp_path / "JPEGImages/i6.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"4 of 8 images cannot be read: .*i0\.jpg, .*Save them anew as JPEG or PNG"):
+        read_annotations(split, NAMES)
+    assert len(to_records(read_source(split), NAMES)[0]) == 4
+
+
+def test_no_image_left(tmp_path):
+    """Prevents an empty data set where a small one is wholly unreadable or missing."""
+    split = make_voc(tmp_path, {"a": []})
+    (tmp_path / "JPEGImages/a.jpg").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="1 of 1 images cannot be read"):
+        to_records(read_source(split), NAMES)
+    (tmp_path / "JPEGImages/a.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match="image does not exist"):
+        to_records(read_source(split), NAMES)
+
+
+@pytest.mark.parametrize(
+    ("stated", "orientation", "words"),
+    [
+        ((100, 50), 1, None),
+        ((50, 100), 6, None),
+        ((0, 0), 6, None),
+        ((101, 50), 1, "annotation says 101x50 (width x height), the image has 100x50"),
+        ((50, 100), 1, "annotation says 50x100 (width x height), the image has 100x50"),
+        (
+            (100, 50),
+            6,
+            "annotation says 100x50 (width x height), the image has 50x100; its EXIF data turns the image, and the "
+            "boxes probably belong to the unturned one",
+        ),
+    ],
+)
+def test_size_disagrees(tmp_path, stated, orientation, words):
+    """Prevents boxes of turned or resized images from being trained at the wrong place without a word."""
+    size = f"<size><width>{stated[0]}</width><height>{stated[1]}</height></size>"
+    split = make_voc(tmp_path, {"a": [size, box_xml("cat", (1, 1, 9, 9))]})
+    exif = Image.Exif()
+    exif[274] = orientation
+    path = str(tmp_path / "JPEGImages/a.jpg")
+    Image.new("RGB", (100, 50)).save(path, exif=exif)
+    _, findings = read_annotations(split, NAMES)
+    assert findings == ([Finding("size_disagrees", path, words)] if words else [])
+
+
+def test_class_names_of(tmp_path):
+    """Prevents classes that only validation has from being lost, and class numbers that depend on luck."""
+    train = read_source(make_voc(tmp_path / "t", {"a": [box_xml(name, (1, 1, 9, 9)) for name in "db"]}))
+    val = read_source(make_voc(tmp_path / "v", {"a": [box_xml(name, (1, 1, 9, 9)) for name in "acd"]}))
+    empty = read_source(make_voc(tmp_path / "e", {"a": []}))
+    assert class_names_of([train, val, empty]) == ["b", "d", "a", "c"]
+    with pytest.raises(ValueError, match=r"train\.txt name no classes"):
+        class_names_of([empty])
+
+
+def test_class_names_of_broken_data(tmp_path):
+    """Prevents `name no classes` where the reason is that nothing could be read."""
+    split = make_voc(tmp_path, {"a": [box_xml("cat", (1, 1, 9, 9))]})
+    (tmp_path / "Annotations/a.xml").write_text("<annotation>")
+    with pytest.raises(ValueError, match=r"annotation cannot be read \(once\): .*a\.xml"):
+        class_names_of([read_source(split)])
+    (tmp_path / "JPEGImages/a.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"image does not exist \(once\): "):
+        class_names_of([read_source(split)])
+
+
+def test_unknown_classes_are_no_background(tmp_path):
+    """Prevents a second finding on each image of a class that is spelled otherwise."""
+    boxes = {"a": ["Cat", "Cat"], "b": ["cat"], "c": []}
+    split = make_voc(tmp_path, {name: [box_xml(part, (1, 1, 9, 9)) for part in boxes[name]] for name in boxes})
+    records, findings = to_records(read_source(split), NAMES)
+    assert findings == [Finding("unknown_class", records.path(0), "'Cat'")] * 2 + [
+        Finding("background", records.path(2))
+    ]
+
+
+def test_sources_pickle(tmp_path):
+    """Prevents workers started by spawn from failing on what reading gives."""
+    source = read_source(
+        make_voc(tmp_path, {"图 1": [box_xml("cat", (1, 1, 9, 9), 1)], "b": []}, ["图 1", "b", "none"])
+    )
+    copy = pickle.loads(pickle.dumps(source))
+    assert (copy.paths, copy.names, copy.findings) == (source.paths, ["cat"], source.findings)
+    assert copy.boxes_xyxy.tolist() == [[1, 1, 9, 9]] and copy.difficult.tolist() == [True]
+    assert to_records(copy, NAMES)[0].first.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("a.xml", r"a\.xml is the annotation of one image; name a split, as in"),
+        ("a.CSV", r"a\.CSV is a table, which is not read; export the annotations as VOC, COCO or YOLO"),
+        ("a.zip", r"a\.zip is an archive; unpack it"),
+        ("a.tar.gz", r"a\.tar\.gz is an archive; unpack it"),
+    ],
+)
+def test_other_files(tmp_path, name, reason):
+    """Prevents a file that is no annotation of a data set from being read as a list of strange images."""
+    (tmp_path / name).write_text("a,1,2\n")
+    with pytest.raises(ValueError, match=reason):
+        read_source(str(tmp_path / name))
+
+
+def test_paths_that_lead_to_no_data(tmp_path):
+    """Prevents people from being left alone with a path that nearly fits."""
+    with pytest.raises(FileNotFoundError, match="train_annotation_path"):
+        read_source(str(tmp_path / "2007_train.txt"))
+    make_voc(tmp_path, {"a": []})
+    with pytest.raises(ValueError, match=r"is a VOC folder; name one of its splits, as in .*Main.val\.txt"):
+        read_source(tmp_path, "val")

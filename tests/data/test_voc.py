@@ -1,0 +1,216 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.voc_folder import box_xml, make_voc
+from utils.data.annotations import class_names_of, read_annotations, read_source
+from utils.data.formats.voc import parse_voc_xml
+from utils.data.quality.findings import Finding
+
+NAMES = ["cat", "dog"]
+
+
+def test_voc_literal_values(tmp_path):
+    """Prevents shifted coordinates, lost flags, and image names taken from inside the annotations."""
+    part = "<object><name>dog</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>30.5</xmax><ymax>40</ymax></bndbox>"
+    part += "<part><name>tail</name><bndbox><xmin>1</xmin></bndbox></part></object>"
+    split = make_voc(
+        tmp_path, {"图 1.a": [box_xml("cat", (10, 5, 60, 45), 1), part], "b": [], "c": []}, ["图 1.a", "c 1", "b"]
+    )
+    records, findings = read_annotations(split, NAMES)
+    assert [Path(records.path(index)).name for index in range(len(records))] == ["图 1.a.jpg", "c.jpg", "b.jpg"]
+    assert records.boxes(0).tolist() == [[10, 5, 60, 45], [1, 2, 30.5, 40]]
+    assert records.boxes(0).dtype == np.float32
+    assert records.labels(0).tolist() == [0, 1]
+    assert records.difficult.tolist() == [True, False]
+    assert records.boxes(1).shape == (0, 4)
+    assert records.sizes_hw.tolist() == [[50, 100]] * 3
+    assert findings == [Finding("background", records.path(1)), Finding("background", records.path(2))]
+
+
+def test_image_suffixes_in_either_case(tmp_path):
+    """Prevents .PNG or .jpeg images from being reported as missing."""
+    split = make_voc(tmp_path, {"a": [], "b": []})
+    os.rename(tmp_path / "JPEGImages/a.jpg", tmp_path / "JPEGImages/a.JPEG")
+    os.remove(tmp_path / "JPEGImages/b.jpg")
+    Image.new("RGB", (7, 9)).save(tmp_path / "JPEGImages/b.PNG")
+    records, _ = read_annotations(split, NAMES)
+    assert [Path(records.path(index)).name for index in (0, 1)] == ["a.JPEG", "b.PNG"]
+    assert records.sizes_hw.tolist() == [[50, 100], [9, 7]]
+
+
+def test_missing_images_and_annotations(tmp_path):
+    """Prevents a training that dies at the first of many missing files, or trains on background by mistake."""
+    images = {f"i{number:02d}": [] for number in range(12)}
+    split = make_voc(tmp_path, images)
+    for image_id in images:
+        os.remove(tmp_path / f"Annotations/{image_id}.xml")
+    with pytest.raises(
+        FileNotFoundError, match=r"image without annotation file \(12 times\): .*i00\.jpg, .*i09\.jpg and 2 more\."
+    ):
+        read_annotations(split, NAMES)
+    for image_id in images:
+        os.remove(tmp_path / f"JPEGImages/{image_id}.jpg")
+    with pytest.raises(FileNotFoundError, match=r"image does not exist \(12 times\): .*i00, .*i09 and 2 more\."):
+        read_annotations(split, NAMES)
+
+
+def test_split_that_names_files(tmp_path):
+    """Prevents images that are plainly there from being called missing without the reason."""
+    split = make_voc(tmp_path, {"a0": [], "a1.v2": []}, ["a0.jpg", "a1.v2.jpg", "a2.jpg"])
+    words = "it is there, but a split must name images without their ending"
+    assert [finding.detail for finding in read_source(split).findings] == [words, words, ""]
+    with pytest.raises(FileNotFoundError, match="must name images without their ending"):
+        class_names_of([read_source(split)])
+
+
+def test_ids_cannot_lead_outside(tmp_path):
+    """Prevents a split file from opening files outside the data set."""
+    make_voc(tmp_path / "other", {"secret": []})
+    split = make_voc(tmp_path / "set", {"a": []}, ["a", "../../other/JPEGImages/secret"])
+    with pytest.raises(FileNotFoundError, match=r"image does not exist \(once\): "):
+        read_annotations(split, NAMES)
+
+
+def test_unknown_classes_are_counted(tmp_path):
+    """Prevents training without a class because of a spelling in the annotations."""
+    objects = [box_xml(name, (1, 1, 9, 9)) for name in ("Cat", "cat", "Cat", "bird")]
+    split = make_voc(tmp_path, {"a": objects})
+    with pytest.raises(
+        ValueError, match=r"classes_path lacks \(3 times\): 'Cat' \(2 times\), 'bird' \(once\)\. classes_path names cat"
+    ):
+        read_annotations(split, NAMES)
+
+
+ENTITIES = (
+    '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY x "cat">]><annotation><object><name>&x;</name></object></annotation>'
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "not valid XML"),
+        ("<annotation><object>", "not valid XML"),
+        (ENTITIES, "a DTD or entities"),
+        (ENTITIES.encode("utf-16"), "a DTD or entities"),
+        ("<annotation>" + " " * 5 * 1024 * 1024 + "</annotation>", "larger than 5 MB"),
+        ("<annotation><object><name>cat</name></object></annotation>", "no bndbox"),
+        (f"<annotation>{box_xml('cat', (1, 2, 'x', 4))}</annotation>", "no bndbox with four numbers"),
+        (f"<annotation>{box_xml('', (1, 2, 3, 4))}</annotation>", "an object has no name; expected that of its class"),
+        (f"<annotation>{box_xml('  ', (1, 2, 3, 4))}</annotation>", "an object has no name"),
+        ("<annotation><object><bndbox/></object></annotation>", "an object has no name"),
+        ("<svg><object/></svg>", "its root is 'svg'; expected 'annotation'"),
+        ("<annotation><a>训练</a></annotation>".encode("gbk"), r"not well-formed.*\); save it as UTF-8"),
+        ('<?xml version="1.0" encoding="GBK"?><annotation/>', r"multi-byte encodings .*\); save it as UTF-8"),
+        ("<annotation>猫<", r"unclosed token.*\)\. Correct"),
+    ],
+)
+def test_broken_xml_is_named(tmp_path, content, reason):
+    """Prevents entity attacks, and parser traces that do not say which file is broken."""
+    split = make_voc(tmp_path, {"good": [], "bad": []})
+    (tmp_path / "Annotations/bad.xml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=rf"annotation cannot be read \(once\): .*bad\.xml: .*{reason}"):
+        read_annotations(split, NAMES)
+
+
+def test_missing_split_names_the_command(tmp_path):
+    """Prevents people from being left alone with annotations that are not split yet."""
+    split = make_voc(tmp_path, {"a": []})
+    os.remove(split)
+    with pytest.raises(FileNotFoundError, match=r"voc_annotation\.py --annotation_mode=1 --VOCdevkit_path="):
+        read_annotations(split, NAMES)
+    with pytest.raises(FileNotFoundError, match="has no Annotations folder"):
+        read_annotations(str(tmp_path / "none/ImageSets/Main/train.txt"), NAMES)
+    with pytest.raises(FileNotFoundError, match="train_annotation_path"):
+        read_annotations(str(tmp_path / "2007_train.txt"), NAMES)
+
+
+@pytest.mark.parametrize(
+    ("folder", "split", "expected"),
+    [
+        (".", "ImageSets/Main/train.txt", "JPEGImages/a.jpg"),
+        ("ImageSets", "Main/train.txt", "../JPEGImages/a.jpg"),
+        ("ImageSets/Main", "train.txt", "../../JPEGImages/a.jpg"),
+        ("Annotations", "../ImageSets/Main/train.txt", "../JPEGImages/a.jpg"),
+        ("ImageSets/Main", "../Main/train.txt", "../../JPEGImages/a.jpg"),
+    ],
+)
+def test_paths_from_within_the_folder(tmp_path, monkeypatch, folder, split, expected):
+    """Prevents a split from being read as another format, or its folder from being looked for in the wrong place."""
+    make_voc(tmp_path, {"a": []})
+    monkeypatch.chdir(tmp_path / folder)
+    assert [os.path.normpath(path) for path in read_source(split).paths] == [expected]
+
+
+def test_hidden_copies(tmp_path):
+    """Prevents the copies that systems leave beside files from taking the place of images and annotations."""
+    split = make_voc(tmp_path, {"a": []}, ["a", "._a", ".trash/a"])
+    make_voc(tmp_path, {"._a": [], ".trash/a": []}, ["a", "._a", ".trash/a"])
+    source = read_source(split)
+    assert source.paths == [str(tmp_path / "JPEGImages/a.jpg")]
+    assert [finding.kind for finding in source.findings] == ["missing_image"] * 2
+
+
+def test_names_on_several_lines(tmp_path):
+    """Prevents a class whose name no line of a file of names can hold."""
+    names = ("\n  dining\n  table ", "dining \t table", "dining table")
+    source = read_source(make_voc(tmp_path, {"a": [box_xml(name, (1, 1, 9, 9)) for name in names]}))
+    assert (source.names, source.classes.tolist()) == (["dining table"], [0, 0, 0])
+
+
+@pytest.mark.parametrize("folders", ["frames 1", "帧/v1.2"])
+def test_ids_with_folders(tmp_path, folders):
+    """Prevents ids of other tools, with sub-folders and Windows separators, from being reported as missing."""
+    split = make_voc(tmp_path, {f"{folders}/a": []}, [f"{folders}/a".replace("/", "\\")])
+    records, _ = read_annotations(split, NAMES)
+    assert records.path(0) == str(tmp_path / "JPEGImages" / folders / "a.jpg")
+
+
+def test_split_with_byte_order_mark(tmp_path):
+    """Prevents the first id of a split that Windows saved from being reported as missing."""
+    split = make_voc(tmp_path, {"a": [], "b": []}, ["\ufeffa", "b"])
+    assert len(read_annotations(split, NAMES)[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ("<size><width>640</width><height>480</height></size>", (480, 640)),
+        ("<size><width>640.0</width><height> 480 </height></size>", (480, 640)),
+        ("<size><width>0</width><height>480</height></size>", (0, 0)),
+        ("<size><width>-1</width><height>x</height></size>", (0, 0)),
+        ("<size><width>1e999</width><height>nan</height></size>", (0, 0)),
+        ("<size/>", (0, 0)),
+        ("", (0, 0)),
+    ],
+)
+def test_stated_size(tmp_path, size, expected):
+    """Prevents a missing or senseless size, which labelling programs write, from being taken for a disagreement."""
+    path = tmp_path / "a.xml"
+    path.write_text(f"<annotation>{size}</annotation>")
+    assert parse_voc_xml(str(path)) == ([], [], [], expected)
+
+
+def test_names_are_sorted(tmp_path):
+    """Prevents class numbers that depend on which image comes first."""
+    images = {"a": [box_xml("dog", (1, 1, 9, 9))], "b": [box_xml("cat", (2, 2, 9, 9)), box_xml("dog", (3, 3, 9, 9))]}
+    source = read_source(make_voc(tmp_path, images))
+    assert class_names_of([source]) == ["cat", "dog"]
+    assert source.classes.tolist() == [1, 0, 1]
+    assert source.owner.tolist() == [0, 1, 1]
+
+
+@pytest.mark.skipif("YOLO_REAL_DATA" not in os.environ, reason="YOLO_REAL_DATA names no folder with real data")
+def test_real_data():
+    """Prevents what drawn data does not show: real files, with boxes without area among them."""
+    split = os.path.join(os.environ["YOLO_REAL_DATA"], "data/bccd/ImageSets/Main/train.txt")
+    records, findings = read_annotations(split, ["RBC", "WBC", "Platelets"])
+    assert (len(records), len(records.classes)) == (205, 2804)
+    assert np.bincount(records.classes).tolist() == [2381, 214, 209]
+    assert records.sizes_hw.min(axis=0).tolist() == [480, 640]
+    path = os.path.join(os.environ["YOLO_REAL_DATA"], "data/bccd/JPEGImages/BloodImage_00343.jpg")
+    assert findings == [Finding("no_area", path, "'RBC': 181, 329, 181, 329")]

@@ -1,0 +1,120 @@
+import numpy as np
+import pytest
+import torch
+
+from utils.image.codec import write_image
+from utils.inference.base import ImageDetections, ImageDetector, open_image, open_picture
+
+RED = np.zeros((4, 6, 3), np.uint8) + np.uint8([250, 10, 20])
+
+
+class Fake(ImageDetector):
+    """Finds one box per image, as wide as the image, whose class is the first pixel's red; counts the batches."""
+
+    def __init__(self):
+        self.class_names, self.confidences = ["cat", "dog"], [0.5, 0.4]
+        self.input_shape, self.resize_rule = (32, 64), {"mode": "topleft", "pad": 114}
+        self.batches, self.thresholds = [], None
+
+    def run(self, batch):
+        self.batches.append(batch.shape)
+        return batch[:, 0, 0, 0]
+
+    def finish(self, output, placements, sizes_hw, thresholds):
+        self.thresholds = thresholds
+        return [
+            ImageDetections(np.float32([[0, 0, width, height]]), np.float32([0.5]), np.array([int(red)]))
+            for red, (height, width) in zip(output, sizes_hw, strict=True)
+        ]
+
+
+def picture(size_hw, red):
+    return np.full((*size_hw, 3), red, np.uint8)
+
+
+def test_one_image_gives_one_result_and_a_list_gives_a_list():
+    """Prevents results in another order than the images, and a list of one that becomes no list."""
+    detector = Fake()
+    found = detector(picture((10, 20), 1))
+    assert (found.boxes_xyxy.tolist(), found.class_ids.tolist(), found.names.tolist()) == (
+        [[0, 0, 20, 10]],
+        [1],
+        ["dog"],
+    )
+    assert (detector.batches, tuple(detector.thresholds)) == ([(1, 32, 64, 3)], ([0.5, 0.4], 0.5, 300))
+    several = detector([picture((8, width), width % 2) for width in (1, 2, 3, 4, 5)], 0.3, 0.6, 7, batch_size=2)
+    assert [item.names.tolist() for item in several] == [["dog"], ["cat"], ["dog"], ["cat"], ["dog"]]
+    assert [item.boxes_xyxy[0, 2] for item in several] == [1, 2, 3, 4, 5]
+    assert [shape[0] for shape in detector.batches[1:]] == [2, 2, 1]
+    assert tuple(detector.thresholds) == ([0.3, 0.3], 0.6, 7)
+    assert len(detector([picture((8, 8), 0)])) == 1
+    assert detector([]) == [] and detector(()) == []
+
+
+def test_nothing_found_has_names_too():
+    """Prevents a lookup of names that fails on an empty array."""
+    detector = Fake()
+    detector.finish = lambda *_: [ImageDetections(np.zeros((0, 4), np.float32), np.zeros(0), np.zeros(0, np.int64))]
+    assert detector(RED).names.tolist() == []
+
+
+def test_a_number_of_confidences_that_is_neither_one_nor_all():
+    """Prevents a trace out of the depths of torch."""
+    with pytest.raises(ValueError, match="confidence has 3 numbers; expected one, or one for each of the 2 classes"):
+        Fake()(RED, confidence=[0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize(
+    "changes", [{"batch_size": 0}, {"nms_iou": 2}, {"confidence": 1.5}, {"confidence": [0.5, -1]}, {"nms_iou": "high"}]
+)
+def test_arguments_out_of_range(changes):
+    """Prevents an empty result, or a trace, where a number is none that the constants of predict.py may have."""
+    with pytest.raises(ValueError, match=f"^{next(iter(changes))} is .+; expected a "):
+        Fake()(picture((10, 20), 1), **changes)
+    assert len(Fake()(picture((10, 20), 1), confidence=np.float32(0.5), nms_iou=np.float32(0.5)).scores) == 1
+
+
+def test_channels(tmp_path):
+    """Prevents images from OpenCV from being seen with red and blue swapped, and files from being swapped with them."""
+    assert open_image(RED, "RGB")[0, 0].tolist() == [250, 10, 20]
+    swapped = open_image(np.ascontiguousarray(RED[..., ::-1]), "BGR")
+    assert swapped[0, 0].tolist() == [250, 10, 20] and swapped.flags["C_CONTIGUOUS"]
+    path = tmp_path / "a.png"
+    write_image(str(path), RED)
+    assert open_image(path, "BGR")[0, 0].tolist() == open_image(str(path))[0, 0].tolist() == [250, 10, 20]
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (RED[..., 0], r"image has the shape \(4, 6\); expected .*grey one by np.dstack\(\[image\] \* 3\)"),
+        (np.dstack([RED, RED[..., :1]]), r"shape \(4, 6, 4\); expected \(height, width, 3\)"),
+        (RED[None], r"shape \(1, 4, 6, 3\); expected .*make a list of a batch"),
+        (RED[:0], r"shape \(0, 6, 3\); expected"),
+        (RED / 255, r"image is of float64; expected uint8, 0 to 255.*\(image \* 255\)"),
+        (torch.zeros(4, 6, 3, dtype=torch.uint8), "image is of type Tensor; expected a path, an array"),
+        (None, "image is of type NoneType"),
+    ],
+)
+def test_what_is_no_image_is_refused(image, message):
+    """Each of these would give boxes, and wrong ones, or a trace that does not say what was expected."""
+    with pytest.raises(ValueError, match=message):
+        open_image(image)
+    with pytest.raises(ValueError, match=r"images\[1\]"):
+        Fake()([RED, image])
+    with pytest.raises(ValueError, match="channels is 'rgb'; expected 'RGB', or 'BGR'"):
+        open_image(RED, "rgb")
+
+
+def test_pictures_that_cannot_be_used_are_one_sentence(tmp_path, monkeypatch):
+    """Prevents a trace for a text file, and a picture whose pixels fill the memory from being decoded."""
+    path = tmp_path / "notes.jpg"
+    path.write_text("no picture")
+    with pytest.raises(ValueError, match=r"notes\.jpg cannot be decoded as an image: its header cannot be read"):
+        open_picture(str(path))
+    with pytest.raises(FileNotFoundError, match=r"There is no picture '.*gone\.png'"):
+        open_picture(str(tmp_path / "gone.png"))
+    write_image(str(tmp_path / "a.png"), RED)
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 20)
+    with pytest.raises(ValueError, match=r"a\.png cannot be decoded as an image: more than 0 megapixels; make it smal"):
+        open_picture(str(tmp_path / "a.png"))

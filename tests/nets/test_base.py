@@ -1,0 +1,241 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from nets import build_criterion, build_model
+from nets.base import cell_grid, prior_logits
+
+BOX = torch.tensor([[[8.0, 8, 40, 40, 0]], [[0, 0, 0, 0, -1]]])
+EXTRACTOR = {"yolox_nano": "backbone.backbone.", "yolov4": "backbone.", "yolov4_tiny": "backbone."}
+
+
+def images_uint8():
+    return torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
+
+
+def names_of(model, *prefixes):
+    """Names of the parameters that begin so."""
+    return {name for name, _ in model.named_parameters() if name.startswith(prefixes)}
+
+
+def norms_of(model, prefix=""):
+    """Names of the BatchNorm layers that begin so."""
+    return {
+        name for name, part in model.named_modules() if isinstance(part, nn.BatchNorm2d) and name.startswith(prefix)
+    }
+
+
+def train_step(model):
+    """One step of plain SGD. Returns the keys of the state dict that it changed, and whether the extractor could
+    record a graph."""
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    recorded = []
+    handle = model.feature_extractor.register_forward_hook(lambda *_: recorded.append(torch.is_grad_enabled()))
+    raw = model(images_uint8())
+    handle.remove()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    build_criterion(model)(raw, BOX)["loss"].backward()
+    optimizer.step()
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    return changed, recorded[0]
+
+
+def statistics(norms):
+    """Keys of the running statistics of these layers."""
+    return {f"{name}.{kind}" for name in norms for kind in ("running_mean", "running_var", "num_batches_tracked")}
+
+
+@pytest.mark.parametrize(
+    ("name", "examples"),
+    [
+        (
+            "yolox_nano",
+            {
+                "backbone.backbone.stem.conv.conv.weight": "backbone",
+                "backbone.backbone.dark5.2.m.0.conv2.pconv.bn.bias": "backbone",
+                "backbone.lateral_conv0.conv.weight": "neck",
+                "backbone.C3_n4.conv3.bn.weight": "neck",
+                "head.stems.0.conv.weight": "head",
+                "head.cls_preds.2.bias": "head",
+            },
+        ),
+        (
+            "yolov4",
+            {
+                "backbone.conv1.conv.weight": "backbone",
+                "backbone.stages.4.concat_conv.bn.bias": "backbone",
+                "conv1.0.conv.weight": "neck",
+                "make_five_conv4.4.bn.weight": "neck",
+                "yolo_head3.0.conv.weight": "head",
+                "yolo_head1.1.bias": "head",
+            },
+        ),
+        (
+            "yolov4_tiny",
+            {
+                "backbone.conv3.bn.weight": "backbone",
+                "conv_for_P5.conv.weight": "neck",
+                "upsample.upsample.0.conv.weight": "neck",
+                "yolo_headP5.0.conv.weight": "head",
+                "yolo_headP4.1.bias": "head",
+            },
+        ),
+    ],
+)
+def test_part_of(name, examples):
+    """Prevents the PAFPN, whose official key is `backbone`, from being frozen with the backbone or counted as such, and
+    a part that no parameter belongs to."""
+    with torch.device("meta"):
+        model = build_model(name, 3)
+    assert set(examples) <= set(dict(model.named_parameters()))
+    assert {key: model.part_of(key) for key in examples} == examples
+    assert model.extractor_prefix() == EXTRACTOR[name]
+    assert model.parts == ("backbone", "neck", "head")
+    assert {model.part_of(key) for key, _ in model.named_parameters()} == set(model.parts)
+    backbone = {key for key, _ in model.named_parameters() if model.part_of(key) == "backbone"}
+    assert backbone == {EXTRACTOR[name] + key for key, _ in model.feature_extractor.named_parameters()}
+
+
+@pytest.mark.parametrize("name", ["yolox_nano", "yolov4_tiny"])
+def test_a_frozen_extractor_rests(name):
+    """Prevents a frozen backbone from drifting through gradients or BatchNorm statistics, even after model.train(), and
+    from keeping activations for nothing; and the rest, the PAFPN included, from being frozen along with it."""
+    model, prefix = build_model(name, 2), EXTRACTOR[name]
+    assert model.freeze(names_of(model, prefix)) == []
+    model.train()
+    changed, recorded = train_step(model)
+    assert model.extractor_rests and not recorded
+    assert all(p.grad is None and not p.requires_grad for p in model.feature_extractor.parameters())
+    assert not {key for key in changed if key.startswith(prefix)}
+    assert {key for key in model.state_dict() if model.part_of(key) == "neck"} <= changed
+
+
+def test_a_part_of_the_extractor_rests():
+    """Prevents single frozen layers from resting all or nothing: the rest of the extractor learns on, with a graph."""
+    model = build_model("yolov4_tiny", 2)
+    frozen = ("backbone.conv1.", "backbone.conv2.", "backbone.resblock_body1.")
+    model.freeze(names_of(model, *frozen))
+    model.train()
+    changed, recorded = train_step(model)
+    assert not model.extractor_rests and recorded
+    assert changed == {key for key in model.state_dict() if not key.startswith(frozen)}
+
+
+def test_a_layer_rests_when_all_its_parameters_are_frozen():
+    """Prevents BatchNorm from resting while its bias learns, or from drifting because its convolution is free."""
+    model = build_model("yolov4_tiny", 2)
+    half = {"backbone.conv1.bn.weight", "conv_for_P5.bn.weight", "conv_for_P5.bn.bias", "backbone.conv2.conv.weight"}
+    model.freeze(half)
+    assert model.resting == ("conv_for_P5.bn",)
+    model.train()
+    changed, _ = train_step(model)
+    assert changed == set(model.state_dict()) - half - statistics({"conv_for_P5.bn"})
+
+
+def test_only_the_head_learns():
+    """Prevents the neck from drifting where only the head shall be trained."""
+    model = build_model("yolov4_tiny", 2)
+    frozen = {name for name, _ in model.named_parameters() if model.part_of(name) != "head"}
+    model.freeze(frozen)
+    model.train()
+    changed, recorded = train_step(model)
+    assert not recorded
+    assert changed == {key for key in model.state_dict() if key.startswith("yolo_head")}
+
+
+def test_a_frozen_head_leaves_the_extractor_alone():
+    """Prevents the extractor from losing its graph when something else is frozen."""
+    model = build_model("yolov4_tiny", 2)
+    model.freeze(names_of(model, "yolo_head"))
+    assert not model.extractor_rests
+    changed, recorded = train_step(model)
+    assert recorded
+    assert changed == {key for key in model.state_dict() if not key.startswith("yolo_head")}
+
+
+def test_layers_that_wake_up_are_named():
+    """Prevents layers that rested from starting to learn with statistics of other data, because nobody was told."""
+    model = build_model("yolov4_tiny", 2)
+    everything = names_of(model, "backbone.")
+    first = names_of(model, "backbone.conv1.")
+    assert model.freeze(everything) == []
+    assert set(model.resting) == norms_of(model, "backbone.")
+    assert set(model.freeze(first)) == norms_of(model, "backbone.") - {"backbone.conv1.bn"}
+    assert model.freeze(everything) == []
+    assert set(model.freeze([])) == norms_of(model, "backbone.")
+    assert model.freeze([]) == []
+    assert model.resting == ()
+
+
+def test_unfreezing_restores_training():
+    """Prevents a backbone that stays in eval mode or without gradient after the frozen phase."""
+    model = build_model("yolox_nano", 2)
+    model.freeze(names_of(model, "backbone.backbone."))
+    model.freeze([])
+    changed, recorded = train_step(model)
+    assert recorded
+    assert all(p.grad is not None for p in model.parameters())
+    assert all(module.training for module in model.modules())
+    assert {key for key in model.state_dict() if model.part_of(key) != "head"} <= changed
+
+
+def test_freezing_keeps_the_mode_of_the_rest():
+    """Prevents freeze() in evaluation from switching the head to training, and train() from waking what rests."""
+    model = build_model("yolox_nano", 2).eval()
+    frozen = names_of(model, "backbone.backbone.")
+    model.freeze(frozen)
+    assert not any(module.training for module in model.modules())
+    model.train()
+    norms = norms_of(model)
+    resting = norms_of(model, "backbone.backbone.")
+    assert resting < norms
+    assert {name for name in norms if not model.get_submodule(name).training} == resting
+    assert model.head.training
+    model.freeze([])
+    assert all(model.get_submodule(name).training for name in norms)
+
+
+def test_a_frozen_model_shows_the_same_map_in_both_modes():
+    """Prevents the frozen part of the network from computing something else in training than in evaluation."""
+    model = build_model("yolov4_tiny", 2)
+    model.freeze(names_of(model, ""))
+    images = images_uint8()
+    trained, evaluated = model.train()(images), model.eval()(images)
+    assert all(torch.equal(one, other) for one, other in zip(trained, evaluated, strict=True))
+    assert not any(level.requires_grad for level in trained)
+
+
+def test_a_copy_rests_on_its_own():
+    """Prevents the averaged copy of a model from losing what is frozen, or from waking up with the original."""
+    model = build_model("yolov4_tiny", 2)
+    model.freeze(names_of(model, "backbone."))
+    twin = copy.deepcopy(model)
+    model.freeze([])
+    twin.train()
+    assert twin.extractor_rests and not model.extractor_rests
+    assert set(twin.resting) == norms_of(twin, "backbone.")
+    changed, _ = train_step(twin)
+    assert changed == {key for key in twin.state_dict() if not key.startswith("backbone.")}
+
+
+def test_a_layer_without_own_parameters_never_rests():
+    """Prevents BatchNorm without weights from counting as frozen because nothing in it learns."""
+    model = build_model("yolov4_tiny", 2)
+    model.backbone.conv1.bn = nn.BatchNorm2d(32, affine=False)
+    model.freeze(names_of(model, "conv_for_P5"))
+    assert model.resting == ("conv_for_P5.bn",)
+
+
+@pytest.mark.parametrize(("num_classes", "class_prior"), [(1, 0.5), (4, 0.125)])
+def test_prior_logits_literal_values(num_classes, class_prior):
+    """Prevents negatives that swamp the first steps: objects 1 %, each of C classes half of 1 / C."""
+    probabilities = torch.tensor(prior_logits(num_classes)).sigmoid().tolist()
+    assert probabilities == pytest.approx([0.01] + [class_prior] * num_classes)
+
+
+def test_cell_grid_literal_values():
+    """Prevents rows and columns from being swapped, and an empty map from failing."""
+    assert cell_grid(torch.zeros(1, 7, 2, 3)).tolist() == [[0, 0], [1, 0], [2, 0], [0, 1], [1, 1], [2, 1]]
+    assert cell_grid(torch.zeros(1, 7, 0, 3)).shape == (0, 2)

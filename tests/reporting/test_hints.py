@@ -1,0 +1,60 @@
+from types import SimpleNamespace
+
+import pytest
+
+from tests.evaluation.test_matching_voc import found
+from tests.reporting.test_hints_classes import records_of
+from tests.reporting.test_hints_curves import SETTINGS, rows_of
+from utils.reporting.hints import MOST, Run, advise
+
+RUN = Run(
+    SimpleNamespace(**SETTINGS, input_shape=[416, 416], cache=""),
+    *(["a", "b"], records_of([500, 4]), records_of([10, 10]), {}, 0),
+)
+
+
+def scores(*maps):
+    rows = [
+        {"name": name, "boxes": 10, "map50": value, "confidence": 0.5} for name, value in zip("ab", maps, strict=True)
+    ]
+    return {"map50": sum(maps) / len(maps), "classes": rows}
+
+
+@pytest.mark.parametrize(
+    ("epochs", "maps", "is_last", "topics"),
+    [
+        (5, (0.0, 0.0), False, []),
+        (19, (0.2, 0.0), False, []),
+        (20, (0.2, 0.0), False, ["few boxes"]),
+        (5, (0.6, 0.0), False, ["few boxes"]),
+        (20, (0.0, 0.0), False, ["few boxes"]),
+        (5, (0.0, 0.0), True, ["not found, from scratch", "few boxes"]),
+    ],
+)
+def test_classes_are_judged_when_it_is_time(epochs, maps, is_last, topics):
+    """Prevents false alarms in the epochs in which nothing is found yet, of 40 in all."""
+    falling = [8 * 0.95**epoch for epoch in range(epochs)]
+    assert list(advise(RUN, rows_of(falling), scores(*maps), found(), is_last)) == topics
+
+
+def test_the_course_stands_before_the_classes_and_the_wait_last():
+    """Prevents what concerns the whole detector from being lost behind single classes."""
+    rows = rows_of([8.0] * 12)
+    for row in rows:
+        row["data_wait"] = 0.5
+    found_topics = list(advise(RUN, rows, scores(0.0, 0.0), found(), is_last=True))
+    assert found_topics == ["nothing learned", "not found, from scratch", "few boxes", "data wait"]
+    assert len(found_topics) <= MOST
+
+
+def test_the_first_epoch_does_not_count_as_waiting():
+    """Prevents the start of the workers from being taken for a slow loader."""
+    rows = rows_of([8.0, 7.0, 6.0])
+    rows[0]["data_wait"] = 0.9
+    assert advise(RUN, rows) == {}
+
+
+def test_nothing_to_say():
+    """Prevents a crash before the first epoch, and without an evaluation."""
+    assert advise(RUN, []) == {}
+    assert advise(RUN, rows_of([8.0, 7.0]), None, None, is_last=True) == {}

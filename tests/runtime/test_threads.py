@@ -1,0 +1,31 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "1000"), ("7", "7")])
+def test_threads_wait_briefly_unless_the_user_says_otherwise(given, expected):
+    """Prevents threads that spin on a busy machine, and a setting of the user's that is overruled."""
+    environment = {key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"}
+    if given:
+        environment["GOMP_SPINCOUNT"] = given
+    code = "import os, utils.runtime.threads; print(os.environ['GOMP_SPINCOUNT'])"
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert process.stdout.strip() == expected
+
+
+@pytest.mark.parametrize("script", ["train.py", "benchmarks/step.py"])
+def test_it_comes_before_torch(script):
+    """Prevents an import sorter from moving it behind torch, where it has no effect."""
+    lines = (PROJECT / script).read_text(encoding="utf-8").splitlines()
+    position = next(number for number, line in enumerate(lines) if line.startswith("import utils.runtime.threads"))
+    assert position < next(
+        number for number, line in enumerate(lines) if line.startswith(("import torch", "from nets"))
+    )

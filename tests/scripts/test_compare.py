@@ -1,0 +1,116 @@
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from nets import build_model
+from tests.evaluation.test_matching_voc import found, truth
+from tools import compare
+from utils.config.cli import script_constants
+from utils.weights.metadata import make_contract
+from utils.weights.save import save_weights
+
+PROJECT = Path(__file__).resolve().parents[2]
+SETTINGS = script_constants(vars(compare)) | {"first": "A.pth", "second": "B.pth", "resamplings": 300}
+
+
+def settings(**changes):
+    return SimpleNamespace(**(SETTINGS | changes))
+
+
+def hits(count, score=0.9, class_id=0):
+    """Detections that find the box of the first so many images."""
+    return [[image, 0, 0, 10, 10, score, class_id] for image in range(count)]
+
+
+@pytest.fixture
+def labels():
+    """40 images with a box of class 0, three with one of class 1."""
+    rows = [[image, 0, 0, 10, 10, 0, 0] for image in range(40)]
+    return truth(*rows, *[[image, 0, 0, 10, 10, 1, 0] for image in range(3)])
+
+
+def test_a_difference_that_exceeds_noise(labels):
+    """Prevents two independent intervals in the place of a paired one: B finds what A finds, and 8 boxes more."""
+    both = [found(*hits(20)), found(*hits(28))]
+    rows = compare.compare(labels, both, ["a", "b"], 40, settings(metric="map50"))
+    assert rows["a"] == pytest.approx((0.5, 0.7, 0.075, 0.325), abs=0.03)  # 0.2 +- 1.96 * sqrt(0.2 * 0.8 / 40)
+    assert rows["b"][:2] == (0, 0) and np.isnan(rows["b"][2])
+    assert rows["all"][:2] == (0.25, 0.35)
+    lines = compare.format_rows(rows, "map50").splitlines()
+    assert lines[2].endswith("*") and lines[3].endswith("in fewer than 6 images") and len(lines) == 4
+    rows["all"] = rows["a"]
+    text = compare.verdict(rows, settings(metric="map50"), 40)
+    assert text.startswith(
+        "B.pth is better than A.pth: the difference in map50 on these 40 images, 0.200, exceeds noise."
+    )
+    assert text.endswith("exceeds noise.\nB.pth is better, beyond noise, in: a.")
+
+
+def test_a_difference_that_may_be_chance(labels):
+    """Prevents a winner where one box of 40 decides."""
+    both = [found(*hits(21)), found(*hits(20), *hits(1, 0.8, 1))]
+    rows = compare.compare(labels._replace(classes=np.zeros(43, np.int64)), both, ["a", "b"], 40, settings())
+    assert rows["all"][2] <= 0 <= rows["all"][3]
+    assert compare.verdict(rows, settings(), 40).startswith("No difference that exceeds noise: AP on these 40 images")
+
+
+def test_the_same_detector_twice(labels):
+    """Prevents noise between a detector and itself."""
+    both = [found(*hits(20)), found(*hits(20))]
+    rows = compare.compare(labels, both, ["a", "b"], 40, settings())
+    assert rows["all"][2:] == (0.0, 0.0)
+    assert "differs by +0.000, and [+0.000, +0.000] holds 0" in compare.verdict(rows, settings(), 40)
+
+
+def test_nothing_to_find():
+    """Prevents a verdict where no box is labelled."""
+    rows = compare.compare(truth(), [found(), found()], ["a"], 3, settings())
+    assert compare.verdict(rows, settings(), 3) == "There is no box to find: nothing can be compared."
+    assert compare.format_rows(rows, "AP").splitlines()[1] == "all  no box"
+
+
+def test_few_images(labels):
+    """Prevents a verdict from two images."""
+    few = truth([0, 0, 0, 10, 10, 0, 0], [1, 0, 0, 10, 10, 0, 0])
+    rows = compare.compare(few, [found(*hits(1)), found(*hits(2))], ["a"], 2, settings())
+    assert compare.verdict(rows, settings(), 2).startswith("Fewer than 6 images have boxes")
+
+
+def test_many_classes_bring_chance():
+    """Prevents a reader who takes one class of twenty for a finding."""
+    rows = {"all": (0.5, 0.5, -0.1, 0.1)} | {str(number): (0.5, 0.6, 0.05, 0.15) for number in range(40)}
+    assert compare.verdict(rows, settings(), 9).endswith("Of 40 classes about 2 seem to differ by chance alone.")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"second": ""}, "Give two weight files: python tools/compare.py A.pth B.pth"),
+        ({"metric": "mAP"}, "metric is 'mAP' .* expected one of AP, AP50, AP75, map50"),
+        ({"resamplings": 0}, "resamplings is 0"),
+    ],
+)
+def test_wrong_arguments(changes, message):
+    """Prevents a long run that ends in an error."""
+    with pytest.raises(ValueError, match=message):
+        compare.main(settings(**changes))
+
+
+def test_two_weight_files(tmp_path, capsys):
+    """Prevents a comparison of files with other classes, and of images that only one has seen."""
+    for name, classes in (("a", ["x", "y"]), ("b", ["x", "y"]), ("c", ["y", "x"])):
+        torch.manual_seed(len(name))
+        model = build_model("yolox_nano", 2)
+        contract = make_contract(model, classes, (64, 64), {"mode": "topleft", "pad": 114})
+        save_weights(tmp_path / f"{name}.pth", model, contract)
+    (tmp_path / "val.txt").write_text(f"{PROJECT}/VOCdevkit/Sample/JPEGImages/000150.jpg 20,30,120,140,0\n")
+    values = {"annotation_path": str(tmp_path / "val.txt"), "Cuda": False, "resamplings": 20}
+    values["first"] = str(tmp_path / "a.pth")
+    rows = compare.main(settings(**values, second=str(tmp_path / "b.pth")))
+    assert list(rows) == ["all", "x", "y"] and rows["all"][0] == rows["all"][1]
+    assert "Fewer than 6 images have boxes" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="these do not compare"):
+        compare.main(settings(**values, second=str(tmp_path / "c.pth")))

@@ -1,0 +1,263 @@
+import csv
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from nets import build_model
+from tests.evaluation.test_matching_voc import found, truth
+from tools import label_suspects
+from tools.label_suspects import draw, find_suspects, sets_of, summary, usual_iou, write_rows
+from utils.config.cli import script_constants
+from utils.data.annotations import read_annotations
+from utils.evaluation.matching import paired_iou
+from utils.image.codec import write_image
+from utils.weights.metadata import make_contract
+from utils.weights.save import save_weights
+
+PROJECT = Path(__file__).resolve().parents[2]
+SAMPLE = PROJECT / "VOCdevkit/Sample/ImageSets/Main"
+# Images 0 to 3 hold a box of class 0 each, which is found with 0.9: so sure are labels of this class found.
+RIGHT = [[image, 0, 0, 40, 40, 0, 0] for image in range(4)]
+FOUND = [[image, 0, 0, 40, 40, 0.9, 0] for image in range(4)]
+
+
+def suspects(labels, detections):
+    """[(kind, score, image, IoU)] of those with a score, the surest first."""
+    labels, detections = truth(*labels), found(*detections)
+    rows = [item for item in find_suspects(labels, detections, 2) if item.score > 1e-3]
+    assert [item.score for item in rows] == sorted((item.score for item in rows), reverse=True)
+    images = [
+        labels.image_ids[item.label] if item.label >= 0 else detections.image_ids[item.detection] for item in rows
+    ]
+    return [(item.kind, round(item.score, 3), image, item.iou) for item, image in zip(rows, images, strict=True)]
+
+
+def test_labels_that_are_found_are_not_suspicious():
+    """Prevents a list that is full where nothing is wrong; 1 - 0.9 is the doubt that is left, times 0.9."""
+    assert suspects(RIGHT, FOUND) == [("not found", 0.09, image, 0) for image in range(4)]
+    assert suspects([], []) == []
+
+
+def test_a_label_that_was_forgotten():
+    """Prevents missing labels, the commonest error, from being overlooked; and two suspects of one object."""
+    double = [[7, 2, 0, 42, 40, 0.3, 1]]
+    rows = suspects(RIGHT, [*FOUND, [7, 0, 0, 40, 40, 0.8, 0], *double])
+    assert rows[0] == ("no label", 0.8, 7, 0)
+    assert [row[0] for row in rows[1:]] == ["not found"] * 4
+
+
+def test_a_label_of_nothing():
+    """Prevents a box on background from staying: labels of its class are else found with (4 * 0.9 + 0) / 5."""
+    rows = suspects([*RIGHT, [5, 0, 0, 40, 40, 0, 0]], FOUND)
+    assert rows[0] == ("not found", 0.72, 5, 0)
+
+
+def test_a_label_of_a_class_that_is_never_found_says_little():
+    """Prevents a class that the detector has not learned from filling the top of the list."""
+    assert suspects([[5, 0, 0, 40, 40, 1, 0], *RIGHT], FOUND)[0] == ("not found", 0.09, 0, 0)
+
+
+def test_another_class():
+    """Prevents a conflict of classes from showing as two errors; 0.8 / (0.8 + 0.1) and, with its own class found
+    too, 0.8 / (0.8 + 0.6 + 0.1)."""
+    label = [5, 0, 0, 40, 40, 1, 0]
+    assert suspects([*RIGHT, label], [*FOUND, [5, 0, 0, 40, 40, 0.8, 0]])[:2] == [
+        ("other class", 0.889, 5, 1.0),
+        ("not found", 0.09, 0, 0),
+    ]
+    both = [[5, 0, 0, 40, 40, 0.8, 0], [5, 0, 0, 40, 40, 0.6, 1]]
+    assert suspects([*RIGHT, label], [*FOUND, *both])[0] == ("other class", 0.533, 5, 1.0)
+
+
+def test_a_loose_box():
+    """Prevents a label that was moved from showing as two errors. IoU 30 / 50 = 0.6 is 0.6 of the way from 0.75 to 0.5,
+    of 0.9 / (0.9 + 0.1); IoU 10 / 70 counts whole; IoU 38 / 42 = 0.9 not at all."""
+    for moved, score, iou in ((10, 0.54, 0.6), (30, 0.9, 1 / 7)):
+        label = [5, moved, 0, moved + 40, 40, 0, 0]
+        assert suspects([*RIGHT, label], [*FOUND, [5, 0, 0, 40, 40, 0.9, 0]])[0] == (
+            "loose box",
+            pytest.approx(score, abs=1e-3),
+            5,
+            pytest.approx(iou),
+        )
+    rows = suspects([*RIGHT, [5, 2, 0, 42, 40, 0, 0]], [*FOUND, [5, 0, 0, 40, 40, 0.9, 0]])
+    assert {row[0] for row in rows} == {"not found"}
+
+
+def test_what_is_loose_depends_on_the_detector():
+    """Prevents a detector whose boxes are all poor from making every label a suspect: three quarters of the labels of
+    class 0 reach 0.575, those of class 1 more than enough, and class 2 has none."""
+    ious = np.array([0.5, 0.6, 0.7, 0.8, 0.0, 0.9, 0.95])
+    usual = usual_iou(ious, np.array([0, 0, 0, 0, 0, 1, 1]), 3)
+    assert usual.tolist() == [pytest.approx(0.575), 0.75, 0.75]
+    assert usual_iou(np.zeros(0), np.zeros(0, np.int64), 1).tolist() == [0.75]
+
+
+def test_neighbours_do_not_make_a_label_loose():
+    """Prevents dense scenes from filling the list: what is found is nearest to a label of its own."""
+    labels = [[5, 0, 0, 40, 40, 0, 0], [5, 20, 0, 60, 40, 0, 0]]
+    detections = [[5, 0, 0, 40, 40, 0.9, 0], [5, 20, 0, 60, 40, 0.9, 0]]
+    assert {row[0] for row in suspects(labels, detections)} == {"not found"}
+
+
+def test_a_part_of_a_labelled_object_is_no_missing_label():
+    """Prevents a second, smaller box of an object that is labelled from counting as a forgotten one; half of one that
+    reaches beyond its label counts half."""
+    inside = [0, 0, 0, 20, 20, 0.8, 0]
+    assert {row[0] for row in suspects(RIGHT, [*FOUND, inside])} == {"not found"}
+    beyond = [0, 30, 0, 50, 20, 0.8, 0]
+    assert suspects(RIGHT, [*FOUND, beyond])[0] == ("no label", 0.4, 0, 0)
+    of_another_class = [0, 0, 0, 20, 20, 0.8, 1]
+    assert suspects(RIGHT, [*FOUND, of_another_class])[0] == ("no label", 0.8, 0, 0)
+
+
+def test_difficult_labels_are_left_alone():
+    """Prevents crowds, and objects that nobody can make out, from being suspects."""
+    difficult = [5, 0, 0, 100, 100, 0, 1]
+    detections = [*FOUND, [5, 0, 0, 40, 40, 0.8, 1], [5, 50, 50, 90, 90, 0.7, 0]]
+    assert {row[0] for row in suspects([*RIGHT, difficult], detections)} == {"not found"}
+    assert 5 not in [row[2] for row in suspects([*RIGHT, difficult], FOUND)]
+
+
+def test_boxes_without_area():
+    """Prevents a division by zero, and a point from standing for an object."""
+    rows = suspects([[0, 5, 5, 5, 9, 0, 0]], [[0, 5, 5, 5, 9, 0.8, 0]])
+    assert rows == [("no label", 0.8, 0, 0)]
+
+
+def test_the_sets_that_a_path_names(tmp_path):
+    """Prevents half of a data.yaml from being looked at, and a path with a comma from being cut."""
+    assert sets_of("a.txt, b.json") == [("a.txt", "train"), ("b.json", "train")]
+    assert sets_of("data.yaml") == [("data.yaml", "train"), ("data.yaml", "val")]
+    path = tmp_path / "a,b.txt"
+    path.write_text("")
+    assert sets_of(str(path)) == [(str(path), "train")]
+
+
+def test_a_csv_without_suspects(tmp_path):
+    """Prevents a file without a header, and an empty message."""
+    write_rows(tmp_path / "a.csv", [])
+    assert (tmp_path / "a.csv").read_text(encoding="utf-8-sig").startswith("rank,score,kind,image,label,label_x1,")
+    assert summary([]) == "0 suspects."
+
+
+def test_a_picture_of_a_suspect(tmp_path):
+    """Prevents a crop beside the boxes, or beyond the image. The box at the corner of a grey image is 20 x 20: the tile
+    shows 25 pixels around its middle, cut at the border to 35 of them, in a tile of 300."""
+    path = str(tmp_path / "叶.png")
+    write_image(path, np.full((100, 200, 3), 77, np.uint8))
+    row = dict.fromkeys(label_suspects._CSV_COLUMNS) | {"rank": 3, "score": 0.876, "kind": "not found", "image": path}
+    row |= {"label": "叶", "label_x1": 180.0, "label_y1": 0.0, "label_x2": 200.0, "label_y2": 20.0}
+    tile, caption = draw(row)
+    assert (tile.shape, caption) == ((300, 300, 3), "3 not found 0.88 叶")
+    assert tile[200, 20].tolist() == [77, 77, 77]
+    assert tile[171, 200, 0] > 150  # the lower edge of the box, red, at 20 of 35 pixels
+
+
+def settings(**changes):
+    values = script_constants(vars(label_suspects)) | {"Cuda": False}
+    return SimpleNamespace(**(values | changes))
+
+
+def test_files_are_written(tmp_path, capsys):
+    """Prevents a tool whose parts do not fit: a network that finds nothing doubts no label, as it never finds any."""
+    model = build_model("yolox_nano", 3)
+    for layer in model.head.obj_preds:
+        layer.bias.data.fill_(-20)
+    names = ["fish", "leaf", "mushroom"]
+    save_weights(tmp_path / "a.pth", model, make_contract(model, names, (64, 64), {"mode": "topleft", "pad": 114}))
+    (tmp_path / "val.txt").write_text(f"{PROJECT}/VOCdevkit/Sample/JPEGImages/000150.jpg 20,30,120,140,0\n")
+    changes = {"model_path": str(tmp_path / "a.pth"), "annotation_path": str(tmp_path / "val.txt")}
+    assert label_suspects.main(settings(**changes, save_dir=str(tmp_path / "out"), lowest_score=0.5)) == []
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["suspects.csv"]
+    rows = label_suspects.main(settings(**changes, save_dir=str(tmp_path / "out"), lowest_score=0.0))
+    assert (rows[0]["rank"], rows[0]["kind"], rows[0]["label"]) == (1, "not found", "fish")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["suspects.csv", "suspects.jpg"]
+    assert "     1  not found: labelled, and nothing found there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("changes", [{"lowest_score": 2.0}, {"num_pictures": -1}])
+def test_impossible_constants(changes):
+    """Prevents a run that cannot show anything."""
+    with pytest.raises(ValueError, match="expected a share from 0 to 1"):
+        label_suspects.check(script_constants(vars(label_suspects)) | changes)
+
+
+def plant(annotation_path, list_path, random):
+    """Write the labels of a set into a list file, 5 % of them removed, moved by half of their size or renamed.
+
+    Returns [(image, box before, box after or None)] of those.
+    """
+    records, _ = read_annotations(annotation_path, ["fish", "leaf", "mushroom"])
+    images = np.repeat(np.arange(len(records)), np.diff(records.first))
+    boxes_xyxy, classes = records.boxes_xyxy.copy(), records.classes.copy()
+    planted, kept = [], np.ones(len(images), bool)
+    for number, row in enumerate(random.permutation(len(images))[: round(0.05 * len(images))]):
+        before = boxes_xyxy[row].copy()
+        if number % 3 == 0:
+            kept[row] = False
+        elif number % 3 == 1:
+            height, width = records.sizes_hw[images[row]]
+            half = (before[2:] - before[:2]) / 2
+            # Towards the middle of the image, so that it stays within.
+            direction = np.where((before[:2] + before[2:]) / 2 < (width / 2, height / 2), 1, -1)
+            boxes_xyxy[row] += np.tile(direction * half * [1, 0], 2)
+        else:
+            classes[row] = (classes[row] + random.integers(1, 3)) % 3
+        planted.append((records.path(images[row]), before, boxes_xyxy[row] if kept[row] else None))
+    with open(list_path, "w", encoding="utf-8") as file:
+        for image in range(len(records)):
+            rows = np.flatnonzero((images == image) & kept)
+            boxes = (",".join(f"{value:.0f}" for value in [*boxes_xyxy[row], classes[row]]) for row in rows)
+            file.write(" ".join([str(PROJECT / records.path(image)), *boxes]) + "\n")
+    return planted
+
+
+def is_planted(row, planted):
+    """Whether a row of suspects.csv is about one of the planted errors: the label itself, or the one that is gone."""
+    corners = ("x1", "y1", "x2", "y2")
+    label_xyxy, found_xyxy = (
+        np.array([float(row[f"{name}_{corner}"]) for corner in corners]) if row[name] else None
+        for name in ("label", "found")
+    )
+    for image, before_xyxy, after_xyxy in planted:
+        if Path(image).name != Path(row["image"]).name:
+            continue
+        if label_xyxy is not None:
+            if after_xyxy is not None and np.abs(label_xyxy - after_xyxy).max() < 1:
+                return True
+        elif paired_iou(before_xyxy[None], found_xyxy[None])[0] >= 0.5:
+            return True
+    return False
+
+
+@pytest.mark.slow
+def test_half_of_the_first_suspects_are_planted(tmp_path):
+    """Prevents a list that a person reads in vain. The detector has learned the wrong labels, as it would in life."""
+    random, planted, lists = np.random.default_rng(5), [], {}
+    for name in ("train", "val"):
+        lists[name] = str(tmp_path / f"{name}.txt")
+        planted += plant(str(SAMPLE / f"{name}.txt"), lists[name], random)
+    assert len(planted) == 38
+    for command in (
+        [
+            *("train.py", f"--train_annotation_path={lists['train']}", f"--val_annotation_path={lists['val']}"),
+            *("--UnFreeze_Epoch=40", "--input_shape=[160,160]", "--eval_period=40", "--Cuda=False"),
+            f"--save_dir={tmp_path / 'logs'}",
+        ],
+        [
+            *("tools/label_suspects.py", f"--model_path={tmp_path / 'logs/last_epoch_weights.pth'}", "--Cuda=False"),
+            *(f"--annotation_path={lists['train']},{lists['val']}", f"--save_dir={tmp_path / 'out'}"),
+        ],
+    ):
+        process = subprocess.run([sys.executable, *command], cwd=PROJECT, capture_output=True, text=True, timeout=1200)
+        assert process.returncode == 0, process.stderr
+    with open(tmp_path / "out/suspects.csv", newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    hits = [is_planted(row, planted) for row in rows[: len(planted)]]
+    print(f"{sum(hits)} of the first {len(planted)} suspects are planted")
+    assert len(hits) == len(planted) and sum(hits) >= len(planted) / 2

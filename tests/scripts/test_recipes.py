@@ -1,0 +1,203 @@
+"""Runs every recipe of README.md for two epochs on a few images of the sample, in small."""
+
+import csv
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from nets import build_model
+from nets.backbones.torchvision import IMAGENET_PIXEL_RULE
+from tests.test_docs import recipes, text_of
+from utils.config.cli import script_constants
+from utils.config.rules import check_training
+from utils.weights.download import is_release
+from utils.weights.read import WeightFile
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+SAMPLE = ROOT / "VOCdevkit/Sample"
+RECIPES = recipes(text_of("README.md"))
+TRAINED, VALIDATED = 8, 4
+# What all runs have in common, so that two epochs take a second or two.
+SMALL = {
+    "Cuda": False,
+    "fp16": False,
+    "num_workers": 0,
+    "input_shape": [64, 64],
+    "UnFreeze_Epoch": 2,
+    "eval_period": 2,
+    "classes_path": str(ROOT / "model_data/sample_classes.txt"),
+}
+BACKBONE = "backbone.backbone."
+BLOCKS = tuple(f"{BACKBONE}{name}." for name in ("stem", "dark2", "dark3"))
+# Numbers in the public file of YOLOv4's first layers: 137 of them, of which 110 are convolutions.
+PREFIX_NUMBERS = 42509664
+BOTH, FROZEN, UNFROZEN = ["frozen", "unfrozen"], ["frozen", "frozen"], ["unfrozen", "unfrozen"]
+# By situation: the phase of each epoch trained; the learning rate at the end of the first of them, which lies in the
+# middle of the course, half of the highest and lowest rate for batches of 4 (frozen) or 2 images (highest: batch *
+# accumulate / 64 * Init_lr, within the limits); how the names begin of what rests to the end.
+EXPECTED = {
+    "The weights of a whole model, hundreds of images": (BOTH, 2.525e-3, ()),
+    "The same, thousands of images": (BOTH, 3.15625e-4, ()),
+    "The same with adamw": (BOTH, 1.515e-4, ()),
+    "The same with adam": (BOTH, 1.515e-4, ()),
+    "The weights of a backbone alone": (BOTH, 2.525e-3, ()),
+    "YOLOv4-tiny from Darknet's weights": (BOTH, 2.525e-3, ()),
+    "YOLOv4 from Darknet's backbone": (BOTH, 3.15625e-4, ()),
+    "A backbone of torchvision": (BOTH, 3.15625e-4, ()),
+    "From scratch": (UNFROZEN, 2.525e-4, ()),
+    "From scratch with adamw": (UNFROZEN, 1.515e-4, ()),
+    "YOLOv4-tiny from scratch": (UNFROZEN, 1.2625e-3, ()),
+    "YOLOv4 on a GPU": (UNFROZEN, 2.525e-4, ()),
+    "Few, and similar to COCO": (UNFROZEN, 1.2625e-3, ("backbone.",)),
+    "Few, and different": (UNFROZEN, 1.2625e-3, BLOCKS),
+    "Many, and similar": (UNFROZEN, 2.525e-4, ()),
+    "Many, and different": (BOTH, 3.15625e-4, ()),
+    "A weak GPU, or a CPU": (FROZEN, 1.01e-2, (BACKBONE,)),
+    "Much memory": (BOTH, 2.525e-3, ()),
+    "Little memory": (BOTH, 1.01e-2, ()),
+    # Only the second epoch is trained, and it ends at the lowest rate.
+    "Go on from weights in logs/": (["unfrozen"], 2.5e-5, ()),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A VOC folder with twelve images of the sample: the paths of its two splits, as train.py's constants."""
+    root = tmp_path_factory.mktemp("data")
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (root / name).mkdir(parents=True)
+    stems = (SAMPLE / "ImageSets/Main/trainval.txt").read_text().split()[: TRAINED + VALIDATED]
+    for stem in stems:
+        shutil.copy(SAMPLE / f"Annotations/{stem}.xml", root / "Annotations")
+        shutil.copy(SAMPLE / f"JPEGImages/{stem}.jpg", root / "JPEGImages")
+    constants = {}
+    for split, part in (("train", stems[:TRAINED]), ("val", stems[TRAINED:])):
+        path = root / f"ImageSets/Main/{split}.txt"
+        path.write_text("\n".join(part))
+        constants[f"{split}_annotation_path"] = str(path)
+    return constants
+
+
+def write_darknet(path, state, count=None):
+    """Write tensors of a YOLOv4 in Darknet's order, cut off after `count` numbers. Returns {key: tensor} written."""
+    keys = []
+    for name in [key.removesuffix(".weight") for key, tensor in state.items() if tensor.ndim == 4]:
+        norm = name.removesuffix("conv") + "bn"
+        has_norm = name.endswith(".conv") and f"{norm}.bias" in state
+        keys += [f"{norm}.{part}" for part in ("bias", "weight", "running_mean", "running_var")] if has_norm else []
+        keys += [f"{name}.weight"] if has_norm else [f"{name}.bias", f"{name}.weight"]
+    written, total = {}, 0
+    with open(path, "wb") as file:
+        file.write(np.array([0, 2, 5, 0, 0], "<i4").tobytes())
+        for key in keys:
+            if total == count:
+                break
+            file.write(state[key].numpy().astype("<f4").tobytes())
+            written[key], total = state[key], total + state[key].numel()
+    assert count in (None, total)
+    return written
+
+
+@pytest.fixture(scope="module")
+def start_files(tmp_path_factory):
+    """Weights to start from, by what a recipe calls them: {model_path or pretrained: (path, {key: tensor})}.
+
+    Random numbers in the form of the public files, so that nothing is fetched.
+    """
+    folder = tmp_path_factory.mktemp("weights")
+    files = {}
+    state = build_model("yolox_nano", 3).state_dict()
+    backbone = {key: value for key, value in state.items() if key.startswith(BACKBONE)}
+    for name, tensors in (("yolox_nano", state), ("yolox_nano_backbone", backbone)):
+        path = folder / f"{name}.pth"
+        torch.save({"model": tensors}, path)
+        files[f"model_data/{path.name}"] = (path, tensors)
+    files["logs/last_epoch_weights.pth"] = files["model_data/yolox_nano.pth"]
+    for name, model_name, count in (
+        ("yolov4_tiny", "yolov4_tiny", None),
+        ("yolov4.conv.137", "yolov4", PREFIX_NUMBERS),
+    ):
+        tensors = build_model(model_name, 80).state_dict()
+        files[name] = (folder / name, write_darknet(folder / name, tensors, count))
+    yield files
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def save_dir(tmp_path):
+    """Where a run writes; emptied afterwards, because yolov4 leaves gigabytes."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
+def in_small(recipe):
+    """The constants of a recipe, made quick without losing what it is about."""
+    small = recipe | SMALL
+    # A run whose two phases are one stays so.
+    small["Freeze_Epoch"] = 2 if recipe.get("Freeze_Epoch") == recipe.get("UnFreeze_Epoch", 100) else 1
+    small["Freeze_batch_size"] = min(recipe.get("Freeze_batch_size", 4), 4)
+    small["Unfreeze_batch_size"] = min(recipe.get("Unfreeze_batch_size", 2), 2)
+    if "Init_Epoch" in recipe:
+        small["Init_Epoch"] = 1
+    return small
+
+
+def settings_of(recipe, data, start_files, save_dir):
+    """train.py's constants as this recipe has them, in small."""
+    changes = in_small(recipe) | data | {"save_dir": str(save_dir)}
+    if recipe.get("model_path") and not is_release(recipe["model_path"]):
+        changes["model_path"] = str(start_files[recipe["model_path"]][0])
+    return check_training(script_constants(vars(train)) | changes)
+
+
+def test_each_recipe_has_its_expectation():
+    """Prevents a recipe that is run without a look at what it does."""
+    assert [situation for situation, _ in RECIPES] == list(EXPECTED)
+
+
+@pytest.mark.parametrize(("situation", "recipe"), RECIPES, ids=[situation for situation, _ in RECIPES])
+def test_a_recipe_trains(situation, recipe, data, start_files, save_dir, monkeypatch):
+    """Prevents a recipe that ends in an error, trains other epochs or layers than it says, or at another rate."""
+    phases, rate, resting = EXPECTED[situation]
+    settings = settings_of(recipe, data, start_files, save_dir)
+    start = start_files[recipe["model_path"]][1] if recipe.get("model_path") else {}
+    if is_release(settings.model_path):
+        monkeypatch.setattr(train, "find_weights", lambda name: str(start_files[name][0]))
+    if settings.pretrained:
+        assert settings.pretrained is True
+        model = build_model(settings.model_name, 3, backbone=settings.backbone)
+        prefix = model.extractor_prefix()
+        start = {key: value for key, value in model.state_dict().items() if key.startswith(prefix)}
+        published = {key.removeprefix(prefix): value for key, value in start.items()}
+        weights = WeightFile("a.pth", published, {"pixel_rule": IMAGENET_PIXEL_RULE}, "a stand-in", is_backbone=True)
+        monkeypatch.setattr(train, "read_pretrained", lambda *named: {(settings.backbone, True): weights}[named])
+    folder, scores = train.main(settings)
+
+    with open(folder / "results.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["phase"] for row in rows] == phases
+    assert rows[-1]["epoch"] == "2"
+    assert all(math.isfinite(float(row[loss])) for row in rows for loss in ("loss", "val_loss"))
+    assert float(rows[0]["lr"]) == pytest.approx(rate, rel=1e-6)
+    assert 0 <= scores["map50"] <= 1
+    best, last = (
+        torch.load(save_dir / f"{name}_epoch_weights.pth", weights_only=True)["model"] for name in ("best", "last")
+    )
+    assert best.keys() == last.keys()
+
+    if start:
+        unchanged = {key for key, value in start.items() if torch.equal(value, last[key])}
+        assert {key for key in start if resting and key.startswith(resting)} <= unchanged
+        # A map on which no object lies teaches its class branch, and what predicts its boxes, nothing.
+        kernels = {key for key, value in start.items() if value.ndim == 4}
+        taught = {key for key in kernels if "cls_convs" not in key and "_preds" not in key}
+        learns = {key for key in taught if not (resting and key.startswith(resting))}
+        # Random numbers let so little gradient down the layers of yolov4 that a kernel's step may be lost in rounding.
+        assert learns and len(learns & unchanged) <= 0.02 * len(learns)

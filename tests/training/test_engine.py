@@ -1,0 +1,533 @@
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from launched import on_ranks
+from torch import nn
+
+from nets import build_criterion, build_model
+from nets.base import DetectionNetwork
+from utils.runtime import distributed as machine
+from utils.runtime.device import Precision
+from utils.training import engine
+from utils.training.engine import Stepper, Tally, train_one_epoch
+from utils.training.nonfinite import NotFiniteError, Verdicts
+from utils.training.optim import ModelEma, build_optimizer, parameter_groups
+
+CPU = torch.device("cpu")
+FLOAT32 = Precision(torch.float32, False, "")
+PARTS = ("loss", "box", "obj", "cls", "l1")
+
+
+def batch_of(*images, unreadable=(), cut_off=()):
+    """A batch whose images are rows of numbers; targets are not looked at."""
+    targets = torch.zeros(len(images))
+    return SimpleNamespace(
+        images=torch.tensor(images), targets=targets, unreadable=list(unreadable), cut_off=list(cut_off)
+    )
+
+
+def mean_loss(raw, _targets):
+    """The mean over images, whose gradient for a linear network is the mean of the images."""
+    loss = raw.float().mean()
+    parts = dict(zip(PARTS, (loss, 2 * loss, 3 * loss, 4 * loss, 5 * loss), strict=True))
+    return parts | {"count": torch.tensor([0.0, len(raw)])}
+
+
+def loss_per_positive(raw, targets):
+    """The sum over images, divided by the larger number of positives and images; targets: positives of each image."""
+    count = torch.stack([targets.sum(), torch.tensor(float(len(raw)))])
+    return {"loss": raw.sum() / count.max(), "count": count}
+
+
+def make_stepper(network, ema=None, precision=FLOAT32, rate=1.0, **clipping):
+    """Plain gradient descent with the given rate."""
+    optimizer = torch.optim.SGD(network.parameters(), lr=rate)
+    return Stepper(network, optimizer, ema, precision, CPU, **clipping)
+
+
+def linear(inputs=1):
+    network = nn.Linear(inputs, 1, bias=False)
+    nn.init.zeros_(network.weight)
+    return network
+
+
+def train(network, batches, accumulate=1, set_rates=lambda share: share, criterion=mean_loss, **options):
+    stepper = make_stepper(network, **options)
+    return train_one_epoch(network, criterion, batches, stepper, set_rates, accumulate, "epoch")
+
+
+def test_two_batches_of_four_step_like_one_of_eight():
+    """Prevents accumulated gradients that are summed instead of averaged, or cleared in between."""
+    shares, gathered, whole = [], linear(), linear()
+    batches = [batch_of([1.0], [2.0], [3.0], [4.0]), batch_of([5.0], [6.0], [7.0], [8.0])]
+    result = train(gathered, batches, accumulate=2, set_rates=lambda share: shares.append(share) or 0.25)
+    train(whole, [batch_of(*([float(x)] for x in range(1, 9)))])
+    assert gathered.weight.item() == whole.weight.item() == -4.5
+    assert shares == [1.0]
+    assert result.learning_rate == 0.25
+
+
+def test_the_last_window_of_an_epoch_may_be_short():
+    """Prevents leftover batches from being dropped, stepping at half their strength, or leaking into the next epoch."""
+    shares, network = [], linear()
+    batches = [batch_of([1.0], [3.0]), batch_of([5.0], [7.0]), batch_of([9.0])]
+    train(network, batches, accumulate=2, set_rates=lambda share: shares.append(share) or 1.0)
+    assert shares == [pytest.approx(2 / 3), 1.0]
+    assert network.weight.item() == -13.0  # the mean of 2 and 6, then 9
+    assert network.weight.grad is None
+
+
+def test_without_accumulation_every_batch_is_a_step():
+    """Prevents gradients of one step from staying for the next."""
+    network = linear()
+    train(network, [batch_of([1.0]), batch_of([2.0]), batch_of([4.0])])
+    assert network.weight.item() == -7.0
+
+
+def test_a_window_divides_by_the_counts_of_all_its_batches():
+    """Prevents batches of few positives from pushing as hard as those of many, and the positives of one batch from
+    standing against the images of another."""
+
+    def step(network, batches, counts, accumulate):
+        for batch, positives in zip(batches, counts, strict=True):
+            batch.targets = torch.tensor(positives)
+        train(network, batches, accumulate, criterion=loss_per_positive)
+        return -network.weight.item()
+
+    few, many = batch_of([1.0], [3.0]), batch_of([5.0], [7.0])
+    # 6 positives and 4 images: (1 + 3 + 5 + 7) / 6. The mean of the batches' losses would be (4 / 2 + 12 / 6) / 2.
+    assert step(linear(), [few, many], [[0.0, 0.0], [1.0, 5.0]], 2) == pytest.approx(16 / 6)
+    assert step(linear(), [many, few], [[1.0, 5.0], [0.0, 0.0]], 2) == pytest.approx(16 / 6)
+    whole = batch_of([1.0], [3.0], [5.0], [7.0])
+    assert step(linear(), [whole], [[0.0, 0.0, 1.0, 5.0]], 1) == pytest.approx(16 / 6)
+    # 3 positives and 4 images, though one batch alone has more positives than images.
+    assert step(linear(), [few, many], [[0.0, 0.0], [1.0, 2.0]], 2) == pytest.approx(16 / 4)
+    # A second window begins anew: 4 / 2, then 12 / 6.
+    assert step(linear(), [few, many], [[0.0, 0.0], [1.0, 5.0]], 1) == pytest.approx(2 + 2)
+
+
+@pytest.mark.parametrize("scales", [False, True])
+def test_clipping_bounds_the_gradient(scales):
+    """Prevents wild steps, and clipping of gradients that still carry float16's loss scale."""
+    network = linear(2)
+    train(network, [batch_of([3.0, 4.0])], clip_grad_norm=1.0, precision=Precision(torch.float32, scales, ""))
+    assert network.weight.tolist()[0] == pytest.approx([-0.6, -0.8], abs=1e-5)
+    network = linear(2)
+    train(network, [batch_of([3.0, 4.0])], clip_grad_norm=6.0, precision=Precision(torch.float32, scales, ""))
+    assert network.weight.tolist()[0] == pytest.approx([-3.0, -4.0])
+
+
+@pytest.mark.parametrize(
+    ("norm_type", "expected"),
+    [(2.0, [0.6, 0.8]), (1.0, [3 / 7, 4 / 7]), (float("inf"), [0.75, 1.0])],
+)
+def test_the_norm_that_is_bounded(norm_type, expected):
+    """Prevents clip_norm_type without effect: the gradient 3, 4 has norms 5, 7 and 4."""
+    network = linear(2)
+    train(network, [batch_of([3.0, 4.0])], clip_grad_norm=1.0, clip_norm_type=norm_type)
+    assert [-value for value in network.weight.tolist()[0]] == pytest.approx(expected, abs=1e-5)
+    assert torch.linalg.vector_norm(network.weight, norm_type).item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_the_norm_is_that_of_all_gradients_of_a_step():
+    """Prevents clipping of each tensor, or each batch, by itself: weights 6 and bias 2 gather from two batches, and
+    become 3 and 1."""
+    network = nn.Linear(1, 1)
+    nn.init.zeros_(network.weight), nn.init.zeros_(network.bias)
+
+    def doubled(raw, _targets):
+        return {"loss": 2 * raw.mean(), "count": torch.tensor([0.0, len(raw)])}
+
+    train(
+        network, [batch_of([1.0]), batch_of([5.0])], accumulate=2, criterion=doubled, clip_grad_norm=10**0.5, rate=1.0
+    )
+    assert [-network.weight.item(), -network.bias.item()] == pytest.approx([3.0, 1.0], abs=1e-5)
+
+
+def test_losses_are_means_over_images():
+    """Prevents a short last batch from counting as much as a full one: (4 * 1 + 2 * 4) / 6."""
+    network = linear()
+    nn.init.ones_(network.weight)
+    full = batch_of([1.0], [1.0], [1.0], [1.0])
+    batches = [full, batch_of([4.0], [4.0], unreadable=["a.jpg", "b.jpg"], cut_off=["c.jpg"])]
+    result = train(network, batches, rate=0.0)
+    assert result.losses == pytest.approx({"loss": 2.0, "box": 4.0, "obj": 6.0, "cls": 8.0, "l1": 10.0})
+    assert (result.unreadable, result.cut_off, result.skipped) == (["a.jpg", "b.jpg"], ["c.jpg"], 0)
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+class Scaled(torch.autograd.Function):
+    """Passes values on and multiplies gradients: a finite loss with a gradient that may be anything."""
+
+    @staticmethod
+    def forward(ctx, values, factor):
+        ctx.factor = factor
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.factor, None
+
+
+def bad_loss(raw, targets):
+    """mean_loss; the first target says what is wrong: 1 the loss is NaN, 2 it is infinite, 3 its gradient is NaN."""
+    factors = {0: (1.0, 1.0), 1: (NAN, 1.0), 2: (INF, 1.0), 3: (1.0, NAN)}
+    of_loss, of_gradient = factors[int(targets[0])]
+    return mean_loss(Scaled.apply(raw, of_gradient) * of_loss, targets)
+
+
+def batches_with(*faults):
+    """One batch of two images for each number of a fault, see bad_loss."""
+    batches = [batch_of([1.0 + number], [3.0]) for number in range(len(faults))]
+    for batch, fault in zip(batches, faults, strict=True):
+        batch.targets[0] = fault
+    return batches
+
+
+def late_stepper(model, kind, is_late, **options):
+    """A stepper as on a GPU (late: the optimiser leaves a step out by itself), or one that knows at once."""
+    optimizer = kind(model.parameters(), lr=0.1, **options, fused=is_late)
+    average = ModelEma(model, 1000) if list(model.buffers()) else None
+    stepper = Stepper(model, optimizer, average, FLOAT32, CPU)
+    stepper.verdicts = Verdicts(is_late)
+    return stepper
+
+
+def everything(stepper):
+    """All that a step moves, as one list of tensors: weights, statistics, momenta and the average of the weights."""
+    momenta = (value for state in stepper.optimizer.state.values() for value in state.values())
+    tensors = [*stepper.model.state_dict().values(), *momenta, *stepper.ema.model.state_dict().values()]
+    return [value.clone() for value in tensors if isinstance(value, torch.Tensor) and value.is_floating_point()]
+
+
+@pytest.mark.parametrize("fault", [1, 2, 3])
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(
+    ("kind", "options"), [(torch.optim.SGD, {"momentum": 0.9, "nesterov": True}), (torch.optim.AdamW, {})]
+)
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_step_that_is_not_finite_leaves_no_trace(is_late, kind, options, accumulate, fault):
+    """Prevents NaN in weights, momenta, statistics, the average or the logged losses; one bad batch of a step spoils
+    all of it. Where the device must not be waited for, the optimiser leaves the step out by itself."""
+    model = nn.Sequential(nn.Linear(1, 2), nn.BatchNorm1d(2), nn.Linear(2, 1))
+    stepper = late_stepper(model.train(), kind, is_late, **options)
+
+    def epoch(*faults):
+        batches = batches_with(*faults)
+        return train_one_epoch(model, bad_loss, batches, stepper, lambda share: 0.1, accumulate, "")
+
+    assert epoch(0, 0).skipped == 0
+    before, bias = everything(stepper), model[2].bias.item()
+    result = epoch(*[0] * (accumulate - 1), fault)
+    after = everything(stepper)
+    assert len(before) > 15 and all(map(torch.equal, before, after))
+    assert (result.skipped, stepper.bad_in_a_row) == (1, 1)
+    assert math.isnan(result.losses["loss"])  # of no step there is a loss
+    result = epoch(*[0] * accumulate)
+    assert (result.skipped, stepper.bad_in_a_row) == (0, 0)
+    assert model[2].bias.item() < bias
+    assert all(value.isfinite().all() for value in everything(stepper))
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_losses_are_those_of_the_finite_batches(is_late):
+    """Prevents one batch of NaN from hiding the loss of an epoch; counted once, whenever it becomes known."""
+    stepper = late_stepper(linear(), torch.optim.SGD, is_late)
+    nn.init.ones_(stepper.model.weight)
+    stepper.optimizer.param_groups[0]["lr"] = 0.0
+    batches = [batch_of([1.0]), batch_of([NAN]), batch_of([5.0]), batch_of([INF])]
+    result = train_one_epoch(stepper.model, mean_loss, batches, stepper, lambda share: 0.0, 1, "")
+    assert (result.losses["loss"], result.losses["box"], result.skipped) == (3.0, 6.0, 2)
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_fifth_bad_step_in_a_row_ends_the_training(is_late, accumulate):
+    """Prevents hours of steps that change nothing, and a search in the wrong images: those of the last bad step are
+    handed over, also where it is learned of a step later."""
+    stepper = late_stepper(linear(), torch.optim.SGD, is_late)
+    steps = [0, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 0, 0]
+    batches = batches_with(*(fault for step in steps for fault in [0] * (accumulate - 1) + [step]))
+    with pytest.raises(NotFiniteError) as error:
+        train_one_epoch(stepper.model, bad_loss, batches, stepper, lambda share: 0.1, accumulate, "")
+    assert error.value.batches == batches[10 * accumulate : 11 * accumulate]
+    assert str(error.value) == "The loss or its gradient was no finite number in 5 steps in a row."
+    assert error.value.exit_status == 3
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_bad_steps_are_counted_over_the_end_of_an_epoch(is_late):
+    """Prevents epochs of few steps from beginning the count anew, so that such a run never ends."""
+    stepper = late_stepper(linear(), torch.optim.SGD, is_late)
+
+    def epoch(*faults):
+        batches.extend(batches_with(*faults))
+        part = batches[-len(faults) :]
+        return train_one_epoch(stepper.model, bad_loss, part, stepper, lambda share: 0.1, 1, "").skipped
+
+    batches = []
+    assert (epoch(1, 1), stepper.bad_in_a_row) == (2, 2)
+    assert (epoch(0), stepper.bad_in_a_row) == (0, 0)
+    assert (epoch(1, 1), epoch(1, 1), stepper.bad_in_a_row) == (2, 2, 4)
+    with pytest.raises(NotFiniteError) as error:
+        epoch(1)
+    assert error.value.batches == batches[-1:]
+
+
+def test_a_loss_scale_is_lowered_before_a_training_is_given_up():
+    """Prevents float16 from ending a good training: its scale of 65,536 is halved with each step that overflows."""
+    float16 = Precision(torch.float32, True, "")
+    model = nn.Sequential(linear(), nn.BatchNorm1d(1).eval())
+    stepper = make_stepper(model, precision=float16, ema=ModelEma(model, 1000))
+    assert stepper.most_in_a_row == 21
+    train_one_epoch(stepper.model, bad_loss, batches_with(*[1] * 20), stepper, lambda share: 1.0, 1, "")
+    assert stepper.scaler.get_scale() == 65536 / 2**20
+    assert model[0].weight.item() == stepper.ema.model[0].weight.item() == 0.0
+    with pytest.raises(NotFiniteError):
+        train_one_epoch(stepper.model, bad_loss, batches_with(1), stepper, lambda share: 1.0, 1, "")
+
+
+@pytest.mark.parametrize("cut", [0, 2, 4])
+def test_an_epoch_taken_up_again_tells_what_a_whole_one_tells(tmp_path, cut):
+    """Prevents losses, counts and rates of a resumed epoch that are those of its second half: equal bit for bit."""
+    values = torch.rand(5, 2, 1, generator=torch.Generator().manual_seed(1)).tolist()
+    batches = [batch_of(*part, unreadable=["a.jpg"][number:]) for number, part in enumerate(values)]
+    batches[3].cut_off.append("b.jpg")
+    batches[1].targets[0] = 1
+    seen = []
+
+    def part_of(batches, stepper, tally=None, first=0, stop=9):
+        def after_step(done):
+            seen.append(done)
+            if done == stop:
+                raise InterruptedError
+
+        def rate(share):
+            return 0.1 * share
+
+        return train_one_epoch(stepper.model, bad_loss, batches, stepper, rate, 2, "", tally, first, after_step)
+
+    whole = part_of(batches, make_stepper(linear()))
+    assert seen == [2, 4, 5]
+    assert (whole.skipped, whole.unreadable, whole.cut_off) == (1, ["a.jpg"], ["b.jpg"])
+
+    stepper, tally = make_stepper(linear()), Tally()
+    if cut:
+        with pytest.raises(InterruptedError):
+            part_of(batches, stepper, tally, stop=cut)
+    torch.save(tally.state(), tmp_path / "tally.pth")
+    again = Tally(torch.load(tmp_path / "tally.pth", weights_only=True))
+    seen.clear()
+    resumed = part_of(batches[cut:], stepper, again, first=cut)
+    assert seen == [done for done in (2, 4, 5) if done > cut]
+    for name in ("losses", "learning_rate", "unreadable", "cut_off", "skipped"):
+        assert getattr(resumed, name) == getattr(whole, name)
+    assert resumed.seconds >= again.state()["waited"] > 0
+
+
+def test_a_tally_of_nothing_and_its_state():
+    """Prevents a state that goes on changing, and a loss of an epoch in which no batch was finite."""
+    assert Tally(Tally().state()).result().losses == {}
+    tally = Tally()
+    state = tally.state()
+    tally.unreadable.append("a.jpg")
+    assert state["unreadable"] == []
+    tally.add({"loss": torch.tensor(NAN), "count": torch.ones(2)}, 4)
+    assert math.isnan(tally.result().losses["loss"])
+
+
+def test_an_epoch_without_batches():
+    """Prevents a division by zero, and a step without gradients."""
+    network = linear()
+    result = train(network, [])
+    assert result.losses == {}
+    assert (result.images_per_second, result.learning_rate, result.unreadable) == (0.0, 0.0, [])
+    assert network.weight.item() == 0.0
+
+
+def test_waiting_for_data_is_told_from_computing(monkeypatch):
+    """Prevents a data wait that counts the network's time: the loader takes 3 s and the step 1 s, twice."""
+    clock = [100.0]
+    monkeypatch.setattr(engine, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    class SlowLoader:
+        def __len__(self):
+            return 2
+
+        def __iter__(self):
+            for _ in range(2):
+                clock[0] += 3.0
+                yield batch_of([1.0], [1.0])
+
+    def slow_loss(raw, targets):
+        clock[0] += 1.0
+        return mean_loss(raw, targets)
+
+    result = train(linear(), SlowLoader(), criterion=slow_loss)
+    assert (result.seconds, result.data_wait, result.images_per_second) == (8.0, 0.75, 0.5)
+
+
+def test_the_forward_pass_alone_runs_in_low_precision():
+    """Prevents a loss computed in bfloat16, whose sums over thousands of cells lose small terms."""
+    seen = []
+
+    def criterion(raw, targets):
+        seen.append((raw.dtype, torch.is_autocast_enabled("cpu")))
+        return mean_loss(raw, targets)
+
+    network = linear()
+    train(network, [batch_of([1.0])], criterion=criterion, precision=Precision(torch.bfloat16, False, ""))
+    train(network, [batch_of([1.0])], criterion=criterion)
+    assert seen == [(torch.bfloat16, False), (torch.float32, False)]
+    assert network.weight.dtype == torch.float32
+    assert network.weight.item() == -2.0
+
+
+def test_the_average_follows_every_step():
+    """Prevents an average of weights that misses steps, or follows batches instead of steps."""
+    network = linear()
+    average = ModelEma(nn.Sequential(network, nn.BatchNorm1d(1)), total_steps=1000)
+    model = nn.Sequential(network, nn.BatchNorm1d(1))
+    stepper = make_stepper(model, ema=average)
+    batches = [batch_of([1.0]) for _ in range(4)]
+    train_one_epoch(network, mean_loss, batches, stepper, lambda share: share, 2, "epoch")
+    assert average.steps == 2
+    assert network.weight.item() == -2.0
+    # Weights -1, then -2, with shares 1/2 and 1/2.1 of the average.
+    assert average.model[0].weight.item() == pytest.approx(-0.5 - 1.5 / 2.1)
+
+
+def scene():
+    """Eight images of 64 x 64, of which some hold nothing and some a crowd."""
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8, generator=generator)
+    targets = torch.zeros(8, 16, 5)
+    targets[..., 4] = -1
+    for row, boxes in zip(targets, (0, 0, 1, 0, 12, 9, 2, 3), strict=True):
+        corner = torch.rand(boxes, 2, generator=generator) * 30
+        side = 8 + torch.rand(boxes, 2, generator=generator) * 25
+        row[:boxes, :4] = torch.cat((corner, corner + side), dim=1)
+        row[:boxes, 4] = torch.randint(0, 3, (boxes,), generator=generator).float()
+    return images, targets
+
+
+@pytest.mark.parametrize("name", ["yolox_nano", "yolov4_tiny"])
+def test_four_batches_of_two_step_like_one_of_eight(name):
+    """Prevents accumulation that averages the batches' losses: their normalisers belong to the whole window. BatchNorm
+    rests, because it sees the small batches."""
+    model, (images, targets) = build_model(name, 3), scene()
+    criterion = build_criterion(model)
+    norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
+    resting = {id(parameter) for norm in norms for parameter in norm.parameters()}
+    model.freeze({key for key, parameter in model.named_parameters() if id(parameter) in resting})
+    start = {key: value.clone() for key, value in model.state_dict().items()}
+
+    def batches(size):
+        parts = zip(images.split(size), targets.split(size), strict=True)
+        return [SimpleNamespace(images=part, targets=boxes, unreadable=[], cut_off=[]) for part, boxes in parts]
+
+    def movement(size, accumulate):
+        model.load_state_dict(start)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        stepper = Stepper(model, torch.optim.SGD(trained, lr=0.1), None, FLOAT32, CPU)
+        train_one_epoch(model.train(), criterion, batches(size), stepper, lambda share: 0.1, accumulate, "")
+        return torch.cat([(value - start[key]).flatten() for key, value in model.state_dict().items()])
+
+    def naive_movement():
+        model.load_state_dict(start)
+        model.zero_grad()
+        for batch in batches(2):
+            (criterion(model(batch.images), batch.targets)["loss"] / 4).backward()
+        gradients = {key: parameter.grad for key, parameter in model.named_parameters()}
+        parts = (
+            gradients.get(key) if gradients.get(key) is not None else torch.zeros_like(start[key]) for key in start
+        )
+        return torch.cat([-0.1 * part.flatten() for part in parts])
+
+    whole, gathered = movement(8, 1), movement(2, 4)
+    assert (gathered - whole).norm() < 1e-3 * whole.norm()
+    assert (naive_movement() - whole).norm() > 0.1 * whole.norm()
+
+
+def steps_and_losses(place):
+    """What two ranks step and tell, see test_two_ranks_step_like_one_process."""
+    positives = torch.tensor([0.0, 5.0, 1.0, 0.0, 0.0, 9.0, 0.0, 1.0])
+    images, found, results = torch.arange(1.0, 9.0).view(8, 1), {"steps": []}, []
+
+    def epoch(start, rate, criterion, batches, accumulate=1):
+        model = linear()
+        nn.init.constant_(model.weight, start)
+        network, stepper = machine.parallel(model, place), make_stepper(model, rate=rate)
+        result = train_one_epoch(network, criterion, batches, stepper, lambda share: 1.0, accumulate, "")
+        return model.weight.item(), result
+
+    for batch_size, accumulate in ((8, 1), (4, 2)):
+        mine = [slice(start + place.ranks.rank, start + batch_size, 2) for start in range(0, 8, batch_size)]
+        batches = [batch_of(*images[part].tolist()) for part in mine]
+        for batch, part in zip(batches, mine, strict=True):
+            batch.targets = positives[part]
+        found["steps"].append(-epoch(0.0, 1.0, loss_per_positive, batches, accumulate)[0])
+    for values in ([[[1.0], [2.0], [3.0]]], [[[10.0]]]), ([[[1.0]], [[4.0]]], [[[NAN]], [[1.0]]]):
+        batches = [batch_of(*images) for images in values[place.ranks.rank]]
+        weight, result = epoch(1.0, 1.0, mean_loss, batches)
+        results.append((result.losses["loss"], result.losses["box"], result.skipped, weight))
+    norm = nn.BatchNorm2d(1)
+    norm.running_mean += place.ranks.rank + 5
+    machine.follow_main(norm)
+    return found | {"results": results, "statistics": norm.running_mean.item(), "ranks": machine.world_size()}
+
+
+def test_two_ranks_step_like_one_process(tmp_path):
+    """Prevents ranks whose losses are averaged though they hold unequal numbers of objects, gradients that are not
+    exchanged where batches accumulate; logged losses of one rank's images alone, and ranks that part ways over NaN.
+
+    The images 1 to 8 sum up to 36; there are 16 positives and 8 images, so the step is 36 / 16, whoever holds what. The
+    mean of 1, 2, 3 on one rank and 10 on the other is 4. NaN on one rank costs both the step: losses and weight only
+    know the second one, of (4 + 1) / 2.
+    """
+    for result in on_ranks(steps_and_losses, 2, tmp_path):
+        assert result.pop("steps") == pytest.approx([2.25, 2.25])
+        first, second = result.pop("results")
+        assert first == pytest.approx((4.0, 8.0, 0, -3.0))
+        assert second == pytest.approx((2.5, 5.0, 1, -1.5))
+        assert result == {"ranks": 2, "statistics": 5}  # statistics: those of rank 0
+
+
+class Toy(DetectionNetwork):
+    """The smallest network with a part to freeze."""
+
+    def __init__(self):
+        super().__init__(1, {"channels": "RGB", "mean": [0.0] * 3, "std": [1.0] * 3})
+        self.feature_extractor = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
+        self.neck = nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 1, 1))
+
+    def predict(self, features):
+        return self.neck(features)
+
+
+def test_the_frozen_part_stays_to_the_last_bit():
+    """Prevents frozen weights and statistics from drifting by gradients, weight decay, BatchNorm or the average."""
+    model = Toy()
+    frozen = {name for name, _ in model.named_parameters() if name.startswith("feature_extractor.")}
+    assert model.freeze(frozen) == []
+    optimizer = build_optimizer("sgd", parameter_groups(model, 0.1, 0), 0.9)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    average = ModelEma(model, 100)
+    stepper = Stepper(model, optimizer, average, FLOAT32, CPU, 1.0)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    images = torch.randint(0, 256, (4, 3, 2, 2), dtype=torch.uint8)
+    batch = SimpleNamespace(images=images, targets=torch.zeros(4), unreadable=[], cut_off=[])
+
+    def criterion(raw, targets):
+        return mean_loss(raw**2, targets)
+
+    model.train()
+    train_one_epoch(model, criterion, [batch] * 3, stepper, lambda share: 0.1, 1, "epoch")
+    for state in (model.state_dict(), average.model.state_dict()):
+        same = {key for key, value in state.items() if torch.equal(value, before[key])}
+        assert same == {key for key in before if key.startswith("feature_extractor.")}

@@ -1,0 +1,148 @@
+"""What can be wrong with a data set: the kinds of findings, their table, and their file."""
+
+import csv
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from utils.io.text import listed
+
+LEVELS = {
+    "stops": "training refuses to start",
+    "wrong": "training or its scores mean nothing",
+    "harms": "the detector gets worse",
+    "note": "good to know",
+}
+
+
+class Kind(NamedTuple):
+    level: str  # of LEVELS
+    what: str
+    effect: str  # what training does about it
+
+
+# In the order of how much they hurt; tables follow it.
+KINDS = {
+    "missing_image": Kind("stops", "image does not exist", "refuses to start"),
+    "missing_annotation": Kind("stops", "image without annotation file", "refuses to start"),
+    "broken_annotation": Kind("stops", "annotation cannot be read", "refuses to start"),
+    "many_unreadable": Kind("stops", "many images cannot be read", "refuses to start"),
+    "unknown_class": Kind("stops", "box of a class that classes_path lacks", "refuses to start"),
+    "no_boxes_at_all": Kind("stops", "no boxes to learn from", "refuses to start"),
+    "leaked_image": Kind("wrong", "same image in train and val", "uses it: scores come out too high"),
+    "no_val_boxes": Kind("wrong", "no boxes to validate on", "cannot score: every mAP is empty"),
+    "unreadable_image": Kind(
+        "harms", "image cannot be read", "leaves it out, in validation too (the score looks better)"
+    ),
+    "cut_off_image": Kind("harms", "image lacks its last bytes", "uses it, grey where it is missing"),
+    "conflicting_labels": Kind("harms", "same image twice, labels differ", "learns both"),
+    "size_disagrees": Kind("harms", "annotation states another image size", "takes the boxes as pixels of the image"),
+    "leaked_lookalike": Kind("harms", "nearly the same image in train and val", "uses it: scores come out too high"),
+    "class_without_boxes": Kind("harms", "class without training boxes", "never finds it"),
+    "class_not_validated": Kind("harms", "class without validation boxes", "cannot score it"),
+    "rare_class": Kind("harms", "class with few training boxes", "finds it poorly"),
+    "no_area": Kind("harms", "box without area inside its image", "drops the box"),
+    "clipped_box": Kind("harms", "box reaches beyond its image", "clips the box"),
+    "duplicate_box": Kind("harms", "same box twice in one image", "learns both"),
+    "tiny_box": Kind("harms", "box of a few pixels at input_shape", "learns it, mostly in vain"),
+    "thin_box": Kind("harms", "box absurdly long and thin", "learns it"),
+    "no_label_file": Kind("note", "image without label file", "takes it as background"),
+    "background": Kind("note", "image without boxes", "takes it as background"),
+    "difficult_box": Kind("note", "box marked difficult, or a crowd", "follows keep_difficult; scores ignore it"),
+    "repeated_image": Kind("note", "same image twice, same labels", "uses it twice"),
+}
+
+
+class Finding(NamedTuple):
+    """One thing about one image (or list, or class): kind is a key of KINDS, detail says what exactly."""
+
+    kind: str
+    image: str
+    detail: str = ""
+
+
+def findings_table(findings: Iterable[Finding]) -> str:
+    """One line per kind that occurs, the worst first: how many, what, an example, and what training does. '' for none.
+
+    The table is meant for people: it names no more than one example of each kind; findings.csv has them all.
+    """
+    groups = by_kind(findings)
+    if not groups:
+        return ""
+    rows = [("", "count", "what", "what training does", "for example")]
+    for kind, found in groups.items():
+        level, what, effect = KINDS[kind]
+        example = ": ".join(part for part in found[0][1:] if part)
+        rows.append((level, str(len(found)), what, effect, example))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return "\n".join(
+        f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:<{widths[2]}}  {row[3]:<{widths[3]}}  {row[4]}".rstrip()
+        for row in rows
+    )
+
+
+def by_kind(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
+    """{kind: its findings} of the kinds that occur, the worst first."""
+    groups = {kind: [] for kind in KINDS}
+    for finding in findings:
+        groups[finding.kind].append(finding)
+    return {kind: found for kind, found in groups.items() if found}
+
+
+def write_findings(path, findings: Iterable[Finding]) -> None:
+    """A CSV file with one row per finding: level, finding, image, detail, what training does. UTF-8 with BOM, for
+    spreadsheets."""
+    with open(path, "w", encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("level", "finding", "image", "detail", "what training does"))
+        for kind, found in by_kind(findings).items():
+            level, what, effect = KINDS[kind]
+            writer.writerows((level, what, image, detail, effect) for _, image, detail in found)
+
+
+def refuse(annotation_path: str, findings: Iterable[Finding], class_names: Sequence[str] = ()) -> None:
+    """Raise where findings stop training: a sentence on each kind, which names them and says what to do.
+
+    class_names: what classes_path names, for the sentence on unknown classes. Raises FileNotFoundError where the worst
+    are missing files, else ValueError.
+    """
+    stops = [(kind, found) for kind, found in by_kind(findings).items() if KINDS[kind].level == "stops"]
+    if not stops:
+        return
+    sentences = []
+    for kind, found in stops:
+        remedy = REMEDIES[kind].format(names=listed(class_names))
+        sentences.append(f"{annotation_path}: {counted(kind, len(found))}: {_named(kind, found)}. {remedy}")
+    error = FileNotFoundError if stops[0][0].startswith("missing") else ValueError
+    raise error("\n".join(sentences))
+
+
+def counted(kind: str, count: int) -> str:
+    """What a kind of findings is, and how often it was found: `image does not exist (3 times)`."""
+    return f"{KINDS[kind].what} ({_times(count)})"
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def _named(kind: str, found: Sequence[Finding]) -> str:
+    """Images and details of findings of one kind, without saying the same detail over and over."""
+    details = Counter(finding.detail for finding in found)
+    if kind == "unknown_class":
+        return ", ".join(f"{name} ({_times(count)})" for name, count in details.most_common())
+    if len(details) == 1 and len(found) > 1:
+        (detail,) = details
+        return listed([finding.image for finding in found]) + (f" ({detail})" if detail else "")
+    return listed([": ".join(part for part in finding[1:] if part) for finding in found])
+
+
+REMEDIES = {
+    "missing_image": "Put them there, or take them out of the list.",
+    "missing_annotation": "Put them there, or take them out of the list; images of pure background need empty ones.",
+    "broken_annotation": "Correct or remove them.",
+    "many_unreadable": "Save them anew as JPEG or PNG, or take them out of the list.",
+    "unknown_class": "classes_path names {names}. Set it to the file of these classes, add the missing names to it, "
+    "or correct the annotations.",
+    "no_boxes_at_all": "Check that the annotations belong to these images.",
+}

@@ -1,0 +1,125 @@
+"""The order of an epoch, the sizes of its batches, and its batches."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from utils.data.augment import SampleKey
+
+# Mosaic and mixup take their partners from so many images that follow each other in the epoch's order, so an image is
+# decoded once and used by its neighbours. More would mix images more freely, and wants more memory in each worker.
+WINDOW = 32
+
+# Three for the mosaic of a sample, one for mixup, three for that one's mosaic.
+PARTNERS = 7
+
+
+def epoch_order(image_count: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Order and partners of an epoch: (N,) image indices and (N, PARTNERS) image indices, in that order.
+
+    A pure function of (seed, epoch). The order is cut into windows of WINDOW images (the last one up to twice as long);
+    each column of partners is a permutation of every window, so all images are used equally often.
+    """
+    # The fourth number keeps this stream apart from those of the samples, (seed, epoch, index).
+    random = np.random.default_rng((seed, epoch, 0, 1))
+    order = random.permutation(image_count)
+    windows = np.minimum(np.arange(image_count) // WINDOW, max(image_count // WINDOW - 1, 0))
+    columns = [order[np.lexsort((random.random(image_count), windows))] for _ in range(PARTNERS)]
+    return order, np.stack(columns, axis=1)
+
+
+# Sides of the input are multiples of the coarsest stride.
+GRID = 32
+
+
+class TrainShapes(NamedTuple):
+    """Input shapes (height, width) of training batches: one of `shapes`, drawn anew every `period` batches.
+
+    From epoch last_epoch on it is the first of them, so that the last epochs see what inference sees. The draw is a
+    pure function of (seed, epoch, number of the batch), the same on all ranks.
+    """
+
+    shapes: list[tuple[int, int]]
+    period: int = 1
+    last_epoch: int = 0
+
+    def at(self, epoch: int, batch: int, seed: int) -> tuple[int, int]:
+        """The shape of a batch, counted from 0 in its epoch."""
+        if epoch >= self.last_epoch or len(self.shapes) == 1:
+            return tuple(self.shapes[0])
+        draw = np.random.default_rng((seed, epoch, batch // self.period, 2)).integers(len(self.shapes))
+        return tuple(self.shapes[draw])
+
+
+def multi_scale_shapes(input_shape: tuple[int, int], factors: tuple[float, float], period: int, last_epoch: int):
+    """TrainShapes from input_shape times the smallest to the largest factor, in steps of 32 pixels of the longer side.
+
+    The first is input_shape itself; where no other multiple of 32 lies in the range, it is the only one.
+    """
+    longer = max(input_shape)
+    # Rounded first: 800 * 1.16 / 32 is 29, and a little less in floating point.
+    lower, upper = (round(longer * factor / GRID, 6) for factor in factors)
+    shapes = [tuple(input_shape)]
+    for steps in range(math.ceil(lower), math.floor(upper) + 1):
+        shape = tuple(max(round(side * steps * GRID / longer / GRID), 1) * GRID for side in input_shape)
+        if shape not in shapes:
+            shapes.append(shape)
+    return TrainShapes(shapes, period, last_epoch)
+
+
+# BatchNorm needs two images per device to have a variance.
+MIN_IMAGES_PER_RANK = 2
+
+
+class EpochBatchSampler(Sampler):
+    """Batches of SampleKeys in an order that is a pure function of (seed, epoch).
+
+    batch_size counts the images of all ranks together; rank r takes every world_size-th image of a batch from the r-th
+    on, so the ranks' batches k together are the single process's batch k. No image is dropped: the last batch may be
+    short, and where a rank would get fewer than MIN_IMAGES_PER_RANK it is filled up from the start of the order, with
+    new plans.
+    shapes: says how large the batches are, see TrainShapes.
+    Raises ValueError where batch_size is not a positive multiple of world_size or there are no images.
+    """
+
+    def __init__(
+        self, image_count: int, batch_size: int, seed: int, shapes: TrainShapes, rank: int = 0, world_size: int = 1
+    ):
+        if image_count < 1:
+            raise ValueError("There are no images to train on.")
+        self.image_count, self.seed, self.shapes = image_count, seed, shapes
+        self.rank, self.world_size = rank, world_size
+        self.set_epoch(0, batch_size)
+
+    def set_epoch(self, epoch: int, batch_size: int | None = None, start: int = 0) -> None:
+        """Choose the epoch that the next iteration yields, and its batch size (None: as before).
+
+        start: so many images of the epoch's order, of all ranks, are done; the batches are the rest.
+        """
+        batch_size = self.batch_size if batch_size is None else batch_size
+        if batch_size < 1 or batch_size % self.world_size:
+            raise ValueError(
+                f"The batch size {batch_size} must be a positive multiple of the {self.world_size} processes."
+            )
+        self.epoch, self.batch_size, self.start = epoch, batch_size, start
+
+    def __len__(self) -> int:
+        return math.ceil(max(self.image_count - self.start, 0) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        order, partners = epoch_order(self.image_count, self.seed, self.epoch)
+        smallest = min(self.batch_size, MIN_IMAGES_PER_RANK * self.world_size)
+        for start in range(self.start, self.image_count, self.batch_size):
+            positions = list(range(start, min(start + self.batch_size, self.image_count)))
+            # Beyond the end the order begins again, with new plans.
+            positions += range(self.image_count, self.image_count + smallest - len(positions))
+            shape = self.shapes.at(self.epoch, start // self.batch_size, self.seed)
+            keys = []
+            for position in positions[self.rank :: self.world_size]:
+                repeat, row = divmod(position, self.image_count)
+                index = int(order[row]) + repeat * self.image_count
+                keys.append(SampleKey(self.epoch, index, shape, tuple(partners[row].tolist())))
+            yield keys

@@ -1,0 +1,186 @@
+"""Detecting on pictures, one by one or a folder of them: boxes drawn and written down, objects cut out and counted."""
+
+import os
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from utils.image.codec import write_image
+from utils.image.draw import draw_boxes
+from utils.image.opencv import cv2
+from utils.inference.base import open_picture
+from utils.io.files import IMAGE_SUFFIXES, files_below
+from utils.modes.label_files import LabelFiles
+from utils.modes.window import Window
+
+# Of a folder's results. Drawn pictures have a place of their own: a training that reads detections.json looks for
+# pictures beside it, and would take those with painted boxes for the pictures themselves.
+PICTURES, CROPS = "pictures", "crops"
+
+
+def predict(detector, settings):
+    """The picture of settings.image, or every path typed until an empty line; what was found is printed and saved.
+
+    detector: an ImageDetector. settings: predict.py's constants. Raises FileNotFoundError and ValueError for a picture
+    that cannot be used; of a typed one the message is printed.
+    """
+    with Window(settings.show) as window:
+        if settings.image:
+            window.show_until_key(_predict_one(detector, settings, settings.image, set()))
+            return
+        written = set()
+        for path in _typed_paths():
+            try:
+                drawn = _predict_one(detector, settings, path, written)
+            except (ValueError, OSError) as error:
+                print(error)
+            else:
+                window.show_until_key(drawn)
+
+
+def _predict_one(detector, settings, path, written):
+    """Detect on one picture, print and save. Returns what is drawn, uint8 RGB; written: see _target_of."""
+    target = _target_of(path, settings.dir_save_path, written)
+    refuse_overwriting({target}, {Path(path)})
+    picture = open_picture(path)
+    found = detector(picture, settings.confidence, settings.nms_iou)
+    drawn = save_picture(picture, found, target, detector.class_names)
+    written.add(target)
+    crops = save_crops(picture, found, target) if settings.crop else 0
+    for name, score, box_xyxy in zip(found.names, found.scores, found.boxes_xyxy, strict=True):
+        x1, y1, x2, y2 = np.round(box_xyxy).astype(int)
+        print(f"{name:16s} {score:.3f}  x {x1}-{x2}  y {y1}-{y2}")
+    print(f"{len(found.scores)} objects; saved {target}" + f", {crops} crops" * settings.crop)
+    if settings.count:
+        print(count_table(Counter(found.names.tolist())))
+    return drawn
+
+
+def _target_of(path, folder, written):
+    """Where a picture's result goes: under its own name, with a number where one of `written`, a set of paths, has it,
+    and as .png where OpenCV writes no such files."""
+    name = Path(path).name
+    name = name if cv2.haveImageWriter(name) else f"{name}.png"
+    first = target = Path(folder) / name
+    number = 1
+    while target in written:
+        number += 1
+        target = first.with_name(f"{first.stem}_{number}{first.suffix}")
+    return target
+
+
+def _typed_paths():
+    # "Copy as path" of Windows puts quotation marks around a path.
+    try:
+        yield from map(os.path.expanduser, iter(lambda: input("Picture (empty line ends): ").strip("\"' "), ""))
+    except EOFError:
+        print()
+
+
+def predict_folder(detector, settings):
+    """Every picture of the tree settings.dir_origin_path, into the same tree below pictures/ in dir_save_path.
+
+    detector: an ImageDetector. settings: predict.py's constants. Raises ValueError where there are no pictures, and,
+    after all others are done, one that lists the pictures that failed.
+    """
+    folder, target_folder = Path(settings.dir_origin_path), Path(settings.dir_save_path)
+    names = pictures_below(folder, target_folder)
+    places = (target_folder, target_folder / PICTURES)
+    refuse_overwriting({place / name for place in places for name in names}, {folder / name for name in names})
+    if taken := [name for name in names if (target_folder / name).exists()]:
+        print(
+            f"note: {target_folder} holds {taken[0]} already. A training that reads detections.json there would take "
+            f"it for {folder / taken[0]}: move detections.json away first."
+        )
+    counts, failed = Counter(), []
+    with (
+        LabelFiles(target_folder, detector.class_names, settings.voc_xml, settings.yolo_txt) as label_files,
+        tqdm(total=len(names), desc="pictures", disable=None) as bar,
+    ):
+        for start in range(0, len(names), settings.batch_size):
+            pictures, batch = {}, names[start : start + settings.batch_size]
+            for name in batch:
+                try:
+                    label_files.check(name)
+                    pictures[name] = open_picture(str(folder / name))
+                except (OSError, ValueError) as error:
+                    failed.append(str(error))
+            options = settings.confidence, settings.nms_iou
+            results = detector(list(pictures.values()), *options, batch_size=settings.batch_size)
+            for (name, picture), found in zip(pictures.items(), results, strict=True):
+                save_picture(picture, found, target_folder / PICTURES / name, detector.class_names)
+                if settings.crop:
+                    save_crops(picture, found, target_folder / CROPS / name, folder_of_its_own=False)
+                label_files.add(name, picture.shape[:2], found)
+                counts.update(found.names.tolist())
+            bar.update(len(batch))
+    print(f"{len(names) - len(failed)} pictures, {counts.total()} objects; saved in {target_folder}")
+    if settings.count:
+        print(count_table(counts))
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(names)} pictures failed:\n  " + "\n  ".join(failed))
+
+
+def pictures_below(folder, without):
+    """Names of the pictures in a folder and its sub-folders, with forward slashes; what lies in `without`, the results
+    of an earlier run, does not count. A line names the endings of files that are no pictures. Raises ValueError where
+    there are none."""
+    if not folder.is_dir():
+        raise ValueError(f"dir_origin_path is {str(folder)!r}, and there is no such folder; correct the path.")
+    results = without.resolve()
+    is_own = folder.resolve().is_relative_to(results)
+    names = files_below(str(folder), IMAGE_SUFFIXES)
+    names = [name for name in names if is_own or not (folder / name).resolve().is_relative_to(results)]
+    if not names:
+        raise ValueError(f"dir_origin_path is {str(folder)!r}, which holds no pictures ({', '.join(IMAGE_SUFFIXES)}).")
+    files = (path for path in folder.rglob("*") if path.is_file() and (is_own or results not in path.resolve().parents))
+    shown = (path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    others = Counter(path.suffix.lower() or "without an ending" for path in shown)
+    if left_out := [f"{count} {ending}" for ending, count in others.items() if ending not in IMAGE_SUFFIXES]:
+        print(f"note: {folder} also holds files that are no pictures known here: {', '.join(sorted(left_out))}")
+    return names
+
+
+def refuse_overwriting(targets, sources):
+    """Raise ValueError where a result would take the place of a picture of the user; both are sets of paths."""
+    lost = {path.resolve() for path in targets} & {path.resolve() for path in sources}
+    if lost:
+        raise ValueError(
+            f"dir_save_path is where the pictures themselves are: {sorted(lost)[0]} would be overwritten. Choose "
+            "another folder."
+        )
+
+
+def save_picture(picture, found, target, class_names):
+    """Write a picture with its boxes. Returns what was written, (H, W, 3) uint8 RGB."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    drawn = draw_boxes(picture, found.boxes_xyxy, found.class_ids, found.scores, class_names)
+    write_image(str(target), drawn)
+    return drawn
+
+
+def save_crops(picture, found, target, folder_of_its_own=True):
+    """Write every object as a PNG of its own: street.jpg_car_2.png is the second object, counted from the surest.
+
+    target: the place of the picture; crops go to its folder, or to crops/ in it. Returns how many there are.
+    """
+    folder = target.parent / CROPS if folder_of_its_own else target.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    height, width = picture.shape[:2]
+    for number, (box_xyxy, name) in enumerate(zip(found.boxes_xyxy, found.names, strict=True), 1):
+        # Whole pixels, at least one: what the box touches.
+        x1, y1 = np.minimum(np.floor(box_xyxy[:2]), (width - 1, height - 1)).astype(int)
+        x2, y2 = np.maximum(np.ceil(box_xyxy[2:]), (x1 + 1, y1 + 1)).astype(int)
+        # A class name may hold what no file name may.
+        name = re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", name)
+        write_image(str(folder / f"{target.name}_{name}_{number}.png"), picture[y1:y2, x1:x2])
+    return len(found.scores)
+
+
+def count_table(counts):
+    """Lines `class  number`, the most frequent first; a sentence where nothing was found."""
+    width = max(map(len, counts), default=0)
+    return "\n".join(f"  {name:<{width}}  {count}" for name, count in counts.most_common()) or "  no objects"

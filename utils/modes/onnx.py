@@ -1,0 +1,37 @@
+"""Mode 'predict_onnx': pictures and videos with an exported file, on machines without torch."""
+
+import os
+from types import SimpleNamespace
+
+from utils.image.codec import image_size_hw
+from utils.inference.onnx import OnnxDetector, onnx_path_of
+from utils.io.files import IMAGE_SUFFIXES
+from utils.modes.images import predict
+from utils.modes.video import predict_video
+
+
+def predict_onnx(settings):
+    """Do what predict.py's constants say; image is a picture, '' for typed paths, or a video or a camera's number.
+
+    Raises as OnnxDetector, predict and predict_video do.
+    """
+    detector = OnnxDetector(onnx_path_of(settings), settings.cpu_threads, settings.input_shape)
+    scores = detector.confidences if settings.confidence is None else [settings.confidence]
+    least, most = min(scores), max(scores)
+    words = f"the score {least:g}" if least == most else f"scores of {least:.2f} to {most:.2f}, as the class needs,"
+    print(f"{onnx_path_of(settings)}: {detector.model_name}; boxes are shown from {words} on")
+    if settings.image.isdecimal() or _is_video(settings.image):
+        predict_video(detector, SimpleNamespace(**vars(settings) | {"video_path": settings.image}), "image")
+    else:
+        predict(detector, settings)
+
+
+def _is_video(path):
+    """Whether this is a file that is no picture by its header."""
+    if not os.path.isfile(path) or os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:
+        return False
+    try:
+        image_size_hw(path)
+    except ValueError:
+        return True
+    return False

@@ -1,0 +1,72 @@
+"""What holds a training back, in words: the one call that train.py makes after an evaluation and at the end."""
+
+import os
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.data.annotations import Records
+from utils.reporting.hints.classes import class_advice
+from utils.reporting.hints.curves import course_advice
+
+MOST = 10
+# Share of an epoch from which on the wait for images is worth a word.
+MUCH_WAITING = 0.25
+
+# From scratch nothing is found for many epochs, which says nothing. Classes are judged once half of the epochs are
+# done, or once the detector finds so much on the whole that a class near zero stands out.
+RIPE_SHARE, RIPE_MAP = 0.5, 0.3
+
+
+class Run(NamedTuple):
+    """What stays the same in a training. settings: train.py's; decode_rule: the network's, {} without anchors; workers:
+    processes that prepare images.
+    """
+
+    settings: object
+    class_names: list
+    train_records: Records
+    val_records: Records
+    decode_rule: dict
+    workers: int
+
+
+def advise(run, rows, scores=None, detections=None, is_last=False):
+    """What would help, what helps most first: {topic: sentence}, MOST at most, {} where nothing stands out.
+
+    rows: all of utils.history.History so far. scores, detections: of the epoch just evaluated (Evaluation in
+    utils/eval/evaluate.py), None where there are none. is_last: whether the training is over.
+    A topic always means the same, whatever the numbers in its sentence: who has told one need not tell it again before
+    the end.
+    """
+    if not rows:
+        return {}
+    remarks = dict(course_advice(rows, run.settings, is_last))
+    if scores and (is_last or is_ripe(run.settings, rows, scores)):
+        by_class = class_advice(run, scores, detections)
+        # That a class is not found yet, for no other reason, says nothing on the way.
+        remarks |= {topic: by_class[topic] for topic in by_class if is_last or not topic.startswith("not found")}
+    waiting = float(np.mean([row["data_wait"] for row in rows[1:] or rows]))  # the first epoch starts the workers
+    for sentence in data_wait_advice({"data_wait": waiting}, run.settings, run.workers):
+        remarks["data wait"] = sentence
+    return dict(list(remarks.items())[:MOST])
+
+
+def is_ripe(settings, rows, scores):
+    """Whether it is time to judge single classes."""
+    done = (rows[-1]["epoch"] - settings.Init_Epoch) / (settings.UnFreeze_Epoch - settings.Init_Epoch)
+    return done >= RIPE_SHARE or scores["map50"] >= RIPE_MAP
+
+
+def data_wait_advice(row, settings, workers):
+    """What to change where an epoch waited much for images: a set of one sentence or none; row as in epoch_line."""
+    if row["data_wait"] < MUCH_WAITING:
+        return set()
+    cores = os.cpu_count() or 1
+    if settings.cache != "ram":
+        change = "set cache = 'ram', which decodes each image once"
+    elif workers < cores - 1:
+        change = f"raise num_workers (now {workers}; this machine has {cores} cores)"
+    else:
+        change = "lower input_shape, or mosaic_prob and mixup_prob; a faster processor would help as well"
+    return {f"Much of the time goes into waiting for images (data wait): {change}."}

@@ -1,0 +1,104 @@
+"""Which pictures a run draws, and how often."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from utils.data.loader import Batch
+from utils.evaluation.curves import draw_from
+from utils.evaluation.evaluate import ground_truth
+from utils.evaluation.matching import confusion_matrix, voc_outcome
+from utils.image.codec import write_image
+from utils.visualize.confusion import confusion_picture
+from utils.visualize.curves import curve_pictures
+from utils.visualize.images import prediction_picture
+from utils.weights.metadata import best_confidences, confidence_of
+
+# Of a run's time, for each function that draws: on a tiny data set an epoch is over in a second or two.
+MOST_SHARE = 0.03
+
+
+class _Frame:
+    """What one function has to draw and has drawn."""
+
+    def __init__(self):
+        self.step, self.arguments = 0, ()
+        self.times, self.next_time, self.is_drawn, self.is_shown = 0, 0.0, False, False
+
+
+class Gallery:
+    """Draws pictures as PNG files into a folder and, where there is a writer of TensorBoard, as images there.
+
+    A file always shows the newest state. TensorBoard keeps what it gets, so it gets the 1st, 2nd, 4th, 8th, ... and the
+    last drawing: the course of the run in a file that stays small.
+    """
+
+    def __init__(self, folder, writer=None):
+        self.folder, self.writer = Path(folder), writer
+        self._frames, self._failed = {}, set()
+
+    def draw(self, step, function, *arguments):
+        """Draw function(*arguments), a dict {name: (H, W, 3) uint8 RGB}, into name.png in the place of an older one.
+
+        step: epoch. Where drawing takes more than MOST_SHARE of the time, some steps are left out; close() makes up for
+        the last. A function that fails says so once, and the run goes on.
+        """
+        frame = self._frames.setdefault(function, _Frame())
+        frame.step, frame.arguments, frame.is_drawn = step, arguments, False
+        if time.monotonic() >= frame.next_time:
+            self._draw(function, frame)
+
+    def close(self):
+        """Draw what was left out. May be called more than once."""
+        for function, frame in self._frames.items():
+            if not (frame.is_drawn and frame.is_shown):
+                self._draw(function, frame, is_last=True)
+
+    def _draw(self, function, frame, is_last=False):
+        start = time.monotonic()
+        frame.times += 1
+        frame.is_drawn, frame.is_shown = True, is_last or frame.times & (frame.times - 1) == 0
+        try:
+            for name, image_rgb in function(*frame.arguments).items():
+                write_image(str(self.folder / f"{name}.png"), image_rgb)
+                if self.writer and frame.is_shown:
+                    self.writer.add_image(f"pictures/{name}", image_rgb, frame.step, dataformats="HWC")
+        except Exception as error:
+            # Whatever it is, hours of training are worth more than a picture.
+            if function not in self._failed:
+                print(f"note: pictures are missing, {function.__name__} failed: {type(error).__name__}: {error}")
+            self._failed.add(function)
+        now = time.monotonic()
+        frame.next_time = now + (now - start) / MOST_SHARE
+
+
+def first_batches(loader) -> Iterator[Batch]:
+    """The batches that a loader of build_train_loader would give next, made here one by one, without its workers."""
+    for keys in loader.batch_sampler:
+        yield loader.collate_fn([loader.dataset[key] for key in keys])
+
+
+def evaluation_pictures(records, detections, scores, seed):
+    """{name: (H, W, 3) uint8 RGB}: predictions on some images, the confusion matrix, and the curves of curve_pictures.
+
+    records, detections: of the evaluation. scores: of score_detections. seed: chooses the images. Where a number is
+    needed from which on detections count, it is the confidence of the best F1 of their class. Without a box to find
+    there are predictions alone.
+    """
+    rows = scores["classes"]
+    class_names = [row["name"] for row in rows]
+    confidences = np.array(confidence_of({"confidence": best_confidences(scores)}, class_names))
+    pictures = prediction_picture(records, detections, class_names, confidences, seed)
+    if not any(row["boxes"] for row in rows):
+        return pictures
+    truth, iou = ground_truth(records), scores["iou"]
+    matrix = confusion_matrix(truth, detections, len(rows), confidences, iou)
+    note = f"IoU of {iou:g} or more; confidence of each class where its F1 is best"
+    curves = draw_from(voc_outcome(truth, detections, len(rows), iou), truth, detections, len(rows), len(records))
+    return (
+        pictures
+        | confusion_picture(matrix, class_names, note)
+        | curve_pictures(curves, class_names, [row["map50"] for row in rows])
+    )

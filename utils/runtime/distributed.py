@@ -1,0 +1,245 @@
+"""Several processes that train together: joining, exchanging, wrapping the model."""
+
+import os
+import platform
+import sys
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from typing import NamedTuple
+
+import torch
+from torch import distributed as dist
+from torch import nn
+
+LAUNCH_COMMAND = "CUDA_VISIBLE_DEVICES=0,1 torchrun --nproc_per_node=2 train.py"
+
+# What torchrun, and launchers like it, tell each process they start.
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+
+LAUNCHER_VARIABLES = (*RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT")
+
+
+class Ranks(NamedTuple):
+    """Place of this process among all: rank in 0..world_size - 1, local_rank on its machine."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+
+    @property
+    def of_all(self):
+        """(rank, world_size)."""
+        return self.rank, self.world_size
+
+    @property
+    def is_main(self):
+        return self.rank == 0
+
+
+def processes_here():
+    """How many ranks run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def join_ranks(distributed, use_cuda):
+    """Join the process group that a launcher prepared, once; whether there is one, the environment says.
+
+    distributed: the constant, which demands a launcher. Returns Ranks. Raises ValueError where there is none though it
+    is demanded, where the launcher's environment is incomplete, and for more processes than the machine has GPUs.
+    """
+    missing = [name for name in LAUNCHER_VARIABLES if not os.environ.get(name)]
+    if missing and int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise ValueError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(missing)} is not in the environment; expected "
+            f"all of {', '.join(LAUNCHER_VARIABLES)}, as torchrun sets them: {LAUNCH_COMMAND}"
+        )
+    if missing and distributed:
+        raise ValueError(
+            "distributed is True, but this process was not started by a launcher; set distributed = False for one "
+            f"process, or start with: {LAUNCH_COMMAND}"
+        )
+    if missing:
+        return Ranks()
+    ranks = Ranks(*(int(os.environ[name]) for name in RANK_VARIABLES))
+    if is_distributed():
+        return ranks
+    on_gpu = use_cuda and torch.cuda.is_available()
+    if on_gpu:
+        gpus, processes = torch.cuda.device_count(), max(processes_here(), ranks.local_rank + 1)
+        if processes > gpus:
+            raise ValueError(
+                f"{processes} processes were started on this machine for {gpus} GPUs; each takes one: start with "
+                f"--nproc_per_node={gpus}, or train on the CPU with --Cuda=False."
+            )
+        torch.cuda.set_device(ranks.local_rank)
+    # The main rank scores and draws while the others wait, which shall not count as a dead rank.
+    timeout = timedelta(hours=3)
+    own_store = _store_after_restart(ranks, timeout)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timeout, **own_store)
+    return ranks
+
+
+def _store_after_restart(ranks, timeout):
+    """What init_process_group takes besides where torchrun has started the processes of one machine again.
+
+    torchrun keeps its store for all attempts: a rank could meet the address of one that is gone in it, and fail.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return {}
+    store, *_ = next(dist.rendezvous("env://", timeout=timeout))
+    store = dist.PrefixStore(f"attempt {attempt}", store)
+    return {"store": store, "rank": ranks.rank, "world_size": ranks.world_size}
+
+
+def leave_ranks():
+    """End the process group, if there is one.
+
+    Not while an error is on its way: the other ranks would fail in turn, and the launcher end this one before it has
+    said what is wrong. The end of the process follows then.
+    """
+    if is_distributed() and sys.exc_info()[0] is None:
+        dist.destroy_process_group()
+
+
+def launch_id():
+    """A text that is the same for all attempts of one torchrun, on the main rank; '' without torchrun."""
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    if run_id != "none":
+        return run_id
+    # Without --rdzv_id all runs have this one. The folder, which torchrun makes for itself, tells apart containers in
+    # which names and numbers repeat.
+    folder = os.environ.get("TORCHELASTIC_ERROR_FILE", "").rpartition("/attempt_")[0]
+    return " ".join((platform.node(), str(os.getppid()), folder))
+
+
+def restart_count():
+    """How often torchrun has started these processes again. All ranks must call: a machine counts its own failures."""
+    count = torch.tensor(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
+    if is_distributed():
+        dist.all_reduce(count, dist.ReduceOp.MAX)
+    return int(count)
+
+
+def parallel(model, place):
+    """Wrap a model for the GPUs there are: DistributedDataParallel under a launcher, DataParallel for several GPUs."""
+    if is_distributed():
+        ids = [place.ranks.local_rank] if place.on_gpu else None
+        return nn.parallel.DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+    if place.uses_data_parallel:
+        return nn.DataParallel(model)
+    return model
+
+
+def with_sync_bn(model, sync_bn, place):
+    """Share BatchNorm statistics between ranks where sync_bn asks for it and the place allows it. Returns the model."""
+    if not sync_bn:
+        return model
+    if not (place.on_gpu and is_distributed()):
+        place.say("note: sync_bn is True, but it takes GPUs and a launcher: ordinary BatchNorm is used.")
+        return model
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
+def world_size():
+    """How many processes train together."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def sum_over_ranks(values):
+    """The sum of a tensor over all ranks; the tensor itself where there is one."""
+    if not is_distributed():
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total
+
+
+@contextmanager
+def main_rank_first(ranks):
+    """What stands inside runs on the main rank before the others, so that it fetches files once for all."""
+    if is_distributed() and not ranks.is_main:
+        dist.barrier()
+    try:
+        yield
+    finally:
+        if is_distributed() and ranks.is_main:
+            dist.barrier()
+
+
+def follow_main(model):
+    """Give the model of every rank the buffers of the main one: BatchNorm's statistics differ by a step's batch."""
+    if is_distributed():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def from_main(value):
+    """What the main rank gives, on all ranks; the others may give None. value: plain objects and tensors of the CPU."""
+    if not is_distributed():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def gathered(value):
+    """What all ranks give, as a list in their order, on the main rank; None on the others. value: as in from_main."""
+    if not is_distributed():
+        return [value]
+    values = [None] * world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, values)
+    return values
+
+
+class Agreement:
+    """What any rank wants becomes known to all of them at the same call, without waiting for the slowest one.
+
+    agreement(wants_a, wants_b) -> (anyone wanted a, anyone wanted b), as booleans of the call before: their exchange
+    runs beside the step in between. One process knows at once. All ranks must call equally often.
+    """
+
+    def __init__(self, ranks):
+        self.is_alone = ranks.world_size == 1
+        self._exchange = None
+
+    def __call__(self, *wanted):
+        if self.is_alone:
+            return wanted
+        known = self.finish() or (False,) * len(wanted)
+        # On the CPU, so that no rank waits for its GPU.
+        flags = torch.tensor(wanted, dtype=torch.int32)
+        self._exchange = flags, dist.all_reduce(flags, dist.ReduceOp.MAX, async_op=True)
+        return known
+
+    def finish(self):
+        """What the last call asked for, where that is not known yet, else (). Nothing may be open when ranks part."""
+        exchange, self._exchange = self._exchange, None
+        if exchange is None:
+            return ()
+        flags, work = exchange
+        work.wait()
+        return tuple(map(bool, flags.tolist()))
+
+
+def without_sync(network):
+    """A context in which a distributed network keeps its gradients to itself, to exchange them once per step."""
+    return network.no_sync() if isinstance(network, nn.parallel.DistributedDataParallel) else nullcontext()
+
+
+def is_distributed():
+    """Whether this process has joined a process group."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def describe_ranks():
+    """How many processes train together, and who started them: [(name, text)], [] for one process alone."""
+    if not is_distributed():
+        return []
+    here, machines = os.environ.get("LOCAL_WORLD_SIZE"), int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+    text = f"{here} on this machine" if here else f"{world_size()}"
+    if machines > 1:
+        text += f", {world_size()} on {machines} machines"
+    launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "a launcher"
+    links = "nccl between GPUs" if "nccl" in dist.get_backend_config() else "gloo between CPUs"
+    return [("processes", f"{text}, started by {launcher}; {links}")]
