@@ -7,9 +7,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import utils.runtime.threads  # noqa: F401 # isort: skip
-from utils.config.cli import run_script, script_constants
+from utils.config.cli import read_constants, run_script
 from utils.config.rules import check_prediction
-from utils.modes import images as pictures
+from utils.io.errors import UserError
+from utils.io.logger import logger
+from utils.modes.images import predict_folder, predict_image
 from utils.weights.download import is_release
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -139,12 +141,12 @@ export_pictures = "VOCdevkit/Sample/JPEGImages"
 
 def predict(settings):
     """Mode 'predict': the picture of `image`, or every path typed until an empty line."""
-    pictures.predict(open_detector(settings), settings)
+    predict_image(open_detector(settings), settings)
 
 
 def dir_predict(settings):
     """Mode 'dir_predict': every picture of a folder. Pictures that cannot be read are named at the end."""
-    pictures.predict_folder(open_detector(settings), settings)
+    predict_folder(open_detector(settings), settings)
 
 
 def video(settings):
@@ -170,16 +172,16 @@ def heatmap(settings):
 
 def export_onnx(settings):
     """Mode 'export_onnx': the network as a file for programs without torch, compared with PyTorch."""
-    from utils.export import verify as export
+    from utils.export.verify import export
 
-    export.export(open_detector(settings, Cuda=False), settings)
+    export(open_detector(settings, Cuda=False), settings)
 
 
 def predict_onnx(settings):
     """Mode 'predict_onnx': as 'predict', or with a video as 'video', from such a file and without torch."""
-    from utils.modes import onnx as from_onnx
+    from utils.modes.onnx import predict_onnx
 
-    from_onnx.predict_onnx(settings)
+    predict_onnx(settings)
 
 
 _MODES = {
@@ -200,43 +202,43 @@ def open_detector(settings, **changes):
 
     Raises ValueError for a file that is not there or of no use.
     """
-    from utils.inference import detector as infer
+    from utils.inference import detector as inference
     from utils.weights.metadata import confidence_words
 
     if not Path(settings.model_path).is_file() and not is_release(settings.model_path):
-        raise ValueError(
+        raise UserError(
             f"model_path is {settings.model_path!r}, and there is no such file; train first (`python train.py` writes "
             "logs/best_epoch_weights.pth), or point model_path at your weights, or name a release, such as yolox_nano."
         )
     if settings.model_path.endswith(".onnx"):
-        raise ValueError(
+        raise UserError(
             f"model_path is {settings.model_path!r}, which mode 'predict_onnx' takes as onnx_path; expected weights."
         )
     settings = SimpleNamespace(**vars(settings) | changes)
     options = {name: getattr(settings, name) for name in ("fuse", "cpu_threads", "tta_flip", "tta_scales")}
-    detector = infer.open_detector(settings, **options)
+    detector = inference.open_detector(settings, **options)
     if settings.mode in _SHOWS_BOXES:
-        print(confidence_words(detector.contract, detector.class_names, settings.confidence))
+        logger.info(confidence_words(detector.metadata, detector.class_names, settings.confidence))
     return detector
 
 
 def main(settings):
     """Do what mode says."""
     if settings.mode not in _MODES:
-        raise ValueError(f"mode is {settings.mode!r}; expected one of {', '.join(_MODES)}.")
+        raise UserError(f"mode is {settings.mode!r}; expected one of {', '.join(_MODES)}.")
     unused = [name for name in _UNUSED.get(settings.mode, ()) if getattr(settings, name) != _OFF[name]]
     if unused:
-        print(f"note: mode {settings.mode!r} does not use {', '.join(unused)}")
+        logger.warning(f"mode {settings.mode!r} does not use {', '.join(unused)}")
     try:
         _MODES[settings.mode](SimpleNamespace(**vars(settings) | {name: _OFF[name] for name in unused}))
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "torchvision"):
             raise
-        raise ValueError(
-            f"mode {settings.mode!r} needs the package {error.name}, which is not installed: see README.md on how to "
-            "install it. Without it, mode 'predict_onnx' uses a file that mode 'export_onnx' wrote."
+        raise UserError(
+            f"mode {settings.mode!r} needs the package {error.name}, which is not installed: see docs/installation.md. "
+            " Without it, mode 'predict_onnx' uses a file that mode 'export_onnx' wrote."
         ) from error
 
 
 if __name__ == "__main__":
-    run_script(main, script_constants(globals()), check_prediction)
+    run_script(main, read_constants(globals()), check_prediction)

@@ -14,22 +14,24 @@ import utils.runtime.threads  # noqa: F401 # isort: skip
 import numpy as np
 import torch
 
-from utils.config.cli import run_script, script_constants
+from utils.config.cli import read_constants, run_script
 from utils.config.rules import check_values
-from utils.evaluation.average_precision import coco_average_precision, voc_average_precisions
+from utils.evaluation.average_precision import coco_scores, voc_average_precisions
 from utils.evaluation.bootstrap import with_intervals
-from utils.evaluation.curves import draw_from
-from utils.evaluation.matching import coco_outcomes, voc_outcome
+from utils.evaluation.curves import pr_curves
+from utils.evaluation.matching import match_coco, match_voc
 from utils.evaluation.scores import score_detections
-from utils.evaluation.types import Detections, GroundTruth
+from utils.evaluation.types import DetectionTable, GroundTruth
 from utils.runtime import device as machine
 from utils.visualize.curves import draw_curves
 
 # ----------------------------------------------------------------------------------------------------------------------
-#   images, classes       Size of the random set.
-#   detections, labelled  Boxes of each image. Two of five detections lie near a labelled box.
-#   resamplings           For the intervals that tools/get_map.py adds.
-#   repeats               The fastest of so many runs is shown.
+#   images       Images of the random set.
+#   classes      Classes of the random set.
+#   detections   Detected boxes of each image. Two of five lie near a labelled box.
+#   labelled     Labelled boxes of each image.
+#   resamplings  For the intervals that tools/get_map.py adds.
+#   repeats      The fastest of so many runs is shown.
 # ----------------------------------------------------------------------------------------------------------------------
 images = 1000
 classes = 20
@@ -40,7 +42,7 @@ repeats = 3
 
 
 def random_boxes(settings):
-    """GroundTruth and Detections, always the same."""
+    """GroundTruth and DetectionTable, always the same."""
     random = np.random.default_rng(0)
     count = settings.images * settings.labelled
     corner, size = random.uniform(0, 400, (count, 2)), np.exp(random.uniform(2, 6, (count, 2)))
@@ -57,7 +59,7 @@ def random_boxes(settings):
     elsewhere = np.where(near, 0, random.uniform(-400, 400, len(image_ids)))[:, None]
     boxes_xyxy = np.sort((truth.boxes_xyxy[source] + shift + elsewhere).reshape(-1, 2, 2), 1).reshape(-1, 4)
     scores = random.random(len(image_ids)) * 0.6 + near * 0.3
-    found = Detections(image_ids, boxes_xyxy.astype(np.float32), scores.astype(np.float32), truth.classes[source])
+    found = DetectionTable(image_ids, boxes_xyxy.astype(np.float32), scores.astype(np.float32), truth.classes[source])
     return truth, found
 
 
@@ -86,12 +88,12 @@ def main(settings):
         return result
 
     ones = np.ones((count, 1))
-    run("  VOC: matching and AP, four rules", lambda: voc_average_precisions(truth, found, len(names), ones))
-    outcome = run("  VOC: matching", lambda: voc_outcome(truth, found, len(names)))
-    curves = run("  curves, best F1, miss rate", lambda: draw_from(outcome, truth, found, len(names), count))
-    run("  COCO by faster-coco-eval", lambda: coco_average_precision(truth, found, names, count))
+    run("  VOC: matching and AP, two rules", lambda: voc_average_precisions(truth, found, len(names), ones))
+    matches = run("  VOC: matching", lambda: match_voc(truth, found, len(names)))
+    curves = run("  curves, best F1, miss rate", lambda: pr_curves(matches, truth, found, len(names), count))
+    run("  COCO by faster-coco-eval", lambda: coco_scores(truth, found, names, count))
     scores = run("all scores, as after each epoch", lambda: score_detections(truth, found, names, count))
-    run("  COCO: matching for the intervals", lambda: coco_outcomes(truth, found, len(names)))
+    run("  COCO: matching for the intervals", lambda: match_coco(truth, found, len(names)))
     run("intervals", lambda: with_intervals(scores, truth, found, settings.resamplings))
     with tempfile.TemporaryDirectory() as folder:
         values = [row["map50"] for row in scores["classes"]]
@@ -99,4 +101,4 @@ def main(settings):
 
 
 if __name__ == "__main__":
-    run_script(main, script_constants(globals()), check_values)
+    run_script(main, read_constants(globals()), check_values)

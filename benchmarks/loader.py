@@ -22,14 +22,14 @@ import utils.runtime.threads  # noqa: F401 # isort: skip
 import numpy as np
 import psutil
 
-from utils.config.cli import run_script, script_constants
+from utils.config.cli import read_constants, run_script
 from utils.config.rules import check_values
 from utils.data import augment as rendering
-from utils.data.annotations import Records, class_names_of, read_source, to_records
-from utils.data.augment import AugmentSettings, SampleKey, largest_scales, plan_sample, plan_targets
+from utils.data.annotations import Annotations, build_annotations, class_names_of, read_raw_annotations
+from utils.data.augment import AugmentOptions, SampleKey, augmented_targets, largest_scales, sample_parameters
 from utils.data.image_cache import RamCache, decode, train_scales
-from utils.data.loader import TrainSamples, build_train_loader, collate
-from utils.data.sampling import TrainShapes, epoch_order
+from utils.data.loader import LoaderOptions, TrainDataset, build_train_loader, collate
+from utils.data.sampling import MultiScale, epoch_order
 from utils.image.opencv import cv2
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -45,7 +45,7 @@ samples = 600
 batch_size = 8
 memory_epochs = [1, 5, 20]
 
-SETTINGS = AugmentSettings(augment_epochs=1000)
+SETTINGS = AugmentOptions(augment_epochs=1000)
 
 
 def cpu_seconds(work) -> float:
@@ -55,11 +55,11 @@ def cpu_seconds(work) -> float:
     return time.process_time() - start
 
 
-def epoch_keys(records, shape, count):
+def epoch_keys(annotations, shape, count):
     """The keys of so many samples, epoch after epoch."""
     keys, epoch = [], 0
     while len(keys) < count:
-        order, partners = epoch_order(len(records), 0, epoch)
+        order, partners = epoch_order(len(annotations), 0, epoch)
         keys += [
             SampleKey(epoch, index, shape, tuple(row))
             for index, row in zip(order.tolist(), partners.tolist(), strict=True)
@@ -68,13 +68,13 @@ def epoch_keys(records, shape, count):
     return keys[:count]
 
 
-def measure_ours(records, shape, settings):
+def measure_ours(annotations, shape, settings):
     """{name: images per CPU second} of the loader as train.py builds it, without and with the cache."""
     rates = {}
     for name in ("no cache", "ram"):
-        load_image = filled_cache(records, shape) if name == "ram" else None
+        load_image = filled_cache(annotations, shape) if name == "ram" else None
         loader = build_train_loader(
-            records, SETTINGS, 0, TrainShapes([shape]), settings.batch_size, 0, load_image=load_image
+            annotations, SETTINGS, 0, MultiScale([shape]), settings.batch_size, load_image=load_image
         )
 
         def run(loader=loader):
@@ -92,34 +92,36 @@ def measure_ours(records, shape, settings):
     return rates
 
 
-def filled_cache(records, shape):
-    cache = RamCache(records, train_scales(records, [shape], SETTINGS), shared=False)
+def filled_cache(annotations, shape):
+    cache = RamCache(annotations, train_scales(annotations, [shape], SETTINGS), shared=False)
     cache.fill(None)
     return cache
 
 
-def print_parts(records, shape, settings):
+def print_parts(annotations, shape, settings):
     """What each part of a sample costs, with all images in memory, and what decoding one adds."""
-    keys = epoch_keys(records, shape, settings.samples)
-    cache = filled_cache(records, shape)
-    plans = [plan_sample(records, key, 0, SETTINGS) for key in keys]
-    tiles = [tile for plan in plans for part in (plan, plan.partner) if part for tile in part.tiles]
+    keys = epoch_keys(annotations, shape, settings.samples)
+    cache = filled_cache(annotations, shape)
+    parameters = [sample_parameters(annotations, key, 0, SETTINGS) for key in keys]
+    images = [placed for params in parameters for part in (params, params.partner) if part for placed in part.images]
     canvas = np.full((*shape, 3), 114, np.uint8)
-    some = TrainSamples(records, SETTINGS, 0, cache)
+    some = TrainDataset(annotations, SETTINGS, 0, cache)
     batch = [some[key] for key in keys[: settings.batch_size]]
-    largest = largest_scales(records, [shape], SETTINGS)
-    pairs, drawn = [None] * sum(plan.partner is not None for plan in plans), canvas.copy()
+    largest = largest_scales(annotations, [shape], SETTINGS)
+    pairs, drawn = [None] * sum(params.partner is not None for params in parameters), canvas.copy()
     parts = {
-        "decode one image": (keys, lambda key: decode(records, key.index, largest[key.index])),
-        "plan": (keys, lambda key: plan_sample(records, key, 0, SETTINGS)),
-        "boxes": (plans, lambda plan: plan_targets(records, plan)),
-        "crop and resize the tiles": (
-            tiles,
-            lambda tile: rendering.draw_tile(canvas, tile, cache(tile.index), records.sizes_hw[tile.index].tolist()),
+        "decode one image": (keys, lambda key: decode(annotations, key.index, largest[key.index])),
+        "parameters": (keys, lambda key: sample_parameters(annotations, key, 0, SETTINGS)),
+        "boxes": (parameters, lambda params: augmented_targets(annotations, params)),
+        "crop and resize the images": (
+            images,
+            lambda placed: rendering.draw_image(
+                canvas, placed, cache(placed.index), annotations.sizes_hw[placed.index].tolist()
+            ),
         ),
         "blend (mixup)": (pairs, lambda _: rendering.blend(canvas, drawn, 0.5)),
-        "colour": (plans, lambda plan: rendering.change_colour(canvas, *plan.gains)),
-        "flip": ([plan for plan in plans if plan.flip], lambda _: rendering.flip(canvas)),
+        "colour": (parameters, lambda params: rendering.change_colour(canvas, *params.gains)),
+        "flip": ([params for params in parameters if params.flip], lambda _: rendering.flip(canvas)),
         "collate": (range(len(keys) // len(batch)), lambda _: collate(batch)),
     }
     print(f"\n{shape[0]}x{shape[1]}, ms per sample")
@@ -128,21 +130,21 @@ def print_parts(records, shape, settings):
         print(f"  {name:28s} {seconds / len(keys) * 1e3:7.3f}")
 
 
-def write_yolo(records, folder):
-    """Write the records in YOLO's layout, the images as links, into an empty folder."""
+def write_yolo(annotations, folder):
+    """Write the annotations in YOLO's layout, the images as links, into an empty folder."""
     for part in ("images", "labels"):
         (Path(folder) / part).mkdir()
-    for index in range(len(records)):
-        source = Path(records.path(index)).resolve()
+    for index in range(len(annotations)):
+        source = Path(annotations.path(index)).resolve()
         (Path(folder) / "images" / f"{index}{source.suffix}").symlink_to(source)
-        height, width = records.sizes_hw[index].tolist()
-        boxes_xyxy = records.boxes(index) / [width, height, width, height]
+        height, width = annotations.sizes_hw[index].tolist()
+        boxes_xyxy = annotations.boxes(index) / [width, height, width, height]
         centres, sides = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2, boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
-        rows = np.column_stack([records.labels(index), centres, sides])
+        rows = np.column_stack([annotations.labels(index), centres, sides])
         np.savetxt(Path(folder) / "labels" / f"{index}.txt", rows, "%d %.6f %.6f %.6f %.6f")
 
 
-def measure_ultralytics(records, side, settings):
+def measure_ultralytics(annotations, side, settings):
     """{name: images per CPU second} of ultralytics' loader; {} where it is not installed."""
     try:
         from ultralytics.cfg import get_cfg
@@ -151,9 +153,9 @@ def measure_ultralytics(records, side, settings):
         return {}
     rates = {}
     options = get_cfg(overrides={"mosaic": 1.0, "mixup": 0.5, "imgsz": side})
-    names = {"names": {number: str(number) for number in range(max(records.classes, default=0) + 1)}, "channels": 3}
+    names = {"names": {number: str(number) for number in range(max(annotations.classes, default=0) + 1)}, "channels": 3}
     with tempfile.TemporaryDirectory() as folder:
-        write_yolo(records, folder)
+        write_yolo(annotations, folder)
         for name, cache in (("no cache", False), ("ram", "ram")):
             dataset = YOLODataset(
                 img_path=f"{folder}/images",
@@ -178,23 +180,23 @@ def measure_ultralytics(records, side, settings):
     return rates
 
 
-def repeated(records, count):
-    """The records over and over, to at least so many: no image is still at hand when it comes again."""
-    copies = max(1, math.ceil(count / len(records)))
-    paths = [records.path(index) for index in range(len(records))]
-    counts = np.diff(records.first)
-    return Records(
+def repeated(annotations, count):
+    """The annotations over and over, to at least so many: no image is still at hand when it comes again."""
+    copies = max(1, math.ceil(count / len(annotations)))
+    paths = [annotations.path(index) for index in range(len(annotations))]
+    counts = np.diff(annotations.offsets)
+    return Annotations(
         paths * copies,
-        np.tile(records.sizes_hw, (copies, 1)),
+        np.tile(annotations.sizes_hw, (copies, 1)),
         np.tile(counts, copies),
-        np.tile(records.boxes_xyxy, (copies, 1)),
-        np.tile(records.classes, copies),
+        np.tile(annotations.boxes_xyxy, (copies, 1)),
+        np.tile(annotations.classes, copies),
     )
 
 
-def print_memory(records, shape, settings):
+def print_memory(annotations, shape, settings):
     """Memory of this process and two workers that is theirs alone, after some epochs."""
-    loader = build_train_loader(records, SETTINGS, 0, TrainShapes([shape]), settings.batch_size, 2)
+    loader = build_train_loader(annotations, SETTINGS, 0, MultiScale([shape]), settings.batch_size, LoaderOptions(2))
     process = psutil.Process()
     print(f"\nmemory of the process and two workers at {shape[0]}x{shape[1]}, no cache (unique to each, summed)")
     for epoch in range(max(settings.memory_epochs)):
@@ -210,16 +212,16 @@ def print_memory(records, shape, settings):
 def main(settings):
     """Print all tables."""
     cv2.setNumThreads(1)
-    source = read_source(settings.train_annotation_path)
+    source = read_raw_annotations(settings.train_annotation_path)
     try:
         names = class_names_of([source])
     except ValueError:
         names = [str(number) for number in range(max(source.classes, default=0) + 1)]
-    records, _ = to_records(source, names)
-    sizes = sorted({f"{width}x{height}" for height, width in records.sizes_hw.tolist()})
-    print(f"{len(records)} images ({', '.join(sizes[:3])}), {os.cpu_count()} cores, OpenCV {cv2.__version__}")
+    annotations, _ = build_annotations(source, names)
+    sizes = sorted({f"{width}x{height}" for height, width in annotations.sizes_hw.tolist()})
+    print(f"{len(annotations)} images ({', '.join(sizes[:3])}), {os.cpu_count()} cores, OpenCV {cv2.__version__}")
     print(f"\n{'images per CPU second':24s} {'this loader':>12s} {'ultralytics':>12s} {'ratio':>6s}")
-    many = repeated(records, 2000)
+    many = repeated(annotations, 2000)
     for side in settings.input_sides:
         ours, theirs = measure_ours(many, (side, side), settings), measure_ultralytics(many, side, settings)
         for name, rate in ours.items():
@@ -227,10 +229,10 @@ def main(settings):
             beside = f" {other:12.0f} {rate / other:6.2f}" if other else f" {'-':>12s} {'-':>6s}"
             print(f"{f'{side}, {name}':24s} {rate:12.0f}{beside}")
     for side in settings.input_sides:
-        print_parts(records, (side, side), settings)
+        print_parts(annotations, (side, side), settings)
     if settings.memory_epochs:
-        print_memory(records, (settings.input_sides[0],) * 2, settings)
+        print_memory(annotations, (settings.input_sides[0],) * 2, settings)
 
 
 if __name__ == "__main__":
-    run_script(main, script_constants(globals()), check_values)
+    run_script(main, read_constants(globals()), check_values)

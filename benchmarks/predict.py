@@ -23,17 +23,18 @@ import numpy as np
 import torch
 
 import nets
-from utils.config.cli import run_script, script_constants
+from nets.base import Decoded
+from utils.config.cli import read_constants, run_script
 from utils.config.rules import check_values
 from utils.export import verify as export
 from utils.export.onnx import write_onnx
 from utils.image.opencv import cv2
-from utils.inference.base import ImageDetector, Thresholds
+from utils.inference.base import BaseDetector, NMSOptions
 from utils.inference.detector import Detector
 from utils.inference.onnx import OnnxDetector, packages
-from utils.inference.postprocess import suppress, to_image
+from utils.inference.postprocess import nms, to_image
 from utils.modes.speed import STAGES, stage_times
-from utils.weights.metadata import make_contract
+from utils.weights.metadata import make_metadata
 from utils.weights.save import save_weights
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -56,37 +57,35 @@ cpu_threads = 0
 _SMALLEST = "yolo26n.yaml"  # of ultralytics
 
 
-class OpenCVDetector(ImageDetector):
+class OpenCVDetector(BaseDetector):
     """OpenCV's DNN module on a file that write_onnx wrote without suppression."""
 
     def __init__(self, onnx_path, like):
         self.net = cv2.dnn.readNetFromONNX(str(onnx_path))
         self.class_names, self.input_shape, self.resize_rule = like.class_names, like.input_shape, like.resize_rule
 
-    def run(self, batch):
+    def forward(self, batch):
         self.net.setInput(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)), "images")
         return self.net.forward(self.net.getUnconnectedOutLayersNames())
 
-    def finish(self, output, placements, sizes_hw, thresholds):
+    def postprocess(self, output, placements, sizes_hw, options):
         boxes_xyxy, scores = map(torch.from_numpy, output)
-        # A sure objectness leaves the scores, turned back into logits, as they are.
-        sure = torch.full_like(scores[..., :1], 100)
-        results = suppress(torch.cat((boxes_xyxy, sure, torch.logit(scores)), -1), *thresholds)
+        results = nms(Decoded(boxes_xyxy, torch.logit(scores)), options)
         return [to_image(*item) for item in zip(results, placements, sizes_hw, strict=True)]
 
-    def wait(self):
-        """Nothing goes on behind run and finish."""
+    def synchronize(self):
+        """Nothing goes on behind forward and postprocess."""
 
 
 def open_ways(name, folder, images_rgb, settings):
-    """({way: detector}, thresholds) of one network; a line is printed for each way that fails."""
+    """({way: detector}, NMSOptions) of one network; a line is printed for each way that fails."""
     path = random_weights(name, folder, settings.input_shape) if name in nets.MODELS else name
-    options = {"input_shape": settings.input_shape, "cpu_threads": settings.cpu_threads}
-    plain = Detector(path, **options)
-    thresholds = Thresholds(nth_score(plain, images_rgb, settings.candidates), 0.5, 300)
-    write_onnx(Path(folder) / "nms.onnx", plain, thresholds._replace(confidence=[thresholds.confidence] * 80))
-    write_onnx(Path(folder) / "cells.onnx", plain, thresholds, has_nms=False)
-    ways = {"PyTorch": plain, "PyTorch, fuse=True": Detector(path, **options, fuse=True)}
+    given = {"input_shape": settings.input_shape, "cpu_threads": settings.cpu_threads}
+    plain = Detector(path, **given)
+    options = NMSOptions(nth_score(plain, images_rgb, settings.candidates))
+    write_onnx(Path(folder) / "nms.onnx", plain, options._replace(confidence=[options.confidence] * 80))
+    write_onnx(Path(folder) / "cells.onnx", plain, options, has_nms=False)
+    ways = {"PyTorch": plain, "PyTorch, fuse=True": Detector(path, **given, fuse=True)}
     makers = {
         "PyTorch, compiled": lambda: compiled(plain),
         "ONNX Runtime": lambda: OnnxDetector(Path(folder) / "nms.onnx", settings.cpu_threads),
@@ -96,11 +95,11 @@ def open_ways(name, folder, images_rgb, settings):
         try:
             detector = make()
             for size in settings.batch_sizes:
-                stage_times(detector, images_rgb[:size], 1, thresholds)
+                stage_times(detector, images_rgb[:size], 1, options)
             ways[way] = detector
         except Exception as error:  # each library fails in its own ways, and the others are worth measuring
             print(f"{way} fails here: {str(error).strip().splitlines()[0]}")
-    return ways, thresholds
+    return ways, options
 
 
 def random_weights(name, folder, shape):
@@ -108,15 +107,15 @@ def random_weights(name, folder, shape):
     model = nets.build_model(name, 80)
     path = Path(folder) / f"{name}.pth"
     rule = {"mode": "topleft", "pad": 114}
-    save_weights(path, model, make_contract(model, [f"class {number}" for number in range(80)], shape, rule))
+    save_weights(path, model, make_metadata(model, [f"class {number}" for number in range(80)], shape, rule))
     return path
 
 
 @torch.no_grad()
 def nth_score(detector, images_rgb, count):
     """The score that this many cells of a picture reach, in the mean over pictures."""
-    decoded = detector.model.decode(detector.run(detector.prepare(images_rgb)[0]))
-    scores = decoded[..., 4].sigmoid() * decoded[..., 5:].amax(-1).sigmoid()
+    decoded = detector.model.decode(detector.forward(detector.preprocess(images_rgb)[0]))
+    scores = decoded.objectness.sigmoid() * decoded.class_logits.amax(-1).sigmoid()
     return float(scores.flatten().topk(count * len(images_rgb)).values[-1])
 
 
@@ -145,12 +144,12 @@ def open_ultralytics(settings):
     return seconds
 
 
-def measure(ways, ultralytics, images_rgb, thresholds, settings):
+def measure(ways, ultralytics, images_rgb, options, settings):
     """{way: (measurements, 3) seconds per picture of each stage}, taking turns."""
     seconds = {way: [] for way in ways}
     for _ in range(settings.rounds):
         for way, detector in ways.items():
-            seconds[way].append(stage_times(detector, images_rgb, 5, thresholds) / len(images_rgb))
+            seconds[way].append(stage_times(detector, images_rgb, 5, options) / len(images_rgb))
         if ultralytics:
             seconds.setdefault("ultralytics", []).append([ultralytics(images_rgb) for _ in range(8)][3:])
     return {way: np.concatenate(parts) for way, parts in seconds.items()}
@@ -169,14 +168,14 @@ def print_table(seconds):
 
 def print_overhead(detector, images_rgb, settings):
     """How much longer the network's stage of an OnnxDetector takes than its session alone."""
-    batch, _ = detector.prepare(images_rgb)
+    batch, _ = detector.preprocess(images_rgb)
     images = {"images": np.ascontiguousarray(batch.transpose(0, 3, 1, 2))}
     times = []
     for _ in range(10 * settings.rounds):
         start = time.perf_counter()
         detector.session.run(None, images)
         bare = time.perf_counter()
-        detector.run(batch)
+        detector.forward(batch)
         times.append((bare - start, time.perf_counter() - bare))
     bare, ours = np.median(times, 0)
     print(f"ONNX Runtime: the network's stage takes {ours / bare - 1:+.1%} of the bare session.run")
@@ -198,14 +197,14 @@ def main(settings):
     ultralytics = open_ultralytics(settings)
     for name in settings.networks:
         with tempfile.TemporaryDirectory() as folder:
-            ways, thresholds = open_ways(name, folder, images_rgb, settings)
+            ways, options = open_ways(name, folder, images_rgb, settings)
             for size in settings.batch_sizes:
                 height, width = settings.input_shape
                 print(f"\n{Path(name).stem}, {width}x{height}, batch {size}")
-                print_table(measure(ways, ultralytics, images_rgb[:size], thresholds, settings))
+                print_table(measure(ways, ultralytics, images_rgb[:size], options, settings))
                 if "ONNX Runtime" in ways:
                     print_overhead(ways["ONNX Runtime"], images_rgb[:size], settings)
 
 
 if __name__ == "__main__":
-    run_script(main, script_constants(globals()), check_values)
+    run_script(main, read_constants(globals()), check_values)

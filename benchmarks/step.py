@@ -18,17 +18,23 @@ import utils.runtime.threads  # noqa: F401 # isort: skip
 import torch
 
 from nets import build_criterion, build_model
-from utils.config.cli import run_script, script_constants
+from utils.config.cli import read_constants, run_script
 from utils.config.rules import check_values
 from utils.runtime import device as machine
 from utils.training.freezing import select
 
 # ----------------------------------------------------------------------------------------------------------------------
-#   model_name, num_classes, input_shape   The network measured.
-#   frozen_batch, unfrozen_batch           Images in a batch of the two phases.
-#   boxes                                  Boxes in each image of the fixed batch.
-#   frozen_steps, unfrozen_steps           Bare steps to run for the total; 0, 0 leaves it out.
-#   repeats                                Steps per variant, after two that do not count.
+#   model_name      The network measured.
+#   num_classes     Its classes.
+#   input_shape     [height, width] of its input.
+#   frozen_batch    Images in a batch of the frozen phase.
+#   unfrozen_batch  Images in a batch of the unfrozen phase.
+#   boxes           Boxes in each image of the fixed batch.
+#   frozen_steps    Bare steps of the frozen phase to run for the total; 0 leaves them out.
+#   unfrozen_steps  Bare steps of the unfrozen phase to run for the total; 0 leaves them out.
+#   repeats         Steps per variant, after two that do not count.
+#   Cuda            Use the GPU where there is one.
+#   fp16            Mixed precision in the variant of that name, as in train.py.
 # ----------------------------------------------------------------------------------------------------------------------
 model_name = "yolox_nano"
 num_classes = 3
@@ -84,9 +90,9 @@ def measure(model, criterion, batch, device, dtype, steps):
 def make(settings, device, memory_format, frozen):
     """A network in train mode, its criterion and a fixed batch."""
     model = build_model(settings.model_name, settings.num_classes).to(device, memory_format=memory_format)
-    model.freeze(select(model, ["backbone"], "frozen") if frozen else ()).train()
+    model.freeze(select(model, ["backbone"], "frozen") if frozen else ())
     batch = fixed_batch(settings.frozen_batch if frozen else settings.unfrozen_batch, settings, device)
-    return model, build_criterion(model), batch
+    return model.train(), build_criterion(model), batch
 
 
 def main(settings):
@@ -120,4 +126,4 @@ def main(settings):
 
 
 if __name__ == "__main__":
-    run_script(main, script_constants(globals()), check_values)
+    run_script(main, read_constants(globals()), check_values)

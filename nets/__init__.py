@@ -28,7 +28,7 @@ def build_model(model_name, num_classes, pixel_rule=None, decode_rule=None, back
     model_name: a key of MODELS. num_classes: at least 1. pixel_rule: channel order, mean and std that the weights
     expect (see PixelNormalize); decode_rule: anchors and the like (see AnchorNetwork), entries that are left out are
     the network's own, as is None. backbone: a torchvision backbone in the place of the network's own (a key of
-    nets.torchvision_backbone.BACKBONES), '' for its own. Raises ValueError for an unknown name, and for anchors where
+    nets.backbones.torchvision.BACKBONES), '' for its own. Raises ValueError for an unknown name, and for anchors where
     the network has none.
     """
     if model_name not in MODELS:

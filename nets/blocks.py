@@ -5,9 +5,7 @@ from torch import nn
 from torch.nn.functional import max_pool2d
 
 BATCHNORM_EPS = 1e-3
-
 BATCHNORM_MOMENTUM = 0.03
-
 DARKNET_BATCHNORM_EPS = 1e-5
 
 
@@ -16,7 +14,8 @@ class PixelNormalize(nn.Module):
 
     rule: {"channels": "RGB" or "BGR", "mean": 3 floats, "std": 3 floats}, in pixel units 0..255 and in the rule's own
     channel order. Input (B, 3, H, W) RGB 0..255 of any dtype, output float32 of the same shape and memory format.
-    Buffers are left out of the state dict, whose keys belong to the public weights; the rule travels in the contract.
+    Buffers are left out of the state dict, whose keys belong to the public weights; the rule travels in the file's
+    metadata.
     """
 
     def __init__(self, rule):

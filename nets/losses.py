@@ -4,12 +4,24 @@ import math
 from typing import NamedTuple
 
 import torch
+from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 from torchvision.ops import sigmoid_focal_loss
 
 from nets.boxes import EPSILON, area, paired_iou
 
 IOU_TYPES = ("iou", "ciou", "siou")
+
+
+class Criterion(nn.Module):
+    """Base of all losses: `criterion(raw, targets) -> {"loss", part ..., "count"}`, see scale_losses."""
+
+    def extra_inputs(self, targets):
+        """What the network gets beside the images in a training step on these targets: a tuple of tensors (B, ...).
+
+        Empty for YOLO. A detector that learns to denoise boxes gets its queries here.
+        """
+        return ()
 
 
 class LossOptions(NamedTuple):
@@ -100,7 +112,7 @@ def class_loss(logits, targets):
     return binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(-1)
 
 
-def scaled(sums, positives):
+def scale_losses(sums, positives):
     """Turn the sums over a batch into what is logged and learned from.
 
     sums: {part: scalar}. positives: (B, ...) bool, one entry for each cell that may learn a box.

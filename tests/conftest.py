@@ -4,8 +4,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from utils.io.logger import end_log_file, setup_logging
+
 # The tensors here are too small to gain from threads, which only wait for each other when the machine is busy.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def messages_on_the_screen():
+    """What scripts say comes to the streams that a test captures, and no log file outlives its test."""
+    setup_logging()
+    yield
+    end_log_file()
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import torch
 
-from utils.runtime import device as machine
 from utils.runtime import distributed
+from utils.runtime.device import init_runtime
 
 PROJECT = Path(__file__).resolve().parent.parent
 SETTINGS = {"gpu_ids": "", "Cuda": False, "distributed": False, "fp16": False, "seed": 11}
@@ -27,7 +27,7 @@ def free_port():
 
 
 def on_ranks(function, world_size, folder, *arguments):
-    """What function(place, *arguments) returns on each rank, a list. folder: an empty one, for files in between."""
+    """What function(runtime, *arguments) returns on each rank, a list. folder: an empty one, for files in between."""
     context, port = torch.multiprocessing.get_context("spawn"), free_port()
     ranks = [
         context.Process(target=_be_rank, args=(rank, world_size, port, folder, function, arguments))
@@ -48,8 +48,8 @@ def on_ranks(function, world_size, folder, *arguments):
 def _be_rank(rank, world_size, port, folder, function, arguments):
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in numbers.items()}, MASTER_ADDR="127.0.0.1")
-    torch.save(function(machine.set_up(SimpleNamespace(**SETTINGS)), *arguments), folder / f"{rank}.pt")
-    distributed.leave_ranks()
+    torch.save(function(init_runtime(SimpleNamespace(**SETTINGS)), *arguments), folder / f"{rank}.pt")
+    distributed.shut_down()
 
 
 @contextmanager

@@ -8,18 +8,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from nets.base import DetectionNetwork, cell_grid
-from utils.inference.base import Thresholds
+from nets.base import Decoded, DetectorBase, cell_grid
+from utils.inference.base import NMSOptions
 from utils.inference.detector import Detector
-from utils.weights.metadata import make_contract
+from utils.weights.metadata import make_metadata
 
 NAMES = ["猫", "dog", "bird"]
-THRESHOLDS = Thresholds([0.2, 0.3, 0.25], 0.5, 5)
+OPTIONS = NMSOptions([0.2, 0.3, 0.25], 0.5, 5)
 FOLDER = tempfile.TemporaryDirectory()
 PIXEL_RULE = {"channels": "BGR", "mean": [100.0, 110.0, 120.0], "std": [50.0, 55.0, 60.0]}
 
 
-class TinyNetwork(DetectionNetwork):
+class TinyNetwork(DetectorBase):
     """Boxes of 20 to 60 pixels around the cells' centres."""
 
     strides, name = (32,), "tiny"
@@ -39,16 +39,17 @@ class TinyNetwork(DetectionNetwork):
         cells = raw[0].flatten(2).transpose(1, 2)
         centre = (cell_grid(raw[0]) + 0.5) * 32 + cells[..., :2].tanh() * 16
         half_size = 20 + 10 * cells[..., 2:4].tanh()
-        return torch.cat((centre - half_size, centre + half_size, 4 * cells[..., 4:]), -1)
+        boxes_xyxy = torch.cat((centre - half_size, centre + half_size), -1)
+        return Decoded(boxes_xyxy, 4 * cells[..., 5:], 4 * cells[..., 4])
 
 
 def tiny_detector(input_shape=(96, 128), confidence=None):
-    """A Detector around a TinyNetwork with random weights; confidence: {class name: score} of its contract."""
+    """A Detector around a TinyNetwork with random weights; confidence: {class name: score} of its metadata."""
     detector = Detector.__new__(Detector)
     detector.model, detector.device = TinyNetwork().eval(), torch.device("cpu")
     about = {"confidence": confidence} if confidence else {}
     rule = {"mode": "center", "pad": 114}
-    detector.contract = make_contract(detector.model, NAMES, input_shape, rule, **about)
+    detector.metadata = make_metadata(detector.model, NAMES, input_shape, rule, **about)
     detector.class_names, detector.input_shape, detector.resize_rule = NAMES, input_shape, rule
     detector.confidences = [0.2, 0.3, 0.25]
     return detector
@@ -63,10 +64,10 @@ def random_pictures(count, seed=0):
 
 @cache
 def exported():
-    """(a detector, the path of its export with suppression inside), made once for all tests, which change neither."""
+    """(a detector, the path of its export with NMS inside), made once for all tests, which change neither."""
     from utils.export.onnx import write_onnx
 
     torch.manual_seed(0)
     detector, path = tiny_detector(confidence={"dog": 0.3}), Path(FOLDER.name) / "tiny.onnx"
-    write_onnx(path, detector, THRESHOLDS)
+    write_onnx(path, detector, OPTIONS)
     return detector, path

@@ -29,20 +29,22 @@ import torch
 from tqdm import tqdm
 
 from nets import build_model
-from tools.data_report import pictures
-from tools.data_report.lookalike import look_of, lookalikes, looks
-from utils.config.cli import refuse_computed, run_script, script_constants, train_constants
+from utils.config.cli import read_constants, require_literals, run_script, train_constants
 from utils.config.rules import check_values
 from utils.data.anchors import choose_decode_rule
-from utils.data.annotations import class_names_of, read_source, to_records
+from utils.data.annotations import build_annotations, class_names_of, read_raw_annotations
 from utils.data.image_cache import UnreadableImageError, decode
 from utils.data.quality import findings as data_findings  # its tables by name would count as constants of this script
 from utils.data.quality.checks import box_sizes_at_input, class_counts, quick_findings, same_images
 from utils.data.quality.findings import Finding, by_kind, findings_table, write_findings
+from utils.data.quality.near_duplicates import join_hashes, near_duplicates, perceptual_hash
 from utils.image.codec import write_image
 from utils.image.opencv import cv2
 from utils.io.class_names import read_class_names, write_class_names
-from utils.io.text import listed
+from utils.io.errors import UserError
+from utils.io.logger import logger
+from utils.io.text import shorten_list
+from utils.visualize import data_report as pictures
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   save_dir          The folder of the report: new, empty, or that of an earlier report, which is replaced.
@@ -68,9 +70,9 @@ _FIRST_STEPS = data_findings.REMEDIES | {
 }
 
 
-class Look(NamedTuple):
-    """What an image file's content tells. file_hash: of its bytes; look: see look_of. Both None where finding says that
-    it cannot be read."""
+class FileContent(NamedTuple):
+    """What an image file's content tells. file_hash: of its bytes; look: see perceptual_hash. Both None where finding
+    says that it cannot be read."""
 
     file_hash: bytes | None
     look: tuple | None
@@ -79,18 +81,18 @@ class Look(NamedTuple):
 
 def constants():
     """All that the command line takes: the constants above, and train.py's."""
-    return script_constants(globals()) | train_constants(_OF_TRAIN)
+    return read_constants(globals()) | train_constants(_OF_TRAIN)
 
 
 def check(values):
     """The settings as a namespace. Raises ValueError: parameter, got, expected."""
-    refuse_computed(values, _OF_TRAIN)
+    require_literals(values, _OF_TRAIN)
     settings = check_values(values)
     if settings.num_pictures < 1:
-        raise ValueError(f"num_pictures is {settings.num_pictures}; expected 1 or more, such as 16.")
+        raise UserError(f"num_pictures is {settings.num_pictures}; expected 1 or more, such as 16.")
     folder = Path(settings.save_dir)
     if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / "findings.csv").exists())):
-        raise ValueError(f"save_dir is {settings.save_dir}, which holds other things; name a new folder.")
+        raise UserError(f"save_dir is {settings.save_dir}, which holds other things; name a new folder.")
     return settings
 
 
@@ -98,14 +100,14 @@ def main(settings):
     """Check the data, print and write the report. Exits with status 1 where training would be pointless or wrong."""
     anchors_wh = anchors_of(settings)
     paths = (settings.train_annotation_path, settings.val_annotation_path)
-    sources = [read_source(path, split) for path, split in zip(paths, ("train", "val"), strict=True)]
+    sources = [read_raw_annotations(path, split) for path, split in zip(paths, ("train", "val"), strict=True)]
     class_names = read_class_names(settings.classes_path) if settings.classes_path else class_names_of(sources)
     findings, sets = [], {}
     for name, source in zip(("train", "val"), sources, strict=True):
-        sets[name], found = to_records(source, class_names)
+        sets[name], found = build_annotations(source, class_names)
         findings += found
     findings += quick_findings(*sets.values(), class_names, settings.input_shape, settings.keep_difficult)
-    contents = {name: look_at_all(records, name) for name, records in sets.items()}
+    contents = {name: read_contents(annotations, name) for name, annotations in sets.items()}
     findings += [content.finding for part in contents.values() for content in part if content.finding]
     findings += compare_contents(sets, contents, {(finding.kind, finding.image) for finding in findings})
 
@@ -116,14 +118,14 @@ def main(settings):
         write_class_names(folder / "classes.txt", class_names)
     draw_pictures(sets, contents, class_names, anchors_wh, settings, folder)
 
-    print(f"\n{set_table(sets)}\n\n{class_table(sets, class_names)}\n")
+    logger.info(f"\n{set_table(sets)}\n\n{class_table(sets, class_names)}\n")
     for sentence in (anchor_sentence(sets["train"], anchors_wh, settings), findings_table(findings)):
-        print(f"{sentence}\n") if sentence else None
-    print(f"The report is in {folder}: findings.csv, contact_sheet.jpg, classes.png, boxes.png")
+        logger.info(f"{sentence}\n") if sentence else None
+    logger.info(f"The report is in {folder}: findings.csv, contact_sheet.jpg, classes.png, boxes.png")
     if not settings.classes_path:
-        print(f'The classes are in it too: for training set classes_path = "{folder.as_posix()}/classes.txt".')
+        logger.info(f'The classes are in it too: for training set classes_path = "{folder.as_posix()}/classes.txt".')
     sentence, is_fit = verdict(findings, class_names)
-    print(sentence)
+    logger.info(sentence)
     if not is_fit:
         sys.exit(1)
 
@@ -137,40 +139,40 @@ def anchors_of(settings):
     return np.array([rule["anchors"][number] for number in used]).reshape(-1, 2)
 
 
-def look_at_all(records, set_name):
-    """Decode every image of a set, several at a time. Returns a Look for each."""
+def read_contents(annotations, set_name):
+    """Decode every image of a set, several at a time. Returns a FileContent for each."""
     cv2.setNumThreads(1)  # the images are decoded side by side: OpenCV's own threads would only wait for each other
     found = []
     with (
         ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS)) as pool,
-        tqdm(total=len(records), desc=f"decoding {set_name}", unit="image", disable=None) as progress,
+        tqdm(total=len(annotations), desc=f"decoding {set_name}", unit="image", disable=None) as progress,
     ):
-        for start in range(0, len(records), _CHUNK):
-            chunk = range(start, min(start + _CHUNK, len(records)))
-            for content in pool.map(lambda index: look_at(records, index), chunk):
+        for start in range(0, len(annotations), _CHUNK):
+            chunk = range(start, min(start + _CHUNK, len(annotations)))
+            for content in pool.map(lambda index: look_at(annotations, index), chunk):
                 found.append(content)
                 progress.update()
     return found
 
 
-def look_at(records, index):
-    """The Look of one image."""
-    path = records.path(index)
+def look_at(annotations, index):
+    """The FileContent of one image."""
+    path = annotations.path(index)
     try:
         file_hash = hashlib.blake2b(Path(path).read_bytes(), digest_size=16).digest()
-        cut_off = set()
-        look = look_of(decode(records, index, cut_off=cut_off))
-        return Look(file_hash, look, Finding("cut_off_image", path) if cut_off else None)
+        truncated = set()
+        look = perceptual_hash(decode(annotations, index, truncated=truncated))
+        return FileContent(file_hash, look, Finding("truncated_image", path) if truncated else None)
     except (OSError, UnreadableImageError) as error:
         reason = str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ")
-        return Look(None, None, Finding("unreadable_image", path, reason))
+        return FileContent(None, None, Finding("unreadable_image", path, reason))
 
 
 def compare_contents(sets, contents, known):
     """Findings on identical files, and on images of val that look like images of train.
 
-    sets: {"train", "val"}: Records. contents: a Look for each image of these. known: (kind, image) of what was found
-    already, which is not said again.
+    sets: {"train", "val"}: Annotations. contents: a FileContent for each image of these. known: (kind, image) of what
+    was found already, which is not said again.
     """
     hashes = [[content.file_hash for content in contents[name]] for name in ("train", "val")]
     findings = [
@@ -181,13 +183,13 @@ def compare_contents(sets, contents, known):
     leaked = {image for kind, image in known if kind == "leaked_image"}
     leaked |= {finding.image for finding in findings if finding.kind == "leaked_image"}
     decoded = {name: [i for i, content in enumerate(part) if content.look] for name, part in contents.items()}
-    seen = {name: looks([contents[name][index].look for index in decoded[name]]) for name in sets}
-    for val_index, train_index, count in lookalikes(seen["train"], seen["val"]):
+    seen = {name: join_hashes([contents[name][index].look for index in decoded[name]]) for name in sets}
+    for val_index, train_index, count in near_duplicates(seen["train"], seen["val"]):
         path = sets["val"].path(decoded["val"][val_index])
         more = f" and {count - 1} more" if count > 1 else ""
         if path not in leaked:
             detail = f"like {sets['train'].path(decoded['train'][train_index])}{more}"
-            findings.append(Finding("leaked_lookalike", path, detail))
+            findings.append(Finding("leaked_near_duplicate", path, detail))
     return findings
 
 
@@ -199,9 +201,9 @@ def draw_pictures(sets, contents, class_names, anchors_wh, settings, folder):
         chosen = sorted(random.choice(len(decoded), min(settings.num_pictures, len(decoded)), replace=False).tolist())
         samples = [(sets[name], index, name) for name, index in (decoded[number] for number in chosen)]
         write_image(str(folder / "contact_sheet.jpg"), pictures.contact_sheet(samples, class_names))
-    counts = [class_counts(records, len(class_names)) for records in sets.values()]
+    counts = [class_counts(annotations, len(class_names)) for annotations in sets.values()]
     write_image(str(folder / "classes.png"), pictures.class_chart(*counts, class_names))
-    sizes_wh = [box_sizes_at_input(records, settings.input_shape) for records in sets.values()]
+    sizes_wh = [box_sizes_at_input(annotations, settings.input_shape) for annotations in sets.values()]
     chart = pictures.box_chart(*sizes_wh, settings.input_shape, anchors_wh, settings.model_name, settings.seed)
     write_image(str(folder / "boxes.png"), chart)
 
@@ -209,17 +211,19 @@ def draw_pictures(sets, contents, class_names, anchors_wh, settings, folder):
 def set_table(sets):
     """A line for each set: how much there is. Returns text."""
     lines = ["set    images    boxes  boxes per image  images without boxes  classes with boxes"]
-    for name, records in sets.items():
-        empty = (np.diff(records.first) == 0).sum()
-        mean = len(records.classes) / max(len(records), 1)
-        classes = len(np.unique(records.classes))
-        lines.append(f"{name:<5}{len(records):>8}{len(records.classes):>9}{mean:>17.1f}{empty:>22}{classes:>20}")
+    for name, annotations in sets.items():
+        empty = (np.diff(annotations.offsets) == 0).sum()
+        mean = len(annotations.classes) / max(len(annotations), 1)
+        classes = len(np.unique(annotations.classes))
+        lines.append(
+            f"{name:<5}{len(annotations):>8}{len(annotations.classes):>9}{mean:>17.1f}{empty:>22}{classes:>20}"
+        )
     return "\n".join(lines)
 
 
 def class_table(sets, class_names):
     """A line for each class, the frequent ones first: boxes, and share of all boxes, in each set. Returns text."""
-    counts = np.stack([class_counts(records, len(class_names)) for records in sets.values()])
+    counts = np.stack([class_counts(annotations, len(class_names)) for annotations in sets.values()])
     shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     lines = ["boxes of train        %   of val        %  class"]
     for class_id in np.argsort(-counts.sum(axis=0), kind="stable"):
@@ -228,11 +232,11 @@ def class_table(sets, class_names):
     return "\n".join(lines)
 
 
-def anchor_sentence(records, anchors_wh, settings):
+def anchor_sentence(annotations, anchors_wh, settings):
     """How well the anchors fit the training boxes, and what to do where they do not; '' without anchors or boxes."""
-    if not len(anchors_wh) or not len(records.classes):
+    if not len(anchors_wh) or not len(annotations.classes):
         return ""
-    recall, mean_iou = pictures.anchor_recall(box_sizes_at_input(records, settings.input_shape), anchors_wh)
+    recall, mean_iou = pictures.anchor_recall(box_sizes_at_input(annotations, settings.input_shape), anchors_wh)
     hint = "" if recall >= _LEAST_RECALL else " Anchors of your own may help: python tools/kmeans_for_anchors.py"
     return (
         f"Anchors of {settings.model_name}: {recall:.1%} of the training boxes have one with an IoU over "
@@ -248,10 +252,10 @@ def verdict(findings, class_names):
     kind, found = next(iter(groups.items()))
     level, what, _ = data_findings.KINDS[kind]
     times = "once" if len(found) == 1 else f"{len(found)} times"
-    if level in ("stops", "wrong"):
-        step = _FIRST_STEPS[kind].format(names=listed(class_names))
+    if level in ("error", "critical"):
+        step = _FIRST_STEPS[kind].format(names=shorten_list(class_names))
         return f"Do this first, for {what} ({times}): {step[0].lower()}{step[1:]}", False
-    if level == "harms":
+    if level == "warning":
         return f"Training can start. Most worth a look before it: {what} ({times}).", True
     return "Training can start: nothing here harms it.", True
 

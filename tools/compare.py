@@ -11,26 +11,34 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils.runtime.threads  # noqa: F401 # isort: skip
 import numpy as np
 
-from utils.config.cli import run_script, script_constants
+from utils.config.cli import read_constants, run_script
 from utils.config.rules import check_values
 from utils.data.annotations import read_annotations
 from utils.data.quality.findings import findings_table
 from utils.evaluation import bootstrap
 from utils.evaluation.bootstrap import average_precisions, has_enough_images, interval, resampled
 from utils.evaluation.curves import mean_over_classes
-from utils.evaluation.evaluate import Thresholds, evaluate_detector, ground_truth
+from utils.evaluation.evaluate import EvalOptions, evaluate_detector, ground_truth
 from utils.inference.detector import Detector
 from utils.io.class_names import read_class_names
+from utils.io.errors import UserError
+from utils.io.logger import logger
 from utils.runtime.device import choose_device, choose_precision
 
 # ----------------------------------------------------------------------------------------------------------------------
-#   first             Two weight files, the first and
-#   second            the second word of the command. Both must know the same classes; all else may differ.
+#   first             A weight file: the first word of the command.
+#   second            Another one, the second word. Both must know the same classes; all else may differ.
 #   annotation_path   What to measure on, as in get_map.py: pictures that neither has seen in its training.
 #   metric            What decides: 'AP' (COCO), 'AP50', 'AP75', or 'map50' (VOC, at MINOVERLAP).
 #   MINOVERLAP        For map50: a box is right from this IoU on.
 #   resamplings       How often the images are drawn anew.
-#   classes_path, confidence, nms_iou, batch_size, num_workers, Cuda, fp16   as in get_map.py.
+#   classes_path      Only for files that do not say their classes and have others than COCO's 80.
+#   confidence        Boxes below this score are left out. Low, because an AP looks at the whole curve.
+#   nms_iou           Two boxes of one class that overlap more than this are one object.
+#   batch_size        Images at a time.
+#   num_workers       Processes that prepare images; 0 for none.
+#   Cuda              Use the GPU where there is one.
+#   fp16              Mixed precision as in training: faster; False is the most exact.
 # ----------------------------------------------------------------------------------------------------------------------
 first = ""
 second = ""
@@ -46,37 +54,37 @@ num_workers = 0
 Cuda = True
 fp16 = False
 
-METRICS = ("AP", "AP50", "AP75", "map50")
+_METRICS = ("AP", "AP50", "AP75", "map50")
 
 
 def main(settings):
     """Evaluate both, print the table and the verdict. Returns {class name or "all": (A, B, low, high)}."""
     if not settings.first or not settings.second:
-        raise ValueError("Give two weight files: python tools/compare.py A.pth B.pth.")
-    if settings.metric not in METRICS or settings.resamplings < 1:
-        raise ValueError(
+        raise UserError("Give two weight files: python tools/compare.py A.pth B.pth.")
+    if settings.metric not in _METRICS or settings.resamplings < 1:
+        raise UserError(
             f"metric is {settings.metric!r} and resamplings is {settings.resamplings}; expected one of "
-            f"{', '.join(METRICS)}, and at least 1."
+            f"{', '.join(_METRICS)}, and at least 1."
         )
     device, sentence = choose_device(settings.Cuda)
     names = read_class_names(settings.classes_path) if settings.classes_path else None
     detectors = [Detector(path, device, class_names=names) for path in (settings.first, settings.second)]
     names, others = (detector.class_names for detector in detectors)
     if names != others:
-        raise ValueError(
+        raise UserError(
             f"{settings.first} knows the classes {names}, {settings.second} {others}: these do not compare."
         )
-    records, findings = read_annotations(settings.annotation_path, names, "val")
+    annotations, findings = read_annotations(settings.annotation_path, names, "val")
     if findings:
-        print(findings_table(findings))
+        logger.info(findings_table(findings))
     if sentence:
-        print(f"note: {sentence}")
-    dtype = choose_precision(settings.fp16, device).dtype
-    thresholds = Thresholds(settings.confidence, settings.nms_iou)
-    options = dtype, settings.batch_size, settings.num_workers, thresholds
-    found = [evaluate_detector(detector, records, *options).detections for detector in detectors]
-    rows = compare(ground_truth(records), found, names, len(records), settings)
-    print(f"\n{format_rows(rows, settings.metric)}\n\n{verdict(rows, settings, len(records))}")
+        logger.warning(sentence)
+    precision = choose_precision(settings.fp16, device)
+    eval_options = EvalOptions(settings.confidence, settings.nms_iou)
+    options = precision, settings.batch_size, settings.num_workers, eval_options
+    found = [evaluate_detector(detector, annotations, *options).detections for detector in detectors]
+    rows = compare(ground_truth(annotations), found, names, len(annotations), settings)
+    logger.info(f"\n{format_rows(rows, settings.metric)}\n\n{verdict(rows, settings, len(annotations))}")
     return rows
 
 
@@ -147,4 +155,4 @@ def verdict(rows, settings, num_images):
 
 
 if __name__ == "__main__":
-    run_script(main, script_constants(globals()), check_values, positional=("first", "second"))
+    run_script(main, read_constants(globals()), check_values, positional=("first", "second"))

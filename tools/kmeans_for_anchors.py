@@ -19,13 +19,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 import nets
-from utils.config.cli import refuse_computed, run_script, script_constants, train_constants
+from utils.config.cli import read_constants, require_literals, run_script, train_constants
 from utils.config.rules import check_values
 from utils.data.anchors import best_anchor_iou, shape_iou
-from utils.data.annotations import class_names_of, read_source, to_records
+from utils.data.annotations import build_annotations, class_names_of, read_raw_annotations
 from utils.data.quality.checks import box_sizes_at_input
-from utils.data.quality.findings import findings_table, refuse
+from utils.data.quality.findings import findings_table, raise_errors
 from utils.io.class_names import read_class_names
+from utils.io.errors import UserError
+from utils.io.logger import logger
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   anchors_number    How many anchors; 0 takes three for each map of the network, 9 for yolov4 and 6 for yolov4_tiny.
@@ -52,36 +54,36 @@ _BOXES, _NEW, _USUAL = "#999999", "#0072ce", "#f07800"
 
 def constants():
     """All that the command line takes: the constants above, and train.py's."""
-    return script_constants(globals()) | train_constants(_OF_TRAIN)
+    return read_constants(globals()) | train_constants(_OF_TRAIN)
 
 
 def check(values):
     """The settings as a namespace. Raises ValueError: parameter, got, expected."""
-    refuse_computed(values, _OF_TRAIN)
+    require_literals(values, _OF_TRAIN)
     settings = check_values(values)
     anchored = [name for name, (network, _, _) in nets.MODELS.items() if network.decode_defaults]
     if settings.model_name not in anchored:
-        raise ValueError(
+        raise UserError(
             f"model_name is {settings.model_name!r}, which has no anchors; expected {' or '.join(anchored)}, as in "
             f"--model_name={anchored[0]}. YOLOX needs none."
         )
     maps = len(usual_rule(settings.model_name)["anchors_mask"])
     if settings.anchors_number < 0 or settings.anchors_number % maps:
-        raise ValueError(
+        raise UserError(
             f"anchors_number is {settings.anchors_number}; {settings.model_name} has {maps} maps with equally many "
             f"anchors: expected a multiple of {maps}, such as {3 * maps}, or 0 for that."
         )
     if not settings.anchors_path or Path(settings.anchors_path).suffix.lower() == ".png":
-        raise ValueError(
+        raise UserError(
             f"anchors_path is {settings.anchors_path!r}; expected a text file to write, such as "
             "model_data/my_anchors.txt; the picture lies beside it."
         )
     if not settings.input_shape:
-        raise ValueError("input_shape is []; expected [height, width] as in training, such as [416, 416].")
+        raise UserError("input_shape is []; expected [height, width] as in training, such as [416, 416].")
     if not settings.overwrite:
         present = [str(path) for path in output_paths(settings) if path.exists()]
         if present:
-            raise ValueError(
+            raise UserError(
                 f"{' and '.join(present)} would be replaced; set anchors_path to another file, or overwrite = True."
             )
     return settings
@@ -95,7 +97,7 @@ def main(settings):
     usual_wh = np.array([rule["anchors"][number] for number in sorted(used)])
     maps = len(rule["anchors_mask"])
     if len(sizes_wh) > _MOST_BOXES:
-        print(f"  note: {_MOST_BOXES} boxes, drawn at random, decide on the anchors; all are counted below.")
+        logger.info(f"  note: {_MOST_BOXES} boxes, drawn at random, decide on the anchors; all are counted below.")
     new_wh = find_anchors(sizes_wh, settings.anchors_number or 3 * maps, settings.seed)
     masks = np.arange(len(new_wh)).reshape(maps, -1)[::-1].tolist()
 
@@ -103,8 +105,8 @@ def main(settings):
     text_path.parent.mkdir(parents=True, exist_ok=True)
     text_path.write_text(", ".join(f"{width:g},{height:g}" for width, height in new_wh) + "\n", encoding="utf-8")
     draw(sizes_wh, usual_wh, new_wh, picture_path)
-    print(f"\n{anchor_table(sizes_wh, new_wh)}\n\n{comparison(sizes_wh, usual_wh, new_wh)}\n")
-    print(f"wrote {text_path} and {picture_path}\n{advice(sizes_wh, usual_wh, new_wh, masks, settings)}")
+    logger.info(f"\n{anchor_table(sizes_wh, new_wh)}\n\n{comparison(sizes_wh, usual_wh, new_wh)}\n")
+    logger.info(f"wrote {text_path} and {picture_path}\n{advice(sizes_wh, usual_wh, new_wh, masks, settings)}")
 
 
 def usual_rule(model_name):
@@ -121,18 +123,18 @@ def output_paths(settings):
 def read_sizes(settings):
     """(M, 2) width and height of all training boxes in pixels of the input, to a tenth; sides are 1 pixel at least."""
     path, classes_path = settings.train_annotation_path, settings.classes_path
-    source = read_source(path)
+    source = read_raw_annotations(path)
     class_names = read_class_names(classes_path) if classes_path else class_names_of([source])
-    records, findings = to_records(source, class_names)
-    refuse(path, findings, class_names)
-    print(f"\n{path}: {len(records)} images, {len(records.boxes_xyxy)} boxes")
+    annotations, findings = build_annotations(source, class_names)
+    raise_errors(path, findings, class_names)
+    logger.info(f"\n{path}: {len(annotations)} images, {len(annotations.boxes_xyxy)} boxes")
     if findings:
-        print(indent(findings_table(findings), "  "))
-    sizes_wh = box_sizes_at_input(records, settings.input_shape)
+        logger.info(indent(findings_table(findings), "  "))
+    sizes_wh = box_sizes_at_input(annotations, settings.input_shape)
     small = (sizes_wh < 1).any(axis=1).sum()
     if small:
         height, width = settings.input_shape
-        print(f"  note: {small} boxes have a side below 1 pixel at {height}x{width}, which counts as 1 here.")
+        logger.info(f"  note: {small} boxes have a side below 1 pixel at {height}x{width}, which counts as 1 here.")
     return np.maximum(sizes_wh, 1).round(1)
 
 
@@ -147,7 +149,7 @@ def find_anchors(sizes_wh, count, seed):
         sizes_wh = rng.choice(sizes_wh, _MOST_BOXES, replace=False)
     different = len(np.unique(sizes_wh, axis=0))
     if different < count:
-        raise ValueError(
+        raise UserError(
             f"The training data have boxes of {different} different sizes; expected at least as many as there are "
             f"anchors, {count}. Keep the network's own anchors (anchors_path = ''), or label more images."
         )

@@ -25,14 +25,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils.runtime.threads  # noqa: F401 # isort: skip
 import numpy as np
 
-from utils.config.cli import run_script, script_constants
+from utils.config.cli import read_constants, run_script
 from utils.config.rules import check_values
 from utils.data.annotations import read_annotations
 from utils.data.quality.findings import findings_table
-from utils.evaluation.evaluate import Thresholds, evaluate_detector, ground_truth
+from utils.evaluation.evaluate import EvalOptions, evaluate_detector, ground_truth
 from utils.evaluation.matching import same_class_pairs
 from utils.image.codec import read_image, write_image
 from utils.inference.detector import open_detector
+from utils.io.errors import UserError
+from utils.io.logger import logger
 from utils.runtime.device import choose_precision
 from utils.visualize.images import boxes_tile, sheet
 
@@ -43,7 +45,14 @@ from utils.visualize.images import boxes_tile, sheet
 #   save_dir          The folder for both files; those of an earlier run are replaced.
 #   lowest_score      Suspects below this score, from 0 to 1, are left out.
 #   num_pictures      How many of the first suspects suspects.jpg shows.
-#   classes_path, model_name, weights_format, input_shape, batch_size, num_workers, Cuda, fp16   as in get_map.py.
+#   classes_path      Only for files that do not say their classes and have others than COCO's 80.
+#   model_name        '' lets the file say it; a name has to agree with the file.
+#   weights_format    As in train.py; '' lets the file's content decide.
+#   input_shape       [height, width] that the network sees, multiples of 32; [] takes the size of the training.
+#   batch_size        Images at a time.
+#   num_workers       Processes that prepare images; 0 for none.
+#   Cuda              Use the GPU where there is one.
+#   fp16              Mixed precision as in training: faster; False is the most exact.
 # ----------------------------------------------------------------------------------------------------------------------
 model_path = "logs/best_epoch_weights.pth"
 annotation_path = "VOCdevkit/Sample/ImageSets/Main/train.txt,VOCdevkit/Sample/ImageSets/Main/val.txt"
@@ -111,7 +120,7 @@ def check(values):
     """The settings as a namespace. Raises ValueError: parameter, got, expected."""
     settings = check_values(values)
     if not 0 <= settings.lowest_score <= 1 or settings.num_pictures < 0:
-        raise ValueError(
+        raise UserError(
             f"lowest_score is {settings.lowest_score} and num_pictures is {settings.num_pictures}; expected a share "
             "from 0 to 1, such as 0.5, and 0 or more, such as 40."
         )
@@ -134,7 +143,7 @@ def main(settings):
     if rows[: settings.num_pictures]:
         tiles, captions = zip(*map(draw, rows[: settings.num_pictures]), strict=True)
         write_image(str(picture), sheet(tiles, captions, _TILES_IN_ROW))
-    print(f"\n{summary(rows)}\nwrote {folder}/suspects.csv" + (f" and {picture}" if picture.exists() else ""))
+    logger.info(f"\n{summary(rows)}\nwrote {folder}/suspects.csv" + (f" and {picture}" if picture.exists() else ""))
     return rows
 
 
@@ -150,19 +159,19 @@ def sets_of(annotation_path):
 
 def look_at(path, split, detector, settings):
     """The suspects of one set of images as rows of suspects.csv without their rank, in no order."""
-    records, findings = read_annotations(path, detector.class_names, split)
-    print(f"{path}: {len(records)} images, {len(records.boxes_xyxy)} boxes")
+    annotations, findings = read_annotations(path, detector.class_names, split)
+    logger.info(f"{path}: {len(annotations)} images, {len(annotations.boxes_xyxy)} boxes")
     if findings:
-        print(findings_table(findings))
-    dtype = choose_precision(settings.fp16, detector.device).dtype
-    thresholds = Thresholds(confidence=_LOWEST_CONFIDENCE)
-    evaluation = evaluate_detector(detector, records, dtype, settings.batch_size, settings.num_workers, thresholds)
+        logger.info(findings_table(findings))
+    precision = choose_precision(settings.fp16, detector.device)
+    options = EvalOptions(confidence=_LOWEST_CONFIDENCE)
+    evaluation = evaluate_detector(detector, annotations, precision, settings.batch_size, settings.num_workers, options)
     for unreadable in evaluation.unreadable:
-        print(f"note: {unreadable} cannot be decoded and is left out")
-    labels, detections, names = ground_truth(records), evaluation.detections, detector.class_names
+        logger.warning(f"{unreadable} cannot be decoded and is left out")
+    labels, detections, names = ground_truth(annotations), evaluation.detections, detector.class_names
     suspects = find_suspects(labels, detections, len(names))
     rows = [
-        row_of(item, labels, detections, records, names) for item in suspects if item.score >= settings.lowest_score
+        row_of(item, labels, detections, annotations, names) for item in suspects if item.score >= settings.lowest_score
     ]
     return [row for row in rows if row["image"] not in evaluation.unreadable]
 
@@ -170,7 +179,7 @@ def look_at(path, split, detector, settings):
 def find_suspects(labels, detections, num_classes):
     """The Suspects among the labels and detections of a set, the highest score first; a label is in one at most.
 
-    labels, detections: GroundTruth and Detections (utils/eval/inputs.py). Labels that are marked difficult are none,
+    labels, detections: GroundTruth and Detections. Labels that are marked difficult are none,
     and what is found in them is none.
     """
     pairs = overlapping(labels, detections)
@@ -290,12 +299,12 @@ def shares_half(first_xyxy, second_xyxy):
     return shared > 0.5 * min((box[2:] - box[:2]).prod() for box in (first_xyxy, second_xyxy))
 
 
-def row_of(suspect, labels, detections, records, class_names):
+def row_of(suspect, labels, detections, annotations, class_names):
     """A Suspect as a row of suspects.csv without its rank; None stands where nothing is labelled, or nothing found."""
     row = dict.fromkeys(_CSV_COLUMNS[1:]) | {"score": suspect.score, "kind": suspect.kind}
     for name, index, arrays in (("label", suspect.label, labels), ("found", suspect.detection, detections)):
         if index >= 0:
-            row |= {"image": records.path(arrays.image_ids[index]), name: class_names[arrays.classes[index]]}
+            row |= {"image": annotations.path(arrays.image_ids[index]), name: class_names[arrays.classes[index]]}
             corners = zip(("x1", "y1", "x2", "y2"), arrays.boxes_xyxy[index].tolist(), strict=True)
             row |= {f"{name}_{corner}": value for corner, value in corners}
     if suspect.detection >= 0:
@@ -336,4 +345,4 @@ def summary(rows):
 
 
 if __name__ == "__main__":
-    run_script(main, script_constants(globals()), check)
+    run_script(main, read_constants(globals()), check)

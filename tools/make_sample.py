@@ -13,6 +13,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.config.cli import run_script
 from utils.image.opencv import cv2
+from utils.io.errors import UserError
+from utils.io.logger import logger
+
+# ----------------------------------------------------------------------------------------------------------------------
+#   save_dir   The VOC folder to write; what an earlier run left there is replaced.
+#   images     How many images in all three splits.
+#   seed       Chooses what is drawn. The set in the repository has 7.
+# ----------------------------------------------------------------------------------------------------------------------
+save_dir = "VOCdevkit/Sample"
+images = 160
+seed = 7
 
 CLASSES = ("fish", "leaf", "mushroom")  # model_data/sample_classes.txt lists the same names
 IMAGE_SIZE = 320  # px, square
@@ -287,12 +298,12 @@ def make_sample(save_dir, images, seed):
     Raises ValueError when images is below 4 or when save_dir holds images that the new ones would not replace.
     """
     if images < 4:
-        raise ValueError(f"images = {images}, expected at least 4: train, val and test each need one.")
+        raise UserError(f"images = {images}, expected at least 4: train, val and test each need one.")
     save_dir, stems = Path(save_dir), [f"{index:06d}" for index in range(1, images + 1)]
     others = sorted(path.name for path in save_dir.glob("JPEGImages/*") if path.stem not in stems)
     if others:
         message = f"{save_dir}/JPEGImages holds {len(others)} other files ({others[0]}, ...)."
-        raise ValueError(f"{message} Choose another --save_dir or delete that folder.")
+        raise UserError(f"{message} Choose another --save_dir or delete that folder.")
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (save_dir / folder).mkdir(parents=True, exist_ok=True)
     for index, stem in enumerate(stems):
@@ -313,8 +324,8 @@ def make_sample(save_dir, images, seed):
 def main(settings):
     """Draw the set and say so."""
     make_sample(settings.save_dir, settings.images, settings.seed)
-    print(f"{settings.images} images written to {settings.save_dir}")
+    logger.info(f"{settings.images} images written to {settings.save_dir}")
 
 
 if __name__ == "__main__":
-    run_script(main, {"save_dir": "VOCdevkit/Sample", "images": 160, "seed": 7})
+    run_script(main, {"save_dir": save_dir, "images": images, "seed": seed})

@@ -18,12 +18,14 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nets import build_model
-from utils.config.cli import TRAIN, read_constants, refuse_computed, run_script, script_constants, train_constants
+from utils.config.cli import TRAIN, read_constants, read_literals, require_literals, run_script, train_constants
 from utils.config.rules import check_training
 from utils.data.anchors import choose_decode_rule
 from utils.io.class_names import read_class_names
-from utils.training.freezing import frozen_parameters, training_table
-from utils.training.phases import phases_of, starts_trained
+from utils.io.errors import UserError
+from utils.io.logger import logger
+from utils.training.freezing import frozen_parameter_names, trainable_table
+from utils.training.phases import build_phases, is_pretrained
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   num_classes       How many classes the network tells apart; 0 counts the names in train.py's classes_path. Published
@@ -57,15 +59,15 @@ class Trace(NamedTuple):
 
 def constants():
     """All that the command line takes: the constants above, and train.py's; None for one that cannot be read there."""
-    return script_constants(globals()) | train_constants(_OF_TRAIN)
+    return read_constants(globals()) | train_constants(_OF_TRAIN)
 
 
 def check(values):
     """The settings, checked as train.py checks them. Raises ValueError: parameter, got, expected."""
-    read = read_constants(TRAIN)
-    refuse_computed(values, [name for name in _OF_TRAIN if name not in read])
+    read = read_literals(TRAIN)
+    require_literals(values, [name for name in _OF_TRAIN if name not in read])
     if values["num_classes"] < 0:
-        raise ValueError(f"num_classes is {values['num_classes']}; expected 1 or more, or 0 to count classes_path.")
+        raise UserError(f"num_classes is {values['num_classes']}; expected 1 or more, or 0 to count classes_path.")
     # A course of the user's own is a function, which is not read, and which nothing here depends on.
     return check_training({"lr_decay_type": "constant"} | read | values)
 
@@ -74,15 +76,17 @@ def main(settings):
     """Print the table of layers, the totals, and what trains in which phase."""
     model = make_model(settings)
     trace = trace_image(model, settings.input_shape)
-    phases = phases_of(settings)
+    phases = build_phases(settings)
     height, width = settings.input_shape
     network = f"{model.name} with {settings.backbone}" if settings.backbone else model.name
-    print(f"\n{network}, {model.num_classes} classes, one image of {height}x{width} (height x width)\n")
-    print(layer_table(model, trace, settings, phases))
-    print(f"\n{totals(model, trace)}\n")
-    print(training_table(model, settings, phases))
-    if settings.Freeze_Train and not starts_trained(settings):
-        print("note: Freeze_Train freezes nothing here: without weights (model_path = '') the backbone has to learn.")
+    logger.info(f"\n{network}, {model.num_classes} classes, one image of {height}x{width} (height x width)\n")
+    logger.info(layer_table(model, trace, settings, phases))
+    logger.info(f"\n{totals(model, trace)}\n")
+    logger.info(trainable_table(model, settings, phases))
+    if settings.Freeze_Train and not is_pretrained(settings):
+        logger.warning(
+            "Freeze_Train freezes nothing here: without weights (model_path = '') the backbone has to learn."
+        )
 
 
 def make_model(settings):
@@ -136,7 +140,7 @@ def operations_in(model, trace, name, only_own=False):
 def layer_table(model, trace, settings, phases):
     """Text: a row for each block, or with settings.layers for each layer, part by part in the order they run in."""
     names = own_layers(model) if settings.layers else list(blocks(model, trace))
-    resting = [frozen_parameters(model, settings, phase.frozen) for phase in phases]
+    resting = [frozen_parameter_names(model, settings, phase.frozen) for phase in phases]
     rows = [["layer", "kind", "output", "parameters", "GFLOPs"]]
     rows[0] += [f"epochs {phase.first + 1}-{phase.last}" for phase in phases]
     order = list(trace.outputs)

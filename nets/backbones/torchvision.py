@@ -5,11 +5,8 @@ from torchvision.models import get_model
 
 # Pixels as torchvision's weights expect them: RGB, ImageNet's mean and deviation in units of 0..255.
 IMAGENET_PIXEL_RULE = {"channels": "RGB", "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
-
 RESNET_LAYERS = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
-
 RESNET_BLOCKS = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
-
 # name: the last layers at strides 8, 16 and 32, and their channels.
 BACKBONES = {
     "resnet18": (("layer2", "layer3", "layer4"), (128, 256, 512)),

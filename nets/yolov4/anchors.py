@@ -2,11 +2,11 @@
 
 import torch
 
-from nets.base import MAX_LOG_SIZE, DetectionNetwork, cell_grid
+from nets.base import MAX_LOG_SIZE, Decoded, DetectorBase, cell_grid
 from nets.boxes import centre_size_to_xyxy
 
 
-class AnchorNetwork(DetectionNetwork):
+class AnchorNetwork(DetectorBase):
     """Base of the networks with anchors: holds them, and decodes.
 
     decode_rule: {"anchors": [[width, height], ...] in input pixels, "anchors_mask": the anchors of each map, coarse
@@ -36,12 +36,11 @@ class AnchorNetwork(DetectionNetwork):
         return {name: (self.anchors.shape[1], 5) for name in names if name.split(".")[-2] == "1"}
 
     def decode(self, raw):
-        """Raw maps -> (B, N, 5 + C) float32: x1, y1, x2, y2 in input pixels, objectness logit, class logits.
+        """Raw maps -> Decoded; N counts the maps in ascending stride, their cells row by row, and a cell's anchors.
 
-        N counts the maps in ascending stride, their cells row by row, and the anchors of a cell.
         Source: `get_yolo_box` of AlexeyAB/darknet, src/yolo_layer.c.
         """
-        decoded = []
+        boxes, logits = [], []
         for level, stride, anchors, scale in zip(
             raw, self.strides, self.anchors, self.decode_rule["scale_x_y"], strict=True
         ):
@@ -49,9 +48,10 @@ class AnchorNetwork(DetectionNetwork):
             offset = predicted[..., :2].sigmoid() * scale - (scale - 1) / 2
             centre = (offset + cell_grid(level)[:, None]) * stride
             size = predicted[..., 2:4].clamp(max=MAX_LOG_SIZE).exp() * anchors
-            boxes_xyxy = centre_size_to_xyxy(torch.cat((centre, size), dim=-1))
-            decoded.append(torch.cat((boxes_xyxy, predicted[..., 4:]), dim=-1).flatten(1, 2))
-        return torch.cat(decoded, dim=1)
+            boxes.append(centre_size_to_xyxy(torch.cat((centre, size), dim=-1)).flatten(1, 2))
+            logits.append(predicted[..., 4:].flatten(1, 2))
+        logits = torch.cat(logits, dim=1)
+        return Decoded(torch.cat(boxes, dim=1), logits[..., 1:], logits[..., 0])
 
 
 def check_decode_rule(rule, maps):

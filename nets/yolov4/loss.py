@@ -1,19 +1,17 @@
 """The loss of networks with anchors: boxes, objectness and classes over the anchors that fit by shape."""
 
-from torch import nn
-
-from nets.losses import box_loss, class_loss, class_targets, objectness_loss, overlapping, scaled
+from nets.losses import Criterion, box_loss, class_loss, class_targets, objectness_loss, overlapping, scale_losses
 from nets.yolov4.matcher import match
 
 BOX_WEIGHT = 5.0
 
 
-class AnchorLoss(nn.Module):
+class AnchorLoss(Criterion):
     """criterion(raw, targets) -> {"loss", "box", "obj", "cls"}: scalars, scaled and ready to log, and "count".
 
-    model: the AnchorNetwork whose raw maps are judged. options: LossOptions. raw: maps (B, A * (5 + C), h, w);
-    targets: (B, G, 5) x1, y1, x2, y2 in input pixels and class, -1 marks padding. For scale and count see
-    nets.losses.scaled. Boxes without area, and images without boxes, give finite losses. Raises ValueError where
+    model: the AnchorNetwork whose raw maps are compared with the targets. options: LossOptions. raw: maps (B, A * (5 +
+    C), h, w); targets: (B, G, 5) x1, y1, x2, y2 in input pixels and class, -1 marks padding. For scale and count see
+    nets.losses.scale_losses. Boxes without area, and images without boxes, give finite losses. Raises ValueError where
     options.map_weights does not fit the network.
     """
 
@@ -39,24 +37,28 @@ class AnchorLoss(nn.Module):
 
         # Only what may learn a box is looked at: G * K predictions instead of all N.
         boxes, candidates = predictions.shape[1:]
-        chosen = predictions.flatten(1)[..., None].expand(-1, -1, decoded.shape[-1])
-        predicted = decoded.gather(1, chosen).unflatten(1, (boxes, candidates))
-        box, _ = box_loss(self.iou_type, predicted[..., :4], targets[:, :, None, :4])
-        wanted = class_targets(targets[..., 4], decoded.shape[-1] - 5, self.options.label_smoothing)
-        classes = class_loss(predicted[..., 5:], wanted[:, :, None].expand_as(predicted[..., 5:]))
+        boxes_xyxy, class_logits = (
+            values.gather(1, predictions.flatten(1)[..., None].expand(-1, -1, values.shape[-1])).unflatten(
+                1, (boxes, candidates)
+            )
+            for values in (decoded.boxes_xyxy, decoded.class_logits)
+        )
+        box, _ = box_loss(self.iou_type, boxes_xyxy, targets[:, :, None, :4])
+        wanted = class_targets(targets[..., 4], class_logits.shape[-1], self.options.label_smoothing)
+        classes = class_loss(class_logits, wanted[:, :, None].expand_as(class_logits))
 
         sums = {
             "box": BOX_WEIGHT * (box * learns).sum(),
             "obj": self.objectness(decoded, targets, positive, map_sizes, anchors.shape[1]),
             "cls": (classes * learns).sum(),
         }
-        return scaled(sums, positive)
+        return scale_losses(sums, positive)
 
     def objectness(self, decoded, targets, positive, map_sizes, anchors_per_map):
         """Sum over all predictions but those that see a box well without being chosen to learn it."""
-        loss = objectness_loss(decoded[..., 4], positive.float(), self.options)
+        loss = objectness_loss(decoded.objectness, positive.float(), self.options)
         if self.options.ignore_iou < 1:
-            ignored = overlapping(decoded[..., :4].detach(), targets, self.options.ignore_iou) & ~positive
+            ignored = overlapping(decoded.boxes_xyxy.detach(), targets, self.options.ignore_iou) & ~positive
             loss = loss.masked_fill(ignored, 0.0)
         sizes = [height * width * anchors_per_map for height, width in map_sizes]
         parts = loss.split(sizes, dim=1)

@@ -13,14 +13,12 @@ from nets.blocks import DarknetConv, pyramid_pool
 from nets.yolov4.anchors import AnchorNetwork
 
 PIXEL_RULE = {"channels": "RGB", "mean": [0.0, 0.0, 0.0], "std": [255.0, 255.0, 255.0]}
-
 # Anchors found on COCO for an input of 416 to 608 pixels; the same numbers stand in model_data/.
 DECODE_RULE = {
     "anchors": [[12, 16], [19, 36], [40, 28], [36, 75], [76, 55], [72, 146], [142, 110], [192, 243], [459, 401]],
     "anchors_mask": [[6, 7, 8], [3, 4, 5], [0, 1, 2]],
     "scale_x_y": [1.2, 1.1, 1.05],
 }
-
 # Anchor 0 is unused: so it is in the release whose weights people have.
 TINY_DECODE_RULE = {
     "anchors": [[10, 14], [23, 27], [37, 58], [81, 82], [135, 169], [344, 319]],

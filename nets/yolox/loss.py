@@ -1,23 +1,23 @@
 """The loss of YOLOX: IoU, objectness and class terms over SimOTA's cells, and L1 once mosaic is off."""
 
 import torch
-from torch import nn
 
 from nets.base import cell_grid
-from nets.losses import box_loss, class_loss, class_targets, objectness_loss, scaled
+from nets.losses import Criterion, box_loss, class_loss, class_targets, objectness_loss, scale_losses
 from nets.yolox.simota import assign
 
 BOX_WEIGHT = 5.0
 
 
-class YOLOXLoss(nn.Module):
+class YOLOXLoss(Criterion):
     """criterion(raw, targets) -> {"loss", "box", "obj", "cls", "l1"}: scalars, scaled and ready to log, and "count".
 
-    model: the network whose raw maps are judged; its decode and strides are used. options: LossOptions. use_l1 may be
-    switched between steps (the paper adds L1 for the last epochs, when mosaic is off). raw: maps (B, 5 + C, h, w);
-    targets: (B, G, 5) x1, y1, x2, y2 in input pixels and class, -1 marks padding. For scale and count see
-    nets.losses.scaled. Boxes without area, and images without boxes, give finite losses. Raises ValueError for
-    options.map_weights, which this loss does not have.
+    model: the network whose raw maps are compared with the targets; its decode and strides are used. options:
+    LossOptions. use_l1 may be switched between steps (the paper adds L1 for the last epochs, when mosaic is off); in
+    eval mode there is none, so that validation losses of all epochs compare. raw: maps (B, 5 + C, h, w); targets: (B,
+    G, 5) x1, y1, x2, y2 in input pixels and class, -1 marks padding. For scale and count see nets.losses.scale_losses.
+    Boxes without area, and images without boxes, give finite losses. Raises ValueError for options.map_weights, which
+    this loss does not have.
     """
 
     def __init__(self, model, options):
@@ -36,17 +36,18 @@ class YOLOXLoss(nn.Module):
         positive, box_index = assign(decoded, targets, map_sizes, self.strides)
         matched = targets.gather(1, box_index.unsqueeze(-1).expand(-1, -1, 5))
 
-        box, iou = box_loss(self.iou_type, decoded[..., :4], matched[..., :4])
+        box, iou = box_loss(self.iou_type, decoded.boxes_xyxy, matched[..., :4])
         # A class is as certain as its box is good: the target is the IoU, not 1.
-        wanted = class_targets(matched[..., 4], decoded.shape[-1] - 5, self.options.label_smoothing)
-        classes = class_loss(decoded[..., 5:], wanted * iou.unsqueeze(-1))
+        wanted = class_targets(matched[..., 4], decoded.class_logits.shape[-1], self.options.label_smoothing)
+        classes = class_loss(decoded.class_logits, wanted * iou.unsqueeze(-1))
+        has_l1 = self.use_l1 and self.training
         sums = {
             "box": BOX_WEIGHT * (box * positive).sum(),
-            "obj": objectness_loss(decoded[..., 4], positive.float(), self.options).sum(),
+            "obj": objectness_loss(decoded.objectness, positive.float(), self.options).sum(),
             "cls": (classes * positive).sum(),
-            "l1": self.l1_loss(raw, matched, positive) if self.use_l1 else torch.zeros_like(box[0, 0]),
+            "l1": self.l1_loss(raw, matched, positive) if has_l1 else torch.zeros_like(box[0, 0]),
         }
-        return scaled(sums, positive)
+        return scale_losses(sums, positive)
 
     def l1_loss(self, raw, matched, positive):
         """Sum of |raw - what the head should have said| over dx, dy, log w, log h of the positive cells."""

@@ -10,13 +10,12 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from nets.backbones.csp_darknet import CSPDarknet
-from nets.base import MAX_LOG_SIZE, DetectionNetwork, cell_grid, prior_logits
+from nets.base import MAX_LOG_SIZE, Decoded, DetectorBase, cell_grid, prior_logits
 from nets.blocks import BaseConv, CSPLayer, conv_class
 from nets.boxes import centre_size_to_xyxy
 
 # The official release works on BGR pixels 0..255 as OpenCV reads them.
 PIXEL_RULE = {"channels": "BGR", "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
-
 # The side of a box that an untrained head predicts, in strides: as it typically is on the map that learns it.
 SIDE_PRIOR = 4.0
 
@@ -106,7 +105,7 @@ class DecoupledHead(nn.Module):
         return raw
 
 
-class YOLOX(DetectionNetwork):
+class YOLOX(DetectorBase):
     """YOLOX of any size.
 
     num_classes: C >= 1. depth, width, depthwise: size of the model, see nets.MODELS. pixel_rule: see PixelNormalize.
@@ -137,14 +136,13 @@ class YOLOX(DetectionNetwork):
         return self.head(self.backbone(features))
 
     def decode(self, raw):
-        """Raw maps -> (B, N, 5 + C) float32: x1, y1, x2, y2 in input pixels, objectness logit, class logits.
-
-        N counts the cells of all maps in ascending stride, row by row.
-        """
-        decoded = []
+        """Raw maps -> Decoded; N counts the cells of all maps in ascending stride, row by row."""
+        boxes, logits = [], []
         for level, stride in zip(raw, self.strides, strict=True):
             cells = level.float().flatten(2).transpose(1, 2)
             centre = (cells[..., :2] + cell_grid(level)) * stride
             size = cells[..., 2:4].clamp(max=MAX_LOG_SIZE).exp() * stride
-            decoded.append(torch.cat((centre_size_to_xyxy(torch.cat((centre, size), -1)), cells[..., 4:]), dim=-1))
-        return torch.cat(decoded, dim=1)
+            boxes.append(centre_size_to_xyxy(torch.cat((centre, size), -1)))
+            logits.append(cells[..., 4:])
+        logits = torch.cat(logits, dim=1)
+        return Decoded(torch.cat(boxes, dim=1), logits[..., 1:], logits[..., 0])

@@ -15,12 +15,9 @@ from nets.losses import resolve_conflicts
 
 # Cells within 1.5 strides of the centre: the one the centre lies in and its eight neighbours.
 NEIGHBOURS = 1
-
 # Dynamic k: as many cells as the sum of the 10 highest IoUs says.
 MAX_CELLS_PER_BOX = 10
-
 IOU_WEIGHT = 3.0
-
 # Stands for log(0), as in torch's binary cross entropy.
 LOG_ZERO = -100.0
 
@@ -36,12 +33,11 @@ class Assignment(NamedTuple):
 def assign(decoded, targets, map_sizes, strides):
     """Choose the cells that learn each box.
 
-    decoded: (B, N, 5 + C) from model.decode. targets: (B, G, 5) x1, y1, x2, y2 in input pixels and class, -1 marks
+    decoded: a Decoded. targets: (B, G, 5) x1, y1, x2, y2 in input pixels and class, -1 marks
     padding. map_sizes: (h, w) per map, strides: pixels per cell, both ascending in stride. Returns an Assignment.
     Each box gets its k cheapest candidates, k = sum of its ten best IoUs, at least one; a cell wanted by several boxes
     goes to the one with the lowest cost (the first of equals).
     """
-    decoded = decoded.float()
     cells, valid = candidate_cells(targets, map_sizes, strides)
     cost, iou = matching_cost(decoded, targets, cells)
     cost = cost.masked_fill(~valid, torch.inf)
@@ -50,7 +46,7 @@ def assign(decoded, targets, map_sizes, strides):
     cost, order = cost.topk(selectable, largest=False)
     rank = torch.arange(selectable, device=cost.device)
     cost = cost.masked_fill(rank >= wanted.unsqueeze(-1), torch.inf)
-    return Assignment(*resolve_conflicts(cost, cells.gather(-1, order), decoded.shape[1]))
+    return Assignment(*resolve_conflicts(cost, cells.gather(-1, order), decoded.boxes_xyxy.shape[1]))
 
 
 def candidate_cells(targets, map_sizes, strides):
@@ -78,15 +74,16 @@ def candidate_cells(targets, map_sizes, strides):
 def matching_cost(decoded, targets, cells):
     """Cost of each candidate: class cross entropy of sqrt(objectness * class) plus 3 * -log IoU.
 
-    decoded: (B, N, 5 + C), targets: (B, G, 5), cells: (B, G, K). Returns cost and IoU, both (B, G, K).
+    decoded: a Decoded, targets: (B, G, 5), cells: (B, G, K). Returns cost and IoU, both (B, G, K).
     """
     batch, boxes, candidates = cells.shape
-    num_classes = decoded.shape[-1] - 5
+    num_classes = decoded.class_logits.shape[-1]
     flat = cells.flatten(1)
-    predicted_xyxy = decoded[..., :4].gather(1, flat[..., None].expand(-1, -1, 4)).view(batch, boxes, candidates, 4)
+    predicted_xyxy = decoded.boxes_xyxy.gather(1, flat[..., None].expand(-1, -1, 4))
+    predicted_xyxy = predicted_xyxy.view(batch, boxes, candidates, 4)
     iou = paired_iou(predicted_xyxy, targets[..., None, :4])
 
-    log_p = (logsigmoid(decoded[..., 5:]) + logsigmoid(decoded[..., 4:5])) / 2
+    log_p = (logsigmoid(decoded.class_logits) + logsigmoid(decoded.objectness[..., None])) / 2
     log_not_p = torch.log1p(-log_p.exp()).clamp(min=LOG_ZERO)
     # The cross entropy against a one-hot class: "not p" summed over all classes, then the true class put right.
     as_background = -log_not_p.sum(-1).gather(1, flat).view(batch, boxes, candidates)

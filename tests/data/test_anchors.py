@@ -93,19 +93,19 @@ def test_the_files_hold_the_networks_own_anchors(name, file):
     assert read_anchors(ROOT / "model_data" / file) == network.decode_defaults["anchors"]
 
 
-def rule_of(contract, **changes):
+def rule_of(metadata, **changes):
     settings = {"model_name": "yolov4_tiny", "anchors_path": "", "anchors_mask": []}
-    return choose_decode_rule(SimpleNamespace(**settings | changes), contract)
+    return choose_decode_rule(SimpleNamespace(**settings | changes), metadata)
 
 
 def test_the_constants_come_before_the_weights_before_the_network(tmp_path):
     """Prevents anchors of the user that lose, and weights that are read with other anchors than they learned."""
-    contract = {"model_name": "yolov4_tiny", "decode_rule": OWN}
+    metadata = {"model_name": "yolov4_tiny", "decode_rule": OWN}
     path = written(tmp_path, "5,6 7,8 9,10")
     assert rule_of({}) == {}
-    assert rule_of(contract) == OWN
-    assert rule_of(contract, anchors_path=path) == OWN | {"anchors": [[5, 6], [7, 8], [9, 10]]}
-    assert rule_of(contract, anchors_mask=[(0,), (1,)]) == OWN | {"anchors_mask": [[0], [1]]}
+    assert rule_of(metadata) == OWN
+    assert rule_of(metadata, anchors_path=path) == OWN | {"anchors": [[5, 6], [7, 8], [9, 10]]}
+    assert rule_of(metadata, anchors_mask=[(0,), (1,)]) == OWN | {"anchors_mask": [[0], [1]]}
     assert rule_of({}, anchors_path=path, anchors_mask=[[2], [0]]) == {
         "anchors": [[5, 6], [7, 8], [9, 10]],
         "anchors_mask": [[2], [0]],

@@ -1,10 +1,17 @@
 import pickle
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from tests.voc_folder import box_xml, make_voc
-from utils.data.annotations import class_names_of, read_annotations, read_source, to_records
+from utils.data.annotations import (
+    Annotations,
+    build_annotations,
+    class_names_of,
+    read_annotations,
+    read_raw_annotations,
+)
 from utils.data.quality.findings import Finding
 
 NAMES = ["cat", "dog"]
@@ -14,15 +21,15 @@ def test_boxes_without_area_and_outside(tmp_path):
     """Prevents boxes without area from reaching the loss, and silent changes of boxes."""
     boxes = [(10, 5, 10, 45), (60, 5, 10, 45), (200, 5, 300, 45), (-5, 5, 120, 45), (0, -0.5, 100.5, 50)]
     split = make_voc(tmp_path, {"a": [box_xml("cat", box) for box in boxes], "b": [box_xml("dog", boxes[0])]})
-    records, findings = read_annotations(split, NAMES)
-    assert records.boxes_xyxy.tolist() == [[0, 5, 100, 45], [0, 0, 100, 50]]
+    annotations, findings = read_annotations(split, NAMES)
+    assert annotations.boxes_xyxy.tolist() == [[0, 5, 100, 45], [0, 0, 100, 50]]
     assert findings == [
-        Finding("no_area", records.path(0), "'cat': 10, 5, 10, 45"),
-        Finding("no_area", records.path(0), "'cat': 60, 5, 10, 45"),
-        Finding("no_area", records.path(0), "'cat': 200, 5, 300, 45"),
-        Finding("no_area", records.path(1), "'dog': 10, 5, 10, 45"),
-        Finding("clipped_box", records.path(0), "'cat': -5, 5, 120, 45"),
-        Finding("background", records.path(1), "none of its boxes can be used"),
+        Finding("no_area", annotations.path(0), "'cat': 10, 5, 10, 45"),
+        Finding("no_area", annotations.path(0), "'cat': 60, 5, 10, 45"),
+        Finding("no_area", annotations.path(0), "'cat': 200, 5, 300, 45"),
+        Finding("no_area", annotations.path(1), "'dog': 10, 5, 10, 45"),
+        Finding("clipped_box", annotations.path(0), "'cat': -5, 5, 120, 45"),
+        Finding("background", annotations.path(1), "none of its boxes can be used"),
     ]
 
 
@@ -32,14 +39,14 @@ def test_few_unreadable_images_are_left_out_many_stop(tmp_path):
     split = make_voc(tmp_path, images)
     for number in (0, 2, 4):
         (tmp_path / f"JPEGImages/i{number}.jpg").write_bytes(b"nothing")
-    records, findings = read_annotations(split, NAMES)
-    assert [records.boxes(index)[0, 0] for index in range(len(records))] == [1, 3, 5, 6, 7]
+    annotations, findings = read_annotations(split, NAMES)
+    assert [annotations.boxes(index)[0, 0] for index in range(len(annotations))] == [1, 3, 5, 6, 7]
     paths = [str(tmp_path / f"JPEGImages/i{number}.jpg") for number in (0, 2, 4)]
     assert findings == [Finding("unreadable_image", path, "its header cannot be read as an image") for path in paths]
     (tmp_path / "JPEGImages/i6.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match=r"4 of 8 images cannot be read: .*i0\.jpg, .*Save them anew as JPEG or PNG"):
         read_annotations(split, NAMES)
-    assert len(to_records(read_source(split), NAMES)[0]) == 4
+    assert len(build_annotations(read_raw_annotations(split), NAMES)[0]) == 4
 
 
 def test_no_image_left(tmp_path):
@@ -47,10 +54,10 @@ def test_no_image_left(tmp_path):
     split = make_voc(tmp_path, {"a": []})
     (tmp_path / "JPEGImages/a.jpg").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="1 of 1 images cannot be read"):
-        to_records(read_source(split), NAMES)
+        build_annotations(read_raw_annotations(split), NAMES)
     (tmp_path / "JPEGImages/a.jpg").unlink()
     with pytest.raises(FileNotFoundError, match="image does not exist"):
-        to_records(read_source(split), NAMES)
+        build_annotations(read_raw_annotations(split), NAMES)
 
 
 @pytest.mark.parametrize(
@@ -83,9 +90,9 @@ def test_size_disagrees(tmp_path, stated, orientation, words):
 
 def test_class_names_of(tmp_path):
     """Prevents classes that only validation has from being lost, and class numbers that depend on luck."""
-    train = read_source(make_voc(tmp_path / "t", {"a": [box_xml(name, (1, 1, 9, 9)) for name in "db"]}))
-    val = read_source(make_voc(tmp_path / "v", {"a": [box_xml(name, (1, 1, 9, 9)) for name in "acd"]}))
-    empty = read_source(make_voc(tmp_path / "e", {"a": []}))
+    train = read_raw_annotations(make_voc(tmp_path / "t", {"a": [box_xml(name, (1, 1, 9, 9)) for name in "db"]}))
+    val = read_raw_annotations(make_voc(tmp_path / "v", {"a": [box_xml(name, (1, 1, 9, 9)) for name in "acd"]}))
+    empty = read_raw_annotations(make_voc(tmp_path / "e", {"a": []}))
     assert class_names_of([train, val, empty]) == ["b", "d", "a", "c"]
     with pytest.raises(ValueError, match=r"train\.txt name no classes"):
         class_names_of([empty])
@@ -96,31 +103,31 @@ def test_class_names_of_broken_data(tmp_path):
     split = make_voc(tmp_path, {"a": [box_xml("cat", (1, 1, 9, 9))]})
     (tmp_path / "Annotations/a.xml").write_text("<annotation>")
     with pytest.raises(ValueError, match=r"annotation cannot be read \(once\): .*a\.xml"):
-        class_names_of([read_source(split)])
+        class_names_of([read_raw_annotations(split)])
     (tmp_path / "JPEGImages/a.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"image does not exist \(once\): "):
-        class_names_of([read_source(split)])
+        class_names_of([read_raw_annotations(split)])
 
 
 def test_unknown_classes_are_no_background(tmp_path):
     """Prevents a second finding on each image of a class that is spelled otherwise."""
     boxes = {"a": ["Cat", "Cat"], "b": ["cat"], "c": []}
     split = make_voc(tmp_path, {name: [box_xml(part, (1, 1, 9, 9)) for part in boxes[name]] for name in boxes})
-    records, findings = to_records(read_source(split), NAMES)
-    assert findings == [Finding("unknown_class", records.path(0), "'Cat'")] * 2 + [
-        Finding("background", records.path(2))
+    annotations, findings = build_annotations(read_raw_annotations(split), NAMES)
+    assert findings == [Finding("unknown_class", annotations.path(0), "'Cat'")] * 2 + [
+        Finding("background", annotations.path(2))
     ]
 
 
-def test_sources_pickle(tmp_path):
+def test_raw_annotations_pickle(tmp_path):
     """Prevents workers started by spawn from failing on what reading gives."""
-    source = read_source(
+    raw = read_raw_annotations(
         make_voc(tmp_path, {"图 1": [box_xml("cat", (1, 1, 9, 9), 1)], "b": []}, ["图 1", "b", "none"])
     )
-    copy = pickle.loads(pickle.dumps(source))
-    assert (copy.paths, copy.names, copy.findings) == (source.paths, ["cat"], source.findings)
+    copy = pickle.loads(pickle.dumps(raw))
+    assert (copy.paths, copy.names, copy.findings) == (raw.paths, ["cat"], raw.findings)
     assert copy.boxes_xyxy.tolist() == [[1, 1, 9, 9]] and copy.difficult.tolist() == [True]
-    assert to_records(copy, NAMES)[0].first.tolist() == [0, 1, 1]
+    assert build_annotations(copy, NAMES)[0].offsets.tolist() == [0, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -136,13 +143,44 @@ def test_other_files(tmp_path, name, reason):
     """Prevents a file that is no annotation of a data set from being read as a list of strange images."""
     (tmp_path / name).write_text("a,1,2\n")
     with pytest.raises(ValueError, match=reason):
-        read_source(str(tmp_path / name))
+        read_raw_annotations(str(tmp_path / name))
 
 
 def test_paths_that_lead_to_no_data(tmp_path):
     """Prevents people from being left alone with a path that nearly fits."""
     with pytest.raises(FileNotFoundError, match="train_annotation_path"):
-        read_source(str(tmp_path / "2007_train.txt"))
+        read_raw_annotations(str(tmp_path / "2007_train.txt"))
     make_voc(tmp_path, {"a": []})
     with pytest.raises(ValueError, match=r"is a VOC folder; name one of its splits, as in .*Main.val\.txt"):
-        read_source(tmp_path, "val")
+        read_raw_annotations(tmp_path, "val")
+
+
+def test_annotations_pickle():
+    """Prevents boxes from landing at the wrong image after a trip to a spawned worker, and an empty set failing."""
+    boxes = np.arange(12, dtype=np.float32).reshape(3, 4)
+    annotations = Annotations(
+        ["a.jpg", "图.jpg", "c.jpg"], [[1, 2], [3, 4], [5, 6]], [2, 0, 1], boxes, [0, 1, 1], [True, False, True]
+    )
+    copy = pickle.loads(pickle.dumps(annotations))
+    assert [copy.path(index) for index in range(3)] == ["a.jpg", "图.jpg", "c.jpg"]
+    assert copy.sizes_hw.tolist() == [[1, 2], [3, 4], [5, 6]]
+    assert copy.offsets.tolist() == [0, 2, 2, 3]
+    assert copy.boxes(2).tolist() == [[8, 9, 10, 11]]
+    assert copy.labels(0).tolist() == [0, 1]
+    assert copy.difficult.tolist() == [True, False, True]
+    empty = pickle.loads(pickle.dumps(Annotations([], [], [], [], [])))
+    assert (len(empty), empty.boxes_xyxy.shape) == (0, (0, 4))
+
+
+def test_without_difficult_boxes():
+    """Prevents boxes that move to another image when those before them are left out."""
+    boxes = np.arange(16, dtype=np.float32).reshape(4, 4)
+    annotations = Annotations(
+        ["a.jpg", "b.jpg", "c.jpg"], [[9, 9]] * 3, [2, 1, 1], boxes, [0, 1, 2, 3], [True, False, True, False]
+    )
+    easy = annotations.without_difficult()
+    assert [easy.labels(index).tolist() for index in range(3)] == [[1], [], [3]]
+    assert easy.boxes(2).tolist() == [[12, 13, 14, 15]]
+    assert (easy.path(2), len(annotations.classes), easy.difficult.tolist()) == ("c.jpg", 4, [False, False])
+    empty = Annotations([], [], [], [], []).without_difficult()
+    assert (len(empty), empty.offsets.tolist()) == (0, [0])

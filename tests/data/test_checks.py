@@ -3,18 +3,18 @@ import os
 import numpy as np
 import pytest
 
-from utils.data.annotations import Records
+from utils.data.annotations import Annotations
 from utils.data.quality.checks import box_sizes_at_input, class_counts, duplicates, quick_findings, same_boxes
 from utils.data.quality.findings import Finding
 
 NAMES = ["cat", "dog"]
 
 
-def records_of(*images, size_hw=(100, 200), difficult=None):
-    """Records of (path, [(class, x1, y1, x2, y2), ...]) for each image."""
+def annotations_of(*images, size_hw=(100, 200), difficult=None):
+    """Annotations of (path, [(class, x1, y1, x2, y2), ...]) for each image."""
     rows = np.array([row for _, boxes in images for row in boxes], np.float64).reshape(-1, 5)
     paths, counts = [path for path, _ in images], [len(boxes) for _, boxes in images]
-    return Records(paths, [size_hw] * len(images), counts, rows[:, 1:], rows[:, 0], difficult)
+    return Annotations(paths, [size_hw] * len(images), counts, rows[:, 1:], rows[:, 0], difficult)
 
 
 def many(count, class_id=0):
@@ -28,7 +28,7 @@ def found(train, val, kind, names=NAMES, input_shape=(100, 200)):
 
 
 FINE = [*many(10), *many(10, 1)]
-TRAIN, VAL = records_of(("t.jpg", FINE)), records_of(("v.jpg", [(0, 0, 0, 50, 50), (1, 0, 0, 60, 60)]))
+TRAIN, VAL = annotations_of(("t.jpg", FINE)), annotations_of(("v.jpg", [(0, 0, 0, 50, 50), (1, 0, 0, 60, 60)]))
 
 
 def test_sound_data_have_no_findings():
@@ -37,8 +37,8 @@ def test_sound_data_have_no_findings():
 
 
 def test_no_images_at_all():
-    """Prevents a crash on empty records, and a training without anything to learn from."""
-    nothing = records_of()
+    """Prevents a crash on empty annotations, and a training without anything to learn from."""
+    nothing = annotations_of()
     assert quick_findings(nothing, nothing, NAMES, (100, 200)) == [
         Finding("no_boxes_at_all", "", "0 training images, no box"),
         Finding("no_val_boxes", "", "0 validation images, no box that counts"),
@@ -49,7 +49,7 @@ def test_no_images_at_all():
 
 def test_an_image_in_both_sets():
     """Prevents scores on images that were learned by heart, also where one list spells the path otherwise."""
-    absolute = records_of((os.path.abspath("t.jpg"), [(0, 0, 0, 50, 50), (1, 0, 0, 60, 60)]))
+    absolute = annotations_of((os.path.abspath("t.jpg"), [(0, 0, 0, 50, 50), (1, 0, 0, 60, 60)]))
     expected = [Finding("leaked_image", os.path.abspath("t.jpg"), "same as t.jpg, other boxes")]
     assert found(TRAIN, absolute, "leaked_image") == expected
     assert found(VAL, VAL, "leaked_image") == [Finding("leaked_image", "v.jpg", "same boxes")]
@@ -58,40 +58,40 @@ def test_an_image_in_both_sets():
 def test_an_image_twice_in_a_set():
     """Prevents two annotations of one image that contradict each other from passing as two images."""
     boxes = [(0, 1, 2, 30, 40), (1, 5, 6, 70, 80)]
-    train = records_of(("t.jpg", FINE), ("a.jpg", boxes), ("./a.jpg", boxes[::-1]), ("a.jpg", boxes[:1]))
+    train = annotations_of(("t.jpg", FINE), ("a.jpg", boxes), ("./a.jpg", boxes[::-1]), ("a.jpg", boxes[:1]))
     assert found(train, VAL, "repeated_image") == [Finding("repeated_image", "./a.jpg", "same as a.jpg, same boxes")]
     assert found(train, VAL, "conflicting_labels") == [Finding("conflicting_labels", "a.jpg", "other boxes")]
 
 
 def test_same_boxes_look_at_classes_and_coordinates():
     """Prevents another class, or another place, from passing as the same label."""
-    records = records_of(
+    annotations = annotations_of(
         ("a", [(0, 1, 2, 3, 4)]),
         ("b", [(1, 1, 2, 3, 4)]),
         ("c", [(0, 1, 2, 3, 5)]),
         ("d", []),
         ("e", [(0, 1, 2, 3, 4)]),
     )
-    assert [same_boxes(records, 0, records, index) for index in range(5)] == [True, False, False, False, True]
-    assert same_boxes(records, 3, records, 3)
+    assert [same_boxes(annotations, 0, annotations, index) for index in range(5)] == [True, False, False, False, True]
+    assert same_boxes(annotations, 3, annotations, 3)
 
 
 def test_classes_that_cannot_be_learned_or_scored():
     """Prevents a training that ends before someone notices that a class has no boxes, or the validation set none."""
-    only_dogs = records_of(("t.jpg", many(10, 1)))
+    only_dogs = annotations_of(("t.jpg", many(10, 1)))
     assert found(only_dogs, VAL, "class_without_boxes") == [
         Finding("class_without_boxes", "", "cat: 0 in training, 1 in validation")
     ]
-    only_cats = records_of(("v.jpg", [(0, 0, 0, 50, 50)]))
+    only_cats = annotations_of(("v.jpg", [(0, 0, 0, 50, 50)]))
     assert found(TRAIN, only_cats, "class_not_validated") == [
         Finding("class_not_validated", "", "dog: 10 in training, 0 in validation")
     ]
-    assert found(TRAIN, records_of(("v.jpg", [])), "class_not_validated") == []
+    assert found(TRAIN, annotations_of(("v.jpg", [])), "class_not_validated") == []
 
 
 def test_boxes_marked_difficult_are_nothing_to_validate_on():
     """Prevents a validation set whose boxes all are ignored."""
-    hard = records_of(("v.jpg", [(0, 0, 0, 50, 50)]), difficult=[True])
+    hard = annotations_of(("v.jpg", [(0, 0, 0, 50, 50)]), difficult=[True])
     assert class_counts(hard, 2).tolist() == [1, 0]
     assert class_counts(hard, 2, scored=True).tolist() == [0, 0]
     assert found(TRAIN, hard, "no_val_boxes") == [
@@ -114,7 +114,7 @@ def test_boxes_marked_difficult_are_nothing_to_validate_on():
 )
 def test_rare_classes(cats, dogs, expected):
     """Prevents silence about a class that drowns, and noise about one that is merely smaller."""
-    train = records_of(("t.jpg", many(cats) + many(dogs, 1)))
+    train = annotations_of(("t.jpg", many(cats) + many(dogs, 1)))
     assert [finding.detail for finding in found(train, VAL, "rare_class")] == expected
 
 
@@ -127,7 +127,7 @@ def test_duplicate_boxes():
         (0, 20, 10, 110, 60),  # 90 % of box 0
         (0, 9, 10, 9.5, 90),  # begins between the others, a sliver
     ]
-    train = records_of(("a.jpg", boxes), ("b.jpg", boxes[:1]))
+    train = annotations_of(("a.jpg", boxes), ("b.jpg", boxes[:1]))
     assert duplicates(train).tolist() == [-1, 0, 0, -1, -1, -1]
     assert found(train, VAL, "duplicate_box") == [
         Finding("duplicate_box", "a.jpg", "dog 12,10,110,60 (98.0 x 50.0 at 100x200); also labelled cat"),
@@ -140,7 +140,7 @@ def test_duplicates_are_those_of_comparing_all_pairs():
     rng = np.random.default_rng(0)
     top_left = rng.integers(0, 4, (300, 2)) * 1.0
     boxes_xyxy = np.hstack([top_left, top_left + rng.integers(60, 64, (300, 2))])
-    train = Records(["a", "b", "c"], [(100, 100)] * 3, [100, 0, 200], boxes_xyxy, np.zeros(300))
+    train = Annotations(["a", "b", "c"], [(100, 100)] * 3, [100, 0, 200], boxes_xyxy, np.zeros(300))
     expected = []
     for second, (x1, y1, x2, y2) in enumerate(boxes_xyxy.tolist()):
         covers = []
@@ -155,10 +155,10 @@ def test_duplicates_are_those_of_comparing_all_pairs():
     assert all(earlier < row for row, earlier in enumerate(result.tolist()))
 
 
-def test_tiny_and_thin_boxes_are_judged_as_the_network_sees_them():
+def test_tiny_and_thin_boxes_are_measured_as_the_network_sees_them():
     """Prevents boxes that vanish in a small input from being waved through because the photograph is large."""
     boxes = [(0, 0, 0, 40, 19), (0, 0, 0, 40, 20), (1, 0, 0, 410, 20), (1, 0, 0, 400, 20)]
-    train = records_of(("t.jpg", FINE), ("big.jpg", boxes), size_hw=(500, 1000))
+    train = annotations_of(("t.jpg", FINE), ("big.jpg", boxes), size_hw=(500, 1000))
     assert box_sizes_at_input(train, (100, 200))[-4].tolist() == pytest.approx([8, 3.8])
     tiny = [finding for finding in found(train, VAL, "tiny_box") if finding.image == "big.jpg"]
     assert tiny == [Finding("tiny_box", "big.jpg", "cat 0,0,40,19 (8.0 x 3.8 at 100x200)")]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.data.annotations import class_names_of, read_annotations, read_source
+from utils.data.annotations import class_names_of, read_annotations, read_raw_annotations
 from utils.data.quality.findings import Finding
 from utils.io.class_names import read_class_names
 
@@ -37,36 +37,36 @@ def test_literal_values(tmp_path):
         {"image_id": 7, "category_id": 3, "bbox": [1.5, 2, 3, 4], "iscrowd": 0, "area": 12, "segmentation": [[1, 2]]},
     ]
     categories = [{"id": 18, "name": " dog\n"}, {"id": 90, "name": "toothbrush"}, CAT]
-    records, findings = read_annotations(make_coco(tmp_path, images, annotations, categories), NAMES)
-    assert [Path(records.path(index)).name for index in range(3)] == ["图 1.jpg", "b.jpg", "a.jpg"]
-    assert records.boxes(0).tolist() == [[0, 0, 100, 50]]
-    assert records.boxes(1).shape == (0, 4)
-    assert records.boxes(2).tolist() == [[10, 5, 30.5, 45], [1.5, 2, 4.5, 6]]
-    assert records.classes.tolist() == [0, 1, 0]
-    assert records.difficult.tolist() == [True, False, False]
-    assert records.sizes_hw.tolist() == [[50, 100]] * 3
-    assert findings == [Finding("background", records.path(1))]
+    annotations, findings = read_annotations(make_coco(tmp_path, images, annotations, categories), NAMES)
+    assert [Path(annotations.path(index)).name for index in range(3)] == ["图 1.jpg", "b.jpg", "a.jpg"]
+    assert annotations.boxes(0).tolist() == [[0, 0, 100, 50]]
+    assert annotations.boxes(1).shape == (0, 4)
+    assert annotations.boxes(2).tolist() == [[10, 5, 30.5, 45], [1.5, 2, 4.5, 6]]
+    assert annotations.classes.tolist() == [0, 1, 0]
+    assert annotations.difficult.tolist() == [True, False, False]
+    assert annotations.sizes_hw.tolist() == [[50, 100]] * 3
+    assert findings == [Finding("background", annotations.path(1))]
 
 
 def test_boxes_without_area_and_outside(tmp_path):
     """Prevents silent changes of boxes: they are told as for the other formats."""
     boxes = [(10, 5, 0, 40), (60, 5, -50, 40), (200, 5, 100, 40), (-5, 5, 125, 40)]
     path = make_coco(tmp_path, annotations=[BOX | {"bbox": box} for box in boxes])
-    records, findings = read_annotations(path, NAMES)
-    assert records.boxes(0).tolist() == [[0, 5, 100, 45]]
+    annotations, findings = read_annotations(path, NAMES)
+    assert annotations.boxes(0).tolist() == [[0, 5, 100, 45]]
     assert findings == [
-        Finding("no_area", records.path(0), "'cat': 10, 5, 10, 45"),
-        Finding("no_area", records.path(0), "'cat': 60, 5, 10, 45"),
-        Finding("no_area", records.path(0), "'cat': 200, 5, 300, 45"),
-        Finding("clipped_box", records.path(0), "'cat': -5, 5, 120, 45"),
+        Finding("no_area", annotations.path(0), "'cat': 10, 5, 10, 45"),
+        Finding("no_area", annotations.path(0), "'cat': 60, 5, 10, 45"),
+        Finding("no_area", annotations.path(0), "'cat': 200, 5, 300, 45"),
+        Finding("clipped_box", annotations.path(0), "'cat': -5, 5, 120, 45"),
     ]
 
 
 def test_no_annotations(tmp_path):
     """Prevents a failure on a set of backgrounds, and a training on nothing."""
-    records, findings = read_annotations(make_coco(tmp_path, annotations=[], categories=[]), NAMES)
-    assert (len(records), records.boxes_xyxy.shape) == (1, (0, 4))
-    assert findings == [Finding("background", records.path(0))]
+    annotations, findings = read_annotations(make_coco(tmp_path, annotations=[], categories=[]), NAMES)
+    assert (len(annotations), annotations.boxes_xyxy.shape) == (1, (0, 4))
+    assert findings == [Finding("background", annotations.path(0))]
     with pytest.raises(ValueError, match=r"none\.json is empty; it must name at least one image"):
         read_annotations(make_coco(tmp_path, [], [], name="none"), NAMES)
 
@@ -94,9 +94,9 @@ def test_images_of_the_split_come_first(tmp_path):
     """Prevents an image of another split, of the same name, from being trained on with these boxes."""
     for folder in ("images", ".", "images/val2017"):
         path = make_coco(tmp_path, folder=folder)
-    assert read_source(path).paths == [str(tmp_path / "images/val2017/a.jpg")]
+    assert read_raw_annotations(path).paths == [str(tmp_path / "images/val2017/a.jpg")]
     make_coco(tmp_path, folder="val2017")
-    assert read_source(path).paths == [str(tmp_path / "val2017/a.jpg")]
+    assert read_raw_annotations(path).paths == [str(tmp_path / "val2017/a.jpg")]
 
 
 @pytest.mark.parametrize("file_name", ["val2017/a.jpg", "val2017\\a.jpg", "..a.jpg"])
@@ -218,15 +218,15 @@ def test_all_mistakes_are_findings(tmp_path):
     annotations = [BOX | {"bbox": None}, BOX, BOX | {"image_id": 8}, BOX | {"category_id": 1}, BOX]
     path = make_coco(tmp_path, [IMAGE, {"id": 9, "file_name": "b.jpg"}], annotations)
     (tmp_path / "images/b.jpg").unlink()
-    source = read_source(path)
-    assert source.owner.tolist() == [0, 0]
-    assert [(finding.kind, finding.image) for finding in source.findings] == [
+    raw = read_raw_annotations(path)
+    assert raw.image_index.tolist() == [0, 0]
+    assert [(finding.kind, finding.image) for finding in raw.findings] == [
         ("broken_annotation", path),
         ("missing_image", "b.jpg"),
         ("broken_annotation", path),
         ("broken_annotation", path),
     ]
-    assert source.findings[3].detail == "annotations[3] has the category_id 1, which no other part lists"
+    assert raw.findings[3].detail == "annotations[3] has the category_id 1, which no other part lists"
 
 
 def test_parts_in_any_order(tmp_path):
@@ -235,16 +235,16 @@ def test_parts_in_any_order(tmp_path):
     content = json.loads(path.read_text("utf-8"))
     parts = {"annotations": content["annotations"], "info": {"images": [1]}, "categories": [CAT], "images": [IMAGE]}
     path.write_text(json.dumps(parts), "utf-8")
-    records, findings = read_annotations(str(path), NAMES)
-    assert (records.boxes_xyxy.tolist(), findings) == ([[1, 2, 31, 42]], [])
+    annotations, findings = read_annotations(str(path), NAMES)
+    assert (annotations.boxes_xyxy.tolist(), findings) == ([[1, 2, 31, 42]], [])
 
 
 def test_names_in_order_of_ids(tmp_path):
     """Prevents other class numbers than other programs give to the same file."""
     categories = [{"id": 18, "name": "dog"}, {"id": 90, "name": " tooth \n brush"}, CAT]
-    source = read_source(make_coco(tmp_path, categories=categories))
-    assert class_names_of([source]) == ["cat", "dog", "tooth brush"]
-    assert source.classes.tolist() == [0]
+    raw = read_raw_annotations(make_coco(tmp_path, categories=categories))
+    assert class_names_of([raw]) == ["cat", "dog", "tooth brush"]
+    assert raw.classes.tolist() == [0]
 
 
 @pytest.mark.parametrize(
@@ -253,18 +253,18 @@ def test_names_in_order_of_ids(tmp_path):
 )
 def test_stated_sizes(tmp_path, stated, expected):
     """Prevents sizes from being exchanged, and senseless ones from ending the reading."""
-    assert read_source(make_coco(tmp_path, [IMAGE | stated])).stated_sizes_hw.tolist() == [expected]
+    assert read_raw_annotations(make_coco(tmp_path, [IMAGE | stated])).stated_sizes_hw.tolist() == [expected]
 
 
 def test_real_annotations(real_data):
     """Prevents what drawn data does not show: the numbering of COCO's categories, and its crowds."""
     class_names = read_class_names(Path(__file__).parents[2] / "model_data/coco_classes.txt")
     path = real_data / "data/coco_tiny/annotations/instances_val2017.json"
-    records, findings = read_annotations(path, class_names)
-    assert (len(records), len(records.classes), records.difficult.sum()) == (80, 815, 11)
-    first = Path(records.path(0))
+    annotations, findings = read_annotations(path, class_names)
+    assert (len(annotations), len(annotations.classes), annotations.difficult.sum()) == (80, 815, 11)
+    first = Path(annotations.path(0))
     assert (first.name, first.parent.name) == ("000000532481.jpg", "val2017")
-    assert records.sizes_hw[0].tolist() == [426, 640]
-    assert records.boxes(0)[0] == pytest.approx(np.array([250.82, 168.26, 320.93, 233.14]), abs=1e-4)
-    assert class_names[records.labels(0)[0]] == "person"
+    assert annotations.sizes_hw[0].tolist() == [426, 640]
+    assert annotations.boxes(0)[0] == pytest.approx(np.array([250.82, 168.26, 320.93, 233.14]), abs=1e-4)
+    assert class_names[annotations.labels(0)[0]] == "person"
     assert findings == []

@@ -10,10 +10,10 @@ from utils.data.quality.findings import (
     by_kind,
     counted,
     findings_table,
-    refuse,
+    raise_errors,
     write_findings,
 )
-from utils.io.text import listed
+from utils.io.text import shorten_list
 
 FINDINGS = [
     Finding("background", "b.jpg"),
@@ -24,11 +24,11 @@ FINDINGS = [
 
 
 def test_worst_first():
-    """Prevents what matters most from standing below notes, and kinds that nobody can act upon."""
-    assert [KINDS[kind].level for kind in by_kind(FINDINGS)] == ["stops", "harms", "note"]
+    """Prevents what matters most from standing below what is only good to know, and kinds that nobody can act upon."""
+    assert [KINDS[kind].level for kind in by_kind(FINDINGS)] == ["error", "warning", "info"]
     levels = [list(LEVELS).index(kind.level) for kind in KINDS.values()]
     assert levels == sorted(levels)
-    assert set(REMEDIES) == {kind for kind in KINDS if KINDS[kind].level == "stops"}
+    assert set(REMEDIES) == {kind for kind in KINDS if KINDS[kind].level == "error"}
     assert by_kind([]) == {}
 
 
@@ -36,8 +36,8 @@ def test_table():
     """Prevents a table that hides how many there are or what training does about them."""
     lines = findings_table(FINDINGS).splitlines()
     assert lines[0].split() == ["count", "what", "what", "training", "does", "for", "example"]
-    assert lines[1].startswith("stops      1  box of a class that classes_path lacks  refuses to start")
-    assert lines[2].startswith("harms      2  box reaches beyond its image") and lines[2].endswith(
+    assert lines[1].startswith("error        1  box of a class that classes_path lacks  refuses to start")
+    assert lines[2].startswith("warning      2  box reaches beyond its image") and lines[2].endswith(
         "a.jpg: 'cat': -5, 0, 20, 20"
     )
     assert len(lines) == 4
@@ -51,25 +51,25 @@ def test_file(tmp_path):
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["level", "finding", "image", "detail", "what training does"]
-    assert rows[1] == ["stops", "box of a class that classes_path lacks", "图 1.jpg", "'Cat'", "refuses to start"]
+    assert rows[1] == ["error", "box of a class that classes_path lacks", "图 1.jpg", "'Cat'", "refuses to start"]
     assert [row[2] for row in rows[2:]] == ["a.jpg", "c.jpg", "b.jpg", "\\udcff.jpg"]
     write_findings(path, [])
     assert len(path.read_text("utf-8").splitlines()) == 1
 
 
-def test_refuse_says_all_that_stops():
+def test_raise_errors_says_all_of_them():
     """Prevents one mistake per run, and a training on data that cannot be trained on."""
-    refuse("list.txt", [finding for finding in FINDINGS if finding.kind != "unknown_class"])
-    refuse("list.txt", [])
+    raise_errors("list.txt", [finding for finding in FINDINGS if finding.kind != "unknown_class"])
+    raise_errors("list.txt", [])
     with pytest.raises(ValueError) as caught:
-        refuse("list.txt", [*FINDINGS, *FINDINGS, Finding("broken_annotation", "a.xml", "empty")], ["cat", "dog"])
+        raise_errors("list.txt", [*FINDINGS, *FINDINGS, Finding("broken_annotation", "a.xml", "empty")], ["cat", "dog"])
     assert str(caught.value) == (
         "list.txt: annotation cannot be read (once): a.xml: empty. Correct or remove them.\n"
         "list.txt: box of a class that classes_path lacks (2 times): 'Cat' (2 times). classes_path names cat, dog. Set "
         "it to the file of these classes, add the missing names to it, or correct the annotations."
     )
     with pytest.raises(FileNotFoundError, match=r"image does not exist \(2 times\): a, b \(here\)\. Put them there"):
-        refuse("list.txt", [Finding("missing_image", name, "here") for name in "ab"])
+        raise_errors("list.txt", [Finding("missing_image", name, "here") for name in "ab"])
 
 
 def test_counted():
@@ -85,6 +85,6 @@ def test_images_that_are_left_out_of_the_score():
 
 def test_listed():
     """Prevents messages of 10,000 lines."""
-    assert listed(["a", "b"]) == "a, b"
-    assert listed([str(number) for number in range(12)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
-    assert listed([]) == ""
+    assert shorten_list(["a", "b"]) == "a, b"
+    assert shorten_list([str(number) for number in range(12)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
+    assert shorten_list([]) == ""

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from utils.data.annotations import read_annotations, read_source
+from utils.data.annotations import read_annotations, read_raw_annotations
 from utils.data.formats.list_file import WHERE
 from utils.data.quality.findings import Finding
 
@@ -24,7 +24,7 @@ def make_list(tmp_path, text):
 def test_empty_list(tmp_path, content):
     """Prevents a training on nothing."""
     with pytest.raises(ValueError, match="is empty"):
-        read_source(make_list(tmp_path, content))
+        read_raw_annotations(make_list(tmp_path, content))
 
 
 def test_literal_values(tmp_path, monkeypatch):
@@ -42,12 +42,20 @@ def test_literal_values(tmp_path, monkeypatch):
     ]
     path.write_text("\ufeff" + "\r\n".join(lines) + "\r\n\r\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    records, findings = read_annotations(str(path), NAMES)
-    assert [Path(records.path(index)).name for index in range(4)] == ["a 1,2.jpg", "图.v1.PNG", "a 1,2.jpg", "c.jpg"]
-    assert records.boxes_xyxy.tolist() == [[1, 2, 30, 40], [5.5, 6, 70, 48], [0, 0, 9, 9]]
-    assert records.classes.tolist() == [1, 0, 1]
-    assert records.first.tolist() == [0, 2, 2, 3, 3]
-    assert [finding[:2] for finding in findings] == [("background", records.path(1)), ("background", records.path(3))]
+    annotations, findings = read_annotations(str(path), NAMES)
+    assert [Path(annotations.path(index)).name for index in range(4)] == [
+        "a 1,2.jpg",
+        "图.v1.PNG",
+        "a 1,2.jpg",
+        "c.jpg",
+    ]
+    assert annotations.boxes_xyxy.tolist() == [[1, 2, 30, 40], [5.5, 6, 70, 48], [0, 0, 9, 9]]
+    assert annotations.classes.tolist() == [1, 0, 1]
+    assert annotations.offsets.tolist() == [0, 2, 2, 3, 3]
+    assert [finding[:2] for finding in findings] == [
+        ("background", annotations.path(1)),
+        ("background", annotations.path(3)),
+    ]
 
 
 def test_classes_out_of_range(tmp_path):
@@ -62,10 +70,10 @@ def test_classes_out_of_range(tmp_path):
 @pytest.mark.parametrize("box", ["1,2,3,4,0.5", "1,2,3,4,e", "1,2,3,4,1e99", "1,2,3,1e999,1", "1..2,2,3,4,0"])
 def test_what_is_no_box(tmp_path, box):
     """Prevents parser traces without file and line, and numbers that no loss survives."""
-    source = read_source(make_list(tmp_path, f"a.jpg\na.jpg {box}\n"))
-    assert len(source.paths) == 1
-    assert [finding.kind for finding in source.findings] == ["broken_annotation"]
-    assert source.findings[0].detail.startswith(f"line 2: {box} is no box")
+    raw = read_raw_annotations(make_list(tmp_path, f"a.jpg\na.jpg {box}\n"))
+    assert len(raw.paths) == 1
+    assert [finding.kind for finding in raw.findings] == ["broken_annotation"]
+    assert raw.findings[0].detail.startswith(f"line 2: {box} is no box")
     with pytest.raises(ValueError, match=r"annotation cannot be read \(once\): .*list\.txt: line 2: "):
         read_annotations(make_list(tmp_path, f"a.jpg\na.jpg {box}\n"), NAMES)
 
@@ -73,7 +81,7 @@ def test_what_is_no_box(tmp_path, box):
 def test_missing_image(tmp_path):
     """Prevents a malformed box from being swallowed: it becomes part of a path that does not exist, and is shown."""
     path = make_list(tmp_path, "a.jpg 1,2,3,4 1,2,3,4,0\nb.jpg\n")
-    assert read_source(path).findings == [
+    assert read_raw_annotations(path).findings == [
         Finding("missing_image", "a.jpg 1,2,3,4", WHERE),
         Finding("missing_image", "b.jpg", WHERE),
     ]
@@ -85,7 +93,7 @@ def test_list_that_is_not_utf8(tmp_path):
     """Prevents a bare UnicodeDecodeError on lists saved in a Windows code page."""
     (tmp_path / "list.txt").write_bytes("训练.jpg".encode("gbk"))
     with pytest.raises(ValueError, match=r"list\.txt is not UTF-8"):
-        read_source(str(tmp_path / "list.txt"))
+        read_raw_annotations(str(tmp_path / "list.txt"))
 
 
 def test_the_current_directory_comes_first(tmp_path, monkeypatch):
@@ -94,4 +102,4 @@ def test_the_current_directory_comes_first(tmp_path, monkeypatch):
     Image.new("RGB", (100, 50)).save(tmp_path / "lists/a.jpg")
     (tmp_path / "lists/list.txt").write_text("a.jpg 1,2,3,4,0\n")
     monkeypatch.chdir(tmp_path)
-    assert read_source("lists/list.txt").paths == ["a.jpg"]
+    assert read_raw_annotations("lists/list.txt").paths == ["a.jpg"]

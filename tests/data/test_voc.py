@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from tests.voc_folder import box_xml, make_voc
-from utils.data.annotations import class_names_of, read_annotations, read_source
+from utils.data.annotations import class_names_of, read_annotations, read_raw_annotations
 from utils.data.formats.voc import parse_voc_xml
 from utils.data.quality.findings import Finding
 
@@ -20,15 +20,15 @@ def test_voc_literal_values(tmp_path):
     split = make_voc(
         tmp_path, {"图 1.a": [box_xml("cat", (10, 5, 60, 45), 1), part], "b": [], "c": []}, ["图 1.a", "c 1", "b"]
     )
-    records, findings = read_annotations(split, NAMES)
-    assert [Path(records.path(index)).name for index in range(len(records))] == ["图 1.a.jpg", "c.jpg", "b.jpg"]
-    assert records.boxes(0).tolist() == [[10, 5, 60, 45], [1, 2, 30.5, 40]]
-    assert records.boxes(0).dtype == np.float32
-    assert records.labels(0).tolist() == [0, 1]
-    assert records.difficult.tolist() == [True, False]
-    assert records.boxes(1).shape == (0, 4)
-    assert records.sizes_hw.tolist() == [[50, 100]] * 3
-    assert findings == [Finding("background", records.path(1)), Finding("background", records.path(2))]
+    annotations, findings = read_annotations(split, NAMES)
+    assert [Path(annotations.path(index)).name for index in range(len(annotations))] == ["图 1.a.jpg", "c.jpg", "b.jpg"]
+    assert annotations.boxes(0).tolist() == [[10, 5, 60, 45], [1, 2, 30.5, 40]]
+    assert annotations.boxes(0).dtype == np.float32
+    assert annotations.labels(0).tolist() == [0, 1]
+    assert annotations.difficult.tolist() == [True, False]
+    assert annotations.boxes(1).shape == (0, 4)
+    assert annotations.sizes_hw.tolist() == [[50, 100]] * 3
+    assert findings == [Finding("background", annotations.path(1)), Finding("background", annotations.path(2))]
 
 
 def test_image_suffixes_in_either_case(tmp_path):
@@ -37,9 +37,9 @@ def test_image_suffixes_in_either_case(tmp_path):
     os.rename(tmp_path / "JPEGImages/a.jpg", tmp_path / "JPEGImages/a.JPEG")
     os.remove(tmp_path / "JPEGImages/b.jpg")
     Image.new("RGB", (7, 9)).save(tmp_path / "JPEGImages/b.PNG")
-    records, _ = read_annotations(split, NAMES)
-    assert [Path(records.path(index)).name for index in (0, 1)] == ["a.JPEG", "b.PNG"]
-    assert records.sizes_hw.tolist() == [[50, 100], [9, 7]]
+    annotations, _ = read_annotations(split, NAMES)
+    assert [Path(annotations.path(index)).name for index in (0, 1)] == ["a.JPEG", "b.PNG"]
+    assert annotations.sizes_hw.tolist() == [[50, 100], [9, 7]]
 
 
 def test_missing_images_and_annotations(tmp_path):
@@ -62,9 +62,9 @@ def test_split_that_names_files(tmp_path):
     """Prevents images that are plainly there from being called missing without the reason."""
     split = make_voc(tmp_path, {"a0": [], "a1.v2": []}, ["a0.jpg", "a1.v2.jpg", "a2.jpg"])
     words = "it is there, but a split must name images without their ending"
-    assert [finding.detail for finding in read_source(split).findings] == [words, words, ""]
+    assert [finding.detail for finding in read_raw_annotations(split).findings] == [words, words, ""]
     with pytest.raises(FileNotFoundError, match="must name images without their ending"):
-        class_names_of([read_source(split)])
+        class_names_of([read_raw_annotations(split)])
 
 
 def test_ids_cannot_lead_outside(tmp_path):
@@ -143,31 +143,31 @@ def test_paths_from_within_the_folder(tmp_path, monkeypatch, folder, split, expe
     """Prevents a split from being read as another format, or its folder from being looked for in the wrong place."""
     make_voc(tmp_path, {"a": []})
     monkeypatch.chdir(tmp_path / folder)
-    assert [os.path.normpath(path) for path in read_source(split).paths] == [expected]
+    assert [os.path.normpath(path) for path in read_raw_annotations(split).paths] == [expected]
 
 
 def test_hidden_copies(tmp_path):
     """Prevents the copies that systems leave beside files from taking the place of images and annotations."""
     split = make_voc(tmp_path, {"a": []}, ["a", "._a", ".trash/a"])
     make_voc(tmp_path, {"._a": [], ".trash/a": []}, ["a", "._a", ".trash/a"])
-    source = read_source(split)
-    assert source.paths == [str(tmp_path / "JPEGImages/a.jpg")]
-    assert [finding.kind for finding in source.findings] == ["missing_image"] * 2
+    raw = read_raw_annotations(split)
+    assert raw.paths == [str(tmp_path / "JPEGImages/a.jpg")]
+    assert [finding.kind for finding in raw.findings] == ["missing_image"] * 2
 
 
 def test_names_on_several_lines(tmp_path):
     """Prevents a class whose name no line of a file of names can hold."""
     names = ("\n  dining\n  table ", "dining \t table", "dining table")
-    source = read_source(make_voc(tmp_path, {"a": [box_xml(name, (1, 1, 9, 9)) for name in names]}))
-    assert (source.names, source.classes.tolist()) == (["dining table"], [0, 0, 0])
+    raw = read_raw_annotations(make_voc(tmp_path, {"a": [box_xml(name, (1, 1, 9, 9)) for name in names]}))
+    assert (raw.names, raw.classes.tolist()) == (["dining table"], [0, 0, 0])
 
 
 @pytest.mark.parametrize("folders", ["frames 1", "帧/v1.2"])
 def test_ids_with_folders(tmp_path, folders):
     """Prevents ids of other tools, with sub-folders and Windows separators, from being reported as missing."""
     split = make_voc(tmp_path, {f"{folders}/a": []}, [f"{folders}/a".replace("/", "\\")])
-    records, _ = read_annotations(split, NAMES)
-    assert records.path(0) == str(tmp_path / "JPEGImages" / folders / "a.jpg")
+    annotations, _ = read_annotations(split, NAMES)
+    assert annotations.path(0) == str(tmp_path / "JPEGImages" / folders / "a.jpg")
 
 
 def test_split_with_byte_order_mark(tmp_path):
@@ -198,19 +198,19 @@ def test_stated_size(tmp_path, size, expected):
 def test_names_are_sorted(tmp_path):
     """Prevents class numbers that depend on which image comes first."""
     images = {"a": [box_xml("dog", (1, 1, 9, 9))], "b": [box_xml("cat", (2, 2, 9, 9)), box_xml("dog", (3, 3, 9, 9))]}
-    source = read_source(make_voc(tmp_path, images))
-    assert class_names_of([source]) == ["cat", "dog"]
-    assert source.classes.tolist() == [1, 0, 1]
-    assert source.owner.tolist() == [0, 1, 1]
+    raw = read_raw_annotations(make_voc(tmp_path, images))
+    assert class_names_of([raw]) == ["cat", "dog"]
+    assert raw.classes.tolist() == [1, 0, 1]
+    assert raw.image_index.tolist() == [0, 1, 1]
 
 
 @pytest.mark.skipif("YOLO_REAL_DATA" not in os.environ, reason="YOLO_REAL_DATA names no folder with real data")
 def test_real_data():
     """Prevents what drawn data does not show: real files, with boxes without area among them."""
     split = os.path.join(os.environ["YOLO_REAL_DATA"], "data/bccd/ImageSets/Main/train.txt")
-    records, findings = read_annotations(split, ["RBC", "WBC", "Platelets"])
-    assert (len(records), len(records.classes)) == (205, 2804)
-    assert np.bincount(records.classes).tolist() == [2381, 214, 209]
-    assert records.sizes_hw.min(axis=0).tolist() == [480, 640]
+    annotations, findings = read_annotations(split, ["RBC", "WBC", "Platelets"])
+    assert (len(annotations), len(annotations.classes)) == (205, 2804)
+    assert np.bincount(annotations.classes).tolist() == [2381, 214, 209]
+    assert annotations.sizes_hw.min(axis=0).tolist() == [480, 640]
     path = os.path.join(os.environ["YOLO_REAL_DATA"], "data/bccd/JPEGImages/BloodImage_00343.jpg")
     assert findings == [Finding("no_area", path, "'RBC': 181, 329, 181, 329")]

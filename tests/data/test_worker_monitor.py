@@ -12,17 +12,18 @@ import cv2
 import numpy as np
 import psutil
 import pytest
+import torch
 
-from utils.data import worker_monitor as workers
-from utils.data.annotations import Records
-from utils.data.augment import AugmentSettings
+from utils.data import worker_monitor
+from utils.data.annotations import Annotations
+from utils.data.augment import AugmentOptions
 from utils.data.image_cache import RamCache
-from utils.data.loader import build_train_loader, build_val_loader
-from utils.data.sampling import TrainShapes
-from utils.data.worker_monitor import NotedImages, UnusableDataError
+from utils.data.loader import LoaderOptions, build_train_loader, build_val_loader
+from utils.data.sampling import MultiScale
+from utils.data.worker_monitor import TrackedReader, UnusableDataError
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
-PLAIN = AugmentSettings(augment_epochs=0)
+PLAIN = AugmentOptions(augment_epochs=0)
 METHODS = multiprocessing.get_all_start_methods()
 
 
@@ -30,7 +31,7 @@ class Images:
     """Images of 8 x 8. Where the index is `index`, the worker does `what` instead; the main process does not."""
 
     def __init__(self, what, index=3):
-        self.what, self.index, self.main, self.cut_off = what, index, os.getpid(), set()
+        self.what, self.index, self.main, self.truncated = what, index, os.getpid(), set()
 
     def __call__(self, index):
         if index == self.index and os.getpid() != self.main:
@@ -58,16 +59,15 @@ def fail():
     raise KeyError("index")
 
 
-def records_of(count, folder="."):
-    return Records(
+def annotations_of(count, folder="."):
+    return Annotations(
         [os.path.join(folder, f"{index}.png") for index in range(count)], [(8, 8)] * count, [0] * count, [], []
     )
 
 
-def loader_of(images, num_workers=2, method="fork", **options):
-    loader = build_train_loader(
-        records_of(8), PLAIN, 0, TrainShapes([(32, 32)]), 2, num_workers, load_image=images, **options
-    )
+def loader_of(images, num_workers=2, method="fork", timeout=0):
+    options = LoaderOptions(num_workers, timeout=timeout)
+    loader = build_train_loader(annotations_of(8), PLAIN, 0, MultiScale([(32, 32)]), 2, options, images)
     loader.multiprocessing_context = method if num_workers else None
     return loader
 
@@ -76,7 +76,7 @@ def error_of(loader):
     """What iterating raises, once it is sure that no worker is left."""
     with pytest.raises(ValueError) as raised:
         list(loader)
-    assert not any(worker.is_alive() for worker in loader._iterator._workers)
+    assert loader.workers and not any(worker.is_alive() for worker in loader.workers)
     return str(raised.value)
 
 
@@ -94,7 +94,7 @@ def error_of(loader):
 def test_a_worker_that_dies_is_named_with_its_image(what, expected, timeout):
     """Prevents a trace of torch that names a process number, and minutes until worker_timeout before it comes."""
     start = time.monotonic()
-    assert error_of(loader_of(Images(what), worker_timeout=timeout)).startswith(expected)
+    assert error_of(loader_of(Images(what), timeout=timeout)).startswith(expected)
     assert time.monotonic() - start < 10
 
 
@@ -105,33 +105,88 @@ def test_a_worker_that_hangs_is_named_with_its_image(method):
     """Prevents a training that waits for a dead network share for ever, and a program that never ends."""
     # Spawned workers need seconds to import torch.
     seconds = 1 if method == "fork" else 20
-    assert error_of(loader_of(Images(hang), 2, method, worker_timeout=seconds)) == (
+    assert error_of(loader_of(Images(hang), 2, method, seconds)) == (
         f"No batch came within worker_timeout = {seconds} seconds: a worker process hangs while it reads ./3.png. "
         "Check that its disk or network share answers; if it is only slow, raise worker_timeout."
     )
 
 
-def test_a_worker_that_dies_between_images_and_epochs():
-    """Prevents torch's own words where no image is to blame, and an error in the middle of whatever the main process
-    does when the worker dies."""
+def kill(worker):
+    """End a worker while the main process waits for no batch. Returns what torch raises then."""
+    with pytest.raises(RuntimeError) as raised:
+        worker.kill()
+        time.sleep(10)  # torch's handler of SIGCHLD interrupts it
+    return raised.value
+
+
+def test_a_worker_that_dies_while_no_batch_is_waited_for():
+    """Prevents torch's own words, and a trace from whatever the main process does, where a worker dies between images
+    and epochs, or one of another loader does."""
+    loader, other = loader_of(Images(fail, index=None)), loader_of(Images(fail, index=None))
+    assert (len(list(loader)), len(list(other))) == (4, 4)
+    error = kill(loader.workers[1])
+    sentence = "A worker process was killed by signal 9 (SIGKILL) while it read no image. Mostly main memory has run"
+    assert other.worker_error(error).startswith(sentence)
+    assert not any(worker.is_alive() for worker in loader.workers)
+    assert all(worker.is_alive() for worker in other.workers)
+    # Those that were ended on purpose explain no further error.
+    assert other.worker_error(error) == ""
+    assert loader.worker_error(kill(other.workers[0])).startswith(sentence)
+
+
+def test_a_worker_that_died_between_epochs():
+    """Prevents an epoch that waits for the batches of a worker that is gone, where torch's error was caught."""
+    loader = loader_of(Images(fail, index=None), timeout=60)
+    assert len(list(loader)) == 4
+    kill(loader.workers[1])
+    start = time.monotonic()
+    assert "(SIGKILL) while it read no image. Mostly " in error_of(loader)
+    assert time.monotonic() - start < 10
+
+
+def test_a_worker_that_dies_where_python_hears_no_signals():
+    """Prevents a training in a thread of its own from waiting for ever, or from ending in torch's words."""
+    errors = []
+
+    def train():
+        errors.append(error_of(loader_of(Images(die))))
+
+    thread = threading.Thread(target=train)
+    with contextlib.suppress(RuntimeError):  # torch's handler raises in the main thread, if another loader has set it
+        thread.start()
+        thread.join(60)
+    thread.join(60)
+    assert errors[0].startswith("A worker process was killed by signal 9 (SIGKILL) while it read ./3.png. ")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), OSError("No space left"), KeyError("boxes")])
+def test_errors_that_no_worker_caused(error):
+    """Prevents the workers from being ended, and blamed, for any error of a training."""
     loader = loader_of(Images(fail, index=None))
     assert len(list(loader)) == 4
-    worker = loader._iterator._workers[1]
-    worker.kill()
-    worker.join()
-    time.sleep(0.1)  # where torch's handler of SIGCHLD would raise
-    assert "(SIGKILL) while it read no image. Mostly " in error_of(loader)
+    assert loader.worker_error(error) == ""
+    assert all(worker.is_alive() for worker in loader.workers)
+    assert loader_of(Images(fail), 0).worker_error(RuntimeError("DataLoader timed out after 3 seconds")) == ""
+
+
+def test_the_worker_that_was_reading_is_blamed():
+    """Prevents the image of one worker from being named for the death of another: numbers of processes start anew when
+    they are used up, so they are in no order."""
+    reader = TrackedReader(Images(fail, index=None), 3)
+    reader.pids[:], reader.indices[:] = [32767, 12, 13], [4, -1, 6]
+    assert [reader.index_read_by(pid) for pid in (32767, 12, 13, 99)] == [4, -1, 6, -1]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_errors_of_the_data_come_without_a_trace(num_workers):
     """Prevents a sentence for people that is buried in the trace of another process."""
     loader = loader_of(Images(complain), num_workers)
-    loader.dataset.load_image.load_image.main = None
+    loader.dataset.load_image.load_image.main = None  # the main process does it, too
     with pytest.raises(ValueError) as raised:
         list(loader)
     assert str(raised.value) == "The data: are gone."
-    assert not num_workers or not any(worker.is_alive() for worker in loader._iterator._workers)
+    assert len(loader.workers) == num_workers
+    assert not any(worker.is_alive() for worker in loader.workers)
 
 
 def test_other_errors_keep_their_trace():
@@ -139,18 +194,18 @@ def test_other_errors_keep_their_trace():
     loader = loader_of(Images(fail))
     with pytest.raises(KeyError, match="in fail"):
         list(loader)
-    loader._iterator.end_workers()
+    worker_monitor.end_workers(loader.workers)
 
 
-def test_validation_is_watched_too(tmp_path):
+def test_validation_is_monitored_too(tmp_path):
     """Prevents an evaluation that hangs or dies without a cause."""
-    records = records_of(4, tmp_path)
+    annotations = annotations_of(4, tmp_path)
     for index in range(4):
-        cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tofile(records.path(index))
-    loader = build_val_loader(records, (32, 32), {"mode": "topleft", "pad": 114}, 2, 1, worker_timeout=30)
+        cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tofile(annotations.path(index))
+    loader = build_val_loader(annotations, (32, 32), {"mode": "topleft", "pad": 114}, 2, LoaderOptions(1, timeout=30))
     loader.multiprocessing_context = "fork"
     loader.dataset.load_image.load_image = Images(die)
-    assert f"while it read {records.path(3)}. " in error_of(loader)
+    assert f"while it read {annotations.path(3)}. " in error_of(loader)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
@@ -160,7 +215,7 @@ def test_workers_are_deaf_to_signals_for_the_main_process():
     batches = iter(loader)
     next(batches)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-        for worker in loader._iterator._workers:
+        for worker in loader.workers:
             os.kill(worker.pid, number)
     assert len(list(batches)) == 3
     assert len(list(loader)) == 4
@@ -168,7 +223,7 @@ def test_workers_are_deaf_to_signals_for_the_main_process():
 
 def test_signals_wait_while_workers_start():
     """Prevents Ctrl-C from ending a worker that is just being started, and from being lost to the main process."""
-    with pytest.raises(KeyboardInterrupt), workers._signals_wait():
+    with pytest.raises(KeyboardInterrupt), worker_monitor._signals_blocked():
         # To this thread: one that has no mask might take what is for the process.
         signal.pthread_kill(threading.get_ident(), signal.SIGINT)
         reached = True
@@ -176,14 +231,27 @@ def test_signals_wait_while_workers_start():
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
+def test_workers_start_while_signals_are_held_back(monkeypatch):
+    """Prevents workers that Ctrl-C ends before they have become deaf to it."""
+    masks = []
+
+    def start(_loader):
+        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        return iter(())
+
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", start)
+    assert list(loader_of(Images(fail))) == []
+    assert {signal.SIGINT, signal.SIGTERM} <= masks[0]
+
+
 def test_a_finished_loader_ends_its_workers_quickly():
     """Prevents a program that waits seconds, or for ever, for workers that ignore SIGTERM."""
     loader = loader_of(Images(fail, index=None))
     assert len(list(loader)) == 4
-    found, start = list(loader._iterator._workers), time.monotonic()
+    workers, start = loader.workers, time.monotonic()
     del loader
     assert time.monotonic() - start < 2
-    assert [worker.exitcode for worker in found] == [0, 0]
+    assert [worker.exitcode for worker in workers] == [0, 0]
 
 
 END = """
@@ -193,7 +261,7 @@ from tests.data.test_worker_monitor import Images, hang, loader_of
 loader = loader_of(Images(hang))
 batches = iter(loader)
 next(batches)
-print(*(worker.pid for worker in loader._iterator._workers), flush=True)
+print(*(worker.pid for worker in loader.workers), flush=True)
 """
 
 
@@ -216,7 +284,7 @@ def test_no_worker_outlives_the_program(end):
 
 def test_which_image_is_noted():
     """Prevents an image from being blamed that was read long before."""
-    noted = NotedImages(Images(fail, index=None), 2)
+    noted = TrackedReader(Images(fail, index=None), 2)
     assert noted(3).shape == (8, 8, 3)
     assert list(noted.indices) == [-1, -1]
     loader = loader_of(Images(fail, index=None))
@@ -224,8 +292,8 @@ def test_which_image_is_noted():
     assert list(loader.dataset.load_image.indices) == [-1, -1]
 
 
-def test_a_cache_is_watched_like_files():
-    """Prevents a cache whose files that were cut off are not named."""
-    cache = RamCache(Records([], [], [], [], []), np.zeros(0), shared=False)
-    cache.cut_off.add(5)
-    assert NotedImages(cache, 0).cut_off == {5}
+def test_a_cache_is_monitored_like_files():
+    """Prevents a cache whose truncated files are not named."""
+    cache = RamCache(Annotations([], [], [], [], []), np.zeros(0), shared=False)
+    cache.truncated.add(5)
+    assert TrackedReader(cache, 0).truncated == {5}

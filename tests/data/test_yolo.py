@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.data.annotations import class_names_of, read_annotations, read_source, to_records
+from utils.data.annotations import build_annotations, class_names_of, read_annotations, read_raw_annotations
 
 NAMES = ["cat", "dog"]
 
@@ -36,12 +36,12 @@ def test_literal_values(tmp_path):
         "图": None,
         "d": "0 .1 .2 .1 .2 .5 .2 .5 .6",
     }
-    records, findings = read_annotations(make_yolo(tmp_path, labels, suffix=".JPG"), NAMES)
-    assert [Path(records.path(index)).name for index in range(4)] == ["a 1.v2.JPG", "b.JPG", "d.JPG", "图.JPG"]
-    np.testing.assert_allclose(records.boxes(0), [[40, 15, 60, 35], [10, 10, 30, 40]], rtol=1e-6)
-    np.testing.assert_allclose(records.boxes(2), [[10, 10, 50, 30]], rtol=1e-6)
-    assert records.labels(0).tolist() == [1, 0]
-    assert records.first.tolist() == [0, 2, 2, 3, 3]
+    annotations, findings = read_annotations(make_yolo(tmp_path, labels, suffix=".JPG"), NAMES)
+    assert [Path(annotations.path(index)).name for index in range(4)] == ["a 1.v2.JPG", "b.JPG", "d.JPG", "图.JPG"]
+    np.testing.assert_allclose(annotations.boxes(0), [[40, 15, 60, 35], [10, 10, 30, 40]], rtol=1e-6)
+    np.testing.assert_allclose(annotations.boxes(2), [[10, 10, 50, 30]], rtol=1e-6)
+    assert annotations.labels(0).tolist() == [1, 0]
+    assert annotations.offsets.tolist() == [0, 2, 2, 3, 3]
     assert [(kind, Path(image).name) for kind, image, _ in findings] == [
         ("no_label_file", "图.JPG"),
         ("background", "b.JPG"),
@@ -68,10 +68,10 @@ def test_literal_values(tmp_path):
 def test_lines_that_are_no_boxes(tmp_path, line, reason):
     """Prevents pixels from being taken for shares, and parser traces that name neither file nor line."""
     folder = make_yolo(tmp_path, {"a": f"0 0.5 0.5 0.2 0.2\n\n{line}\n"})
-    source = read_source(folder)
-    assert len(source.classes) == 1
-    ((kind, place, detail),) = source.findings
-    assert (kind, place) == ("broken_annotation", str(tmp_path / "images/a.jpg"))
+    raw = read_raw_annotations(folder)
+    assert len(raw.classes) == 1
+    ((kind, image, detail),) = raw.findings
+    assert (kind, image) == ("broken_annotation", str(tmp_path / "images/a.jpg"))
     assert detail.startswith(f"{tmp_path}/labels/a.txt, line 3: {line!r:.12}") and reason in detail
     with pytest.raises(ValueError, match=r"annotation cannot be read \(once\): .*a\.txt, line 3: .*Correct or remove"):
         read_annotations(folder, NAMES)
@@ -86,15 +86,15 @@ def test_label_files_that_are_none(tmp_path, content, reason):
     """Prevents a trace, or a full memory, by a file that is no label file."""
     folder = make_yolo(tmp_path, {"a": ""})
     (tmp_path / "labels/a.txt").write_bytes(content)
-    ((kind, _, detail),) = read_source(folder).findings
+    ((kind, _, detail),) = read_raw_annotations(folder).findings
     assert kind == "broken_annotation" and reason in detail
 
 
 def test_roundings_are_no_findings(tmp_path):
     """Prevents reports of clipping on nearly every box that touches the border."""
     folder = make_yolo(tmp_path, {"a": "0 0.5 0.5 1.000002 1.000002\n0 0.5 0.5 1.1 1\n"})
-    records, findings = read_annotations(folder, NAMES)
-    assert records.boxes(0).tolist() == [[0, 0, 100, 50]] * 2
+    annotations, findings = read_annotations(folder, NAMES)
+    assert annotations.boxes(0).tolist() == [[0, 0, 100, 50]] * 2
     assert [finding.kind for finding in findings] == ["clipped_box"]
     assert findings[0].detail == "class 0: -5, 0, 105, 50"
 
@@ -122,19 +122,19 @@ def test_folders(tmp_path, folder, named, split):
     twin = "labels".join(folder.rsplit("images", 1)) if "images" in Path(folder).parts else folder
     (tmp_path / twin).mkdir(parents=True, exist_ok=True)
     (tmp_path / twin / "a.txt").write_text("0 0.5 0.5 0.2 0.2")
-    source = read_source(os.path.normpath(tmp_path / named), split)
-    assert source.paths[0] == str(image_path)
-    assert source.classes[0] == 0
+    raw = read_raw_annotations(os.path.normpath(tmp_path / named), split)
+    assert raw.paths[0] == str(image_path)
+    assert raw.classes[0] == 0
 
 
 def test_folders_without_labels_or_images(tmp_path):
     """Prevents a training on nothing because a folder's name is wrong."""
     folder = make_yolo(tmp_path, {"a": None})
     with pytest.raises(ValueError, match=r"none of its 1 images has a label file; the first would be .*labels/a\.txt"):
-        read_source(folder)
+        read_raw_annotations(folder)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="leads to no images"):
-        read_source(str(tmp_path / "empty"))
+        read_raw_annotations(str(tmp_path / "empty"))
 
 
 def test_list_of_images(tmp_path):
@@ -142,25 +142,25 @@ def test_list_of_images(tmp_path):
     make_yolo(tmp_path, {"a": "1 0.5 0.5 0.2 0.2", "b": None})
     path = tmp_path / "train.txt"
     path.write_text("\ufeff./images/a.jpg\nimages\\b.jpg\n", encoding="utf-8")
-    source = read_source(str(path))
-    assert source.in_shares and source.classes.tolist() == [1]
-    assert [finding.kind for finding in source.findings] == ["no_label_file"]
+    raw = read_raw_annotations(str(path))
+    assert raw.normalized and raw.classes.tolist() == [1]
+    assert [finding.kind for finding in raw.findings] == ["no_label_file"]
     (tmp_path / "labels/a.txt").unlink()
-    assert not read_source(str(path)).in_shares
+    assert not read_raw_annotations(str(path)).normalized
 
 
-@pytest.mark.parametrize("place", ["labels/train/classes.txt", "labels/classes.txt", "classes.txt"])
-def test_names_from_classes_txt(tmp_path, place):
+@pytest.mark.parametrize("location", ["labels/train/classes.txt", "labels/classes.txt", "classes.txt"])
+def test_names_from_classes_txt(tmp_path, location):
     """Prevents numbers of a labelling program from being taken for numbers of another class file."""
     folder = make_yolo(tmp_path, {"a": "0 0.5 0.5 0.2 0.2\n2 0.5 0.5 0.2 0.2"}, "images/train")
-    (tmp_path / place).write_text("\ufeffdog\n红 细胞\ncat\n", encoding="utf-8")
-    source = read_source(folder)
-    assert class_names_of([source]) == ["dog", "红 细胞", "cat"]
-    assert to_records(source, NAMES)[0].classes.tolist() == [1, 0]
+    (tmp_path / location).write_text("\ufeffdog\n红 细胞\ncat\n", encoding="utf-8")
+    raw = read_raw_annotations(folder)
+    assert class_names_of([raw]) == ["dog", "红 细胞", "cat"]
+    assert build_annotations(raw, NAMES)[0].classes.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
-    ("place", "named"),
+    ("location", "named"),
     [
         ("data.yaml", "images/train"),
         ("data.yml", "."),
@@ -169,15 +169,15 @@ def test_names_from_classes_txt(tmp_path, place):
         ("../../data.yaml", "."),
     ],
 )
-def test_names_from_a_data_yaml_near_a_folder(tmp_path, place, named):
+def test_names_from_a_data_yaml_near_a_folder(tmp_path, location, named):
     """Prevents class numbers of a data set from being taken for those of classes_path, which swaps the classes."""
     root = tmp_path / "a/b/set"
     make_yolo(root, {"a": "0 0.5 0.5 0.2 0.2\n1 0.5 0.5 0.2 0.2"}, "images/train")
-    (root / place).write_text("names: [dog, ' cat ']\n", encoding="utf-8")
-    records, _ = read_annotations(os.path.normpath(root / named), NAMES)
-    assert records.classes.tolist() == [1, 0]
-    (root / place).write_text("nc: 2\n", encoding="utf-8")
-    assert read_source(os.path.normpath(root / named)).names is None
+    (root / location).write_text("names: [dog, ' cat ']\n", encoding="utf-8")
+    annotations, _ = read_annotations(os.path.normpath(root / named), NAMES)
+    assert annotations.classes.tolist() == [1, 0]
+    (root / location).write_text("nc: 2\n", encoding="utf-8")
+    assert read_raw_annotations(os.path.normpath(root / named)).names is None
 
 
 def test_names_near_a_list_and_from_within(tmp_path, monkeypatch):
@@ -187,8 +187,8 @@ def test_names_near_a_list_and_from_within(tmp_path, monkeypatch):
     (tmp_path / "images/list.txt").write_text("train/a.jpg\n")
     monkeypatch.chdir(tmp_path / "images")
     for path in ("train", ".", "list.txt"):
-        source = read_source(path)
-        assert (source.names, source.classes.tolist()) == (["dog"], [0])
+        raw = read_raw_annotations(path)
+        assert (raw.names, raw.classes.tolist()) == (["dog"], [0])
 
 
 def test_names_that_contradict_each_other(tmp_path):
@@ -197,27 +197,27 @@ def test_names_that_contradict_each_other(tmp_path):
     make_yaml(tmp_path, "names: [dog, cat]")
     for text, names in (("", ["dog", "cat"]), ("dog\n  cat \n", ["dog", "cat"])):
         (tmp_path / "labels/classes.txt").write_text(text)
-        assert read_source(folder).names == names
-    for place in ("labels/classes.txt", "classes.txt"):
-        (tmp_path / place).write_text("cat\ndog\n")
+        assert read_raw_annotations(folder).names == names
+    for location in ("labels/classes.txt", "classes.txt"):
+        (tmp_path / location).write_text("cat\ndog\n")
         reason = r"classes\.txt names the classes cat, dog, but .*data\.yaml names dog, cat\. Correct the wrong one"
         with pytest.raises(ValueError, match=reason):
-            read_source(folder)
-        (tmp_path / place).unlink()
+            read_raw_annotations(folder)
+        (tmp_path / location).unlink()
 
 
 def test_hidden_files_and_folders(tmp_path):
     """Prevents copies that systems and notebooks leave from being trained on as background."""
     folder = make_yolo(tmp_path, {"a": "0 0.5 0.5 0.2 0.2", "._a": None, ".ipynb_checkpoints/a-checkpoint": None})
-    assert read_source(folder).paths == [str(tmp_path / "images/a.jpg")]
-    assert read_source(folder).findings == []
+    assert read_raw_annotations(folder).paths == [str(tmp_path / "images/a.jpg")]
+    assert read_raw_annotations(folder).findings == []
 
 
 def test_numbers_alone(tmp_path):
     """Prevents classes without names from being trained as others, or from being invented."""
     folder = make_yolo(tmp_path, {"a": "0 0.5 0.5 0.2 0.2\n7 0.5 0.5 0.2 0.2"})
     with pytest.raises(ValueError, match="as numbers alone, so classes_path cannot be ''"):
-        class_names_of([read_source(folder)])
+        class_names_of([read_raw_annotations(folder)])
     with pytest.raises(ValueError, match=r"class 7 \(once\)\. classes_path names cat, dog"):
         read_annotations(folder, NAMES)
 
@@ -229,10 +229,10 @@ def test_yaml(tmp_path, names):
         make_yolo(tmp_path, {part: "1 0.5 0.5 0.2 0.2\n0 0.5 0.5 0.2 0.2"}, f"{part}/images")
     path = make_yaml(tmp_path, f"\ufefftrain: ../train/images\nval: ..\\valid\\images\nnc: 3\n{names}")
     for split, stem in (("train", "train"), ("val", "valid")):
-        source = read_source(path, split)
-        assert [Path(path).stem for path in source.paths] == [stem]
-        assert class_names_of([source]) == ["dog", "no", "1e3"]
-    assert to_records(source, ["1e3", "no", "dog"])[0].classes.tolist() == [1, 2]
+        raw = read_raw_annotations(path, split)
+        assert [Path(path).stem for path in raw.paths] == [stem]
+        assert class_names_of([raw]) == ["dog", "no", "1e3"]
+    assert build_annotations(raw, ["1e3", "no", "dog"])[0].classes.tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -256,9 +256,9 @@ def test_yaml_paths(tmp_path, monkeypatch, root, train):
     text = f"{root}train: {train}\nnames: [cat]\n".replace("{root}", str(tmp_path))
     path = make_yaml(tmp_path / "set", text)
     monkeypatch.chdir(tmp_path)
-    source = read_source(path)
-    assert len(source.paths) == (2 if "[" in train else 1)
-    assert {Path(path).resolve() for path in source.paths} == {tmp_path / "set/images/a.jpg"}
+    raw = read_raw_annotations(path)
+    assert len(raw.paths) == (2 if "[" in train else 1)
+    assert {Path(path).resolve() for path in raw.paths} == {tmp_path / "set/images/a.jpg"}
 
 
 @pytest.mark.parametrize(
@@ -283,27 +283,27 @@ def test_yaml_mistakes(tmp_path, text, reason):
     """Prevents traces that do not say what is wrong in which file, and code inside it from being run."""
     path = make_yaml(tmp_path, text)
     with pytest.raises((ValueError, FileNotFoundError), match=rf"(?s)data\.yaml.*{reason}"):
-        read_source(path)
+        read_raw_annotations(path)
 
 
 def test_yaml_class_without_name_and_missing_image(tmp_path):
     """Prevents class numbers beyond the names, and images that a list names in vain, from passing silently."""
     make_yolo(tmp_path, {"a": "0 0.5 0.5 0.2 0.2\n3 0.5 0.5 0.2 0.2\n"})
     (tmp_path / "list.txt").write_text("images/a.jpg\nimages/none.jpg\n")
-    source = read_source(make_yaml(tmp_path, "train: list.txt\nnames: [cat]\n"))
-    assert [finding[:2] for finding in source.findings] == [
+    raw = read_raw_annotations(make_yaml(tmp_path, "train: list.txt\nnames: [cat]\n"))
+    assert [finding[:2] for finding in raw.findings] == [
         ("missing_image", "images/none.jpg"),
         ("broken_annotation", str(tmp_path / "images/a.jpg")),
     ]
     words = f"line 2: '3 0.5 0.5 0.2 0.2'; expected a class from 0 to 0, as {tmp_path}/data.yaml names 1"
-    assert source.findings[1].detail == f"{tmp_path}/labels/a.txt, {words}"
+    assert raw.findings[1].detail == f"{tmp_path}/labels/a.txt, {words}"
 
 
 def test_broken_labels_are_no_background(tmp_path):
     """Prevents a second finding on each image whose boxes are all written wrongly."""
     folder = make_yolo(tmp_path, {"a": "0 50 25 20 20", "b": "2 0.5 0.5 0.2 0.2", "c": ""})
     make_yaml(tmp_path, "names: [cat]")
-    _, findings = to_records(read_source(folder), NAMES)
+    _, findings = build_annotations(read_raw_annotations(folder), NAMES)
     assert [(kind, Path(image).stem) for kind, image, _ in findings] == [
         ("broken_annotation", "a"),
         ("broken_annotation", "b"),
@@ -323,12 +323,12 @@ def test_lists_start_from_their_own_folder(tmp_path, monkeypatch, annotation, li
     make_yaml(tmp_path / "set", "train: lists/list.txt\nnames: [cat]\n")
     monkeypatch.chdir(tmp_path / "other")
     expected = tmp_path / "set" / ("lists/b/a.jpg" if line[0] == "b" else "images/a.jpg")
-    source = read_source(f"../{annotation}")
-    assert [os.path.abspath(path) for path in source.paths] == [str(expected)]
+    raw = read_raw_annotations(f"../{annotation}")
+    assert [os.path.abspath(path) for path in raw.paths] == [str(expected)]
 
 
 def test_names_of_several_lines(tmp_path):
     """Prevents a class whose name no line of a file of names can hold."""
     make_yolo(tmp_path, {"a": "0 0.5 0.5 0.2 0.2"})
     path = make_yaml(tmp_path, 'train: images\nnames: ["dining \\n  table"]\n')
-    assert read_source(path).names == ["dining table"]
+    assert read_raw_annotations(path).names == ["dining table"]

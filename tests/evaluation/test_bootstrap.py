@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tests.evaluation.test_matching_voc import found, truth
+from tests.evaluation.tables import found, truth
 from utils.evaluation.bootstrap import has_enough_images, interval, resampled, with_intervals
 from utils.evaluation.scores import format_scores, score_detections
 
@@ -24,11 +24,12 @@ def test_interval_by_hand():
     assert np.isnan(interval(np.nan, np.full(3, np.nan))).all()
 
 
-def test_the_interval_of_a_share_is_the_known_one():
-    """Prevents intervals of a wrong width: found or missed in 100 images is a binomial share, 0.5 +- 1.96 * 0.05."""
+def test_the_interval_of_a_proportion_is_the_known_one():
+    """Prevents intervals of a wrong width: found or missed in 100 images is a proportion, 0.5 +- 1.96 * 0.05."""
     ground_truth = truth(*[[image, 0, 0, 10, 10, 0, 0] for image in range(100)])
     detections = found(*[[image, 0, 0, 10, 10, 0.9, 0] for image in range(50)])
-    scores = with_intervals(score_detections(ground_truth, detections, ["a"], 100), ground_truth, detections, 1000)
+    scores = score_detections(ground_truth, detections, ["a"], 100, plus_one=True)
+    scores = with_intervals(scores, ground_truth, detections, 1000)
     assert scores["map50"] == 0.5 and scores["resamplings"] == 1000
     assert scores["intervals"]["map50"] == pytest.approx([0.402, 0.598], abs=0.015)
     assert scores["classes"][0]["intervals"]["AP"] == pytest.approx([0.402, 0.598], abs=0.02)
@@ -36,6 +37,8 @@ def test_the_interval_of_a_share_is_the_known_one():
         *("map50", "map50_11_point", "map50_plus_one", "map50_11_point_plus_one"),
         *("AP", "AP50", "AP75", "AP_small"),  # all boxes are small
     }
+    usual = with_intervals(score_detections(ground_truth, detections, ["a"], 100), ground_truth, detections, 20)
+    assert set(usual["intervals"]) == {"map50", "map50_11_point", "AP", "AP50", "AP75", "AP_small"}
 
 
 def test_classes_in_few_images_have_no_interval():

@@ -3,17 +3,14 @@ import math
 import numpy as np
 import pytest
 
-from tests.evaluation.test_matching_coco import random_set
-from tests.evaluation.test_matching_voc import found, truth
-from utils.evaluation.average_precision import average_precision
-from utils.evaluation.curves import draw_from, mean_over_classes
-from utils.evaluation.matching import coco_outcomes, voc_outcome
+from tests.evaluation.tables import found, truth
+from utils.evaluation.curves import mean_over_classes, pr_curves
+from utils.evaluation.matching import match_voc
 
 
 def curves_of(ground_truth, detections, num_classes=1, num_images=3, iou=0.5):
-    return draw_from(
-        voc_outcome(ground_truth, detections, num_classes, iou), ground_truth, detections, num_classes, num_images
-    )
+    matches = match_voc(ground_truth, detections, num_classes, iou)
+    return pr_curves(matches, ground_truth, detections, num_classes, num_images)
 
 
 def test_best_f1_by_hand():
@@ -64,55 +61,6 @@ def test_scores_beyond_one_are_drawn_too():
     """Prevents curves that end where the scores of another detector begin."""
     curves = curves_of(truth([0, 0, 0, 10, 10, 0, 0]), found([0, 0, 0, 10, 10, 80.0, 0]))
     assert (curves.confidences[0], curves.confidences[-1], curves.recall_at[0, -1]) == (0.0, 80.0, 1.0)
-
-
-def test_weights_are_copies_of_images():
-    """Prevents resamplings that score something else than a set in which images stand several times."""
-    ground_truth, detections = random_set(0, images=4)
-    counts = np.array([2, 0, 1, 3])
-    copies = np.repeat(np.arange(4), counts)
-
-    def copied(arrays):
-        rows = [np.flatnonzero(arrays.image_ids == image) for image in copies]
-        ids = np.repeat(np.arange(len(copies)), [len(part) for part in rows])
-        columns = {
-            name: values[np.concatenate(rows)] for name, values in arrays._asdict().items() if values is not None
-        }
-        return arrays._replace(**columns)._replace(image_ids=ids)
-
-    large = copied(ground_truth), copied(detections)
-    for points in (0, 101):
-        for plain, repeated in ((voc_outcome, voc_outcome), (small_outcome, small_outcome)):
-            weighted = average_precision(
-                plain(ground_truth, detections, 3),
-                ground_truth,
-                detections,
-                3,
-                (points,),
-                counts[:, None].astype(float),
-            )
-            expected = average_precision(repeated(*large, 3), *large, 3, (points,), np.ones((6, 1)))
-            assert weighted == pytest.approx(expected, abs=1e-9, nan_ok=True)
-
-
-def small_outcome(ground_truth, detections, num_classes):
-    return coco_outcomes(ground_truth, detections, num_classes)["AP_small"]
-
-
-def test_many_weightings_give_what_each_gives_alone():
-    """Prevents the faster way for many resamplings from drifting away from the exact one for a single score."""
-    ground_truth, detections = random_set(3)
-    weights = np.random.default_rng(0).integers(4, size=(6, 50)).astype(np.float32)
-    outcome = small_outcome(ground_truth, detections, 3)
-    together = average_precision(outcome, ground_truth, detections, 3, (0, 101), weights)
-    assert together.shape == (2, 3, 10, 50)
-    for number in range(50):
-        alone = average_precision(
-            outcome, ground_truth, detections, 3, (0, 101), weights[:, [number]].astype(np.float64)
-        )
-        assert together[0, ..., [number]] == pytest.approx(alone[0, ..., 0][None], abs=2e-6, nan_ok=True)
-        # Of the 101 recalls one that is reached exactly may count or not.
-        assert together[1, ..., [number]] == pytest.approx(alone[1, ..., 0][None], abs=0.01, nan_ok=True)
 
 
 def test_mean_over_classes():

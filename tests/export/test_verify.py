@@ -12,10 +12,10 @@ from tests.tiny_detector import exported, random_pictures  # noqa: E402
 from utils.data.annotations import read_annotations  # noqa: E402
 from utils.evaluation.evaluate import ground_truth, join_detections  # noqa: E402
 from utils.evaluation.scores import score_detections  # noqa: E402
-from utils.export import verify as mode  # noqa: E402
+from utils.export import verify  # noqa: E402
 from utils.export.onnx import write_onnx  # noqa: E402
 from utils.image.codec import write_image  # noqa: E402
-from utils.inference.base import ImageDetections, Thresholds  # noqa: E402
+from utils.inference.base import Boxes, NMSOptions  # noqa: E402
 from utils.inference.detector import Detector  # noqa: E402
 from utils.inference.onnx import OnnxDetector  # noqa: E402
 
@@ -41,12 +41,12 @@ def test_a_file_that_agrees_is_kept(pictures, tmp_path, monkeypatch, capsys):
     """Prevents exports that nobody compared, and defaults of the file that are not those of the constants."""
     detector, path = exported()
 
-    def write(target, detector, thresholds, *options):
-        assert thresholds == Thresholds([0.4] * 3, 0.6, 300) and options == (True, False, 18)
+    def write(target, detector, nms_options, *options):
+        assert nms_options == NMSOptions([0.4] * 3, 0.6, 300) and options == (True, False, 18)
         target.write_bytes(path.read_bytes())
 
-    monkeypatch.setattr(mode, "write_onnx", write)
-    mode.export(detector, settings_of(pictures, tmp_path / "new" / "tiny.onnx"))
+    monkeypatch.setattr(verify, "write_onnx", write)
+    verify.export(detector, settings_of(pictures, tmp_path / "new" / "tiny.onnx"))
     assert sorted(entry.name for entry in (tmp_path / "new").iterdir()) == ["tiny.onnx", "tiny.onnx.json"]
     report = json.loads((tmp_path / "new/tiny.onnx.json").read_text())
     found = report["detections"]
@@ -58,7 +58,7 @@ def test_a_file_that_agrees_is_kept(pictures, tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", ["score", "pixels", "detections"])
 def test_a_file_that_differs_is_deleted(pictures, tmp_path, monkeypatch, broken):
-    """Prevents a wrong file from being used: of other weights, other boxes, or with another suppression."""
+    """Prevents a wrong file from being used: of other weights, other boxes, or with another NMS."""
     detector, path = exported()
     proto = onnx.load(path)
     for node in proto.graph.node:
@@ -70,19 +70,20 @@ def test_a_file_that_differs_is_deleted(pictures, tmp_path, monkeypatch, broken)
             node.input[3] = ""  # no limit of overlap, which then is 0
     target = tmp_path / "tiny.onnx"
     target.write_bytes(path.read_bytes())
-    monkeypatch.setattr(mode, "write_onnx", lambda path, *_: onnx.save(proto, path))
+    monkeypatch.setattr(verify, "write_onnx", lambda path, *_: onnx.save(proto, path))
     with pytest.raises(ValueError, match=r"tiny.onnx is deleted: its results differ from PyTorch's by more than"):
-        mode.export(detector, settings_of(pictures, target))
+        verify.export(detector, settings_of(pictures, target))
     report = json.loads((tmp_path / "tiny.onnx.json").read_text())
     assert not report["agrees"] and sorted(entry.name for entry in tmp_path.iterdir()) == ["pictures", "tiny.onnx.json"]
     wrong = {"score": report["score"] > 1e-3, "pixels": report["pixels"] > 0.5}
     assert wrong == {"score": broken == "score", "pixels": broken == "pixels"}
-    assert (report["suppressed_otherwise"] > 1) == (broken == "detections")
+    found = report["detections"]
+    assert broken != "detections" or max(found["pytorch"], found["onnx"]) > 1.5 * found["both"] > 0
 
 
 @pytest.mark.slow
 def test_equal_scores_are_no_difference(pictures, tmp_path):
-    """Prevents a refused export of a network that gives many cells the same score, whose order is then by chance."""
+    """Prevents a failed export of a network that gives many places the same score, whose order is then by chance."""
     detector, path = exported()
     detector, proto = copy.deepcopy(detector), onnx.load(path)
     for value in proto.graph.initializer:
@@ -90,41 +91,44 @@ def test_equal_scores_are_no_difference(pictures, tmp_path):
             value.CopyFrom(onnx.numpy_helper.from_array(0 * onnx.numpy_helper.to_array(value), value.name))
     detector.model.conv.weight.data.normal_(0, 1e-8)
     onnx.save(proto, tmp_path / "equal.onnx")
-    report = mode.compare(tmp_path / "equal.onnx", detector, dict(enumerate(random_pictures(7))))
-    assert report["agrees"] and report["suppressed_otherwise"] == 0
+    report = verify.compare(tmp_path / "equal.onnx", detector, dict(enumerate(random_pictures(7))))
+    assert report["agrees"], report
 
 
 def test_where_it_may_be_written(pictures, tmp_path):
     """Prevents an export over the weights themselves."""
     (tmp_path / "a.pth").write_bytes(b"weights")
     with pytest.raises(ValueError, match=r"onnx_path is '.*a.pth'; expected a name that ends in .onnx"):
-        mode.export(None, settings_of(pictures, tmp_path / "a.pth"))
+        verify.export(None, settings_of(pictures, tmp_path / "a.pth"))
     assert (tmp_path / "a.pth").read_bytes() == b"weights"
 
 
 def test_the_pictures_to_compare_on(pictures, tmp_path):
     """Prevents a comparison on nothing, or on the thousands of pictures of a large folder."""
-    assert [path[-5:] for path in mode.find_pictures(str(pictures))] == [f"{number}.png" for number in range(7)]
+    assert [path[-5:] for path in verify.find_pictures(str(pictures))] == [f"{number}.png" for number in range(7)]
     listed = tmp_path / "val.txt"
     listed.write_text("".join(f"{pictures / '3.png'} 1,1,{10 + number},9,0\n" for number in range(100)))
-    assert mode.find_pictures(str(listed)) == [str(pictures / "3.png")] * 16
+    assert verify.find_pictures(str(listed)) == [str(pictures / "3.png")] * 16
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"export_pictures is '.*empty', where no pictures are"):
-        mode.find_pictures(str(tmp_path / "empty"))
+        verify.find_pictures(str(tmp_path / "empty"))
     with pytest.raises(ValueError, match=r"export_pictures is 'nowhere', and there is no such file or folder"):
-        mode.find_pictures("nowhere")
+        verify.find_pictures("nowhere")
     with pytest.raises(ValueError, match=r"^pictures is '.*none\.txt'; expected a folder of pictures, or a list"):
         (tmp_path / "none.txt").write_text("")
-        mode.find_pictures(str(tmp_path / "none.txt"), "pictures")
+        verify.find_pictures(str(tmp_path / "none.txt"), "pictures")
 
 
-def test_words_on_detections_that_differ():
-    """Prevents a report that says nothing about why fewer detections are the same than both have."""
-    report = {"score": 1e-6, "pixels": 1e-3, "pictures": ["a"], "suppressed_otherwise": 1}
-    words = mode.report_words(report | {"detections": {"pytorch": 9, "onnx": 9, "both": 8}})
-    assert "the boxes before suppression agree" in words and "PyTorch would keep 1 others" in words
-    words = mode.report_words(report | {"detections": {"pytorch": 9, "onnx": 9, "both": 9}})
-    assert "before suppression" not in words
+def test_the_words_of_a_report():
+    """Prevents a report that says nothing about how many detections differ, and one on detections of a file that holds
+    no NMS."""
+    report = {"score": 1e-6, "pixels": 1e-3, "pictures": ["a"], "detections": {"pytorch": 9, "onnx": 10, "both": 8}}
+    assert verify.report_words(report).splitlines() == [
+        "PyTorch and ONNX Runtime on 1 pictures: largest difference of a score 1.0e-06 (bound 0.001), of a box 1.0e-03 "
+        "pixels (bound 0.5)",
+        "detections from a score of 0.05 on: 9 of PyTorch, 10 of ONNX, 8 the same (bound 2% others, or one)",
+    ]
+    assert len(verify.report_words(report | {"detections": None}).splitlines()) == 1
 
 
 @pytest.mark.slow
@@ -133,15 +137,15 @@ def test_the_exported_nano_scores_as_pytorch(real_data, tmp_path):
     names = [f"class {number}" for number in range(80)]
     detector = Detector(real_data / "weights/yolox_nano_coco.pth", input_shape=(416, 416))
     path = tmp_path / "nano.onnx"
-    write_onnx(path, detector, Thresholds(0.5, 0.5, 300))
+    write_onnx(path, detector, NMSOptions(0.5, 0.5, 300))
     deployed = OnnxDetector(path)
     annotation_path = real_data / "data/coco_tiny/annotations/instances_val2017.json"
-    records, _ = read_annotations(str(annotation_path), deployed.class_names)
-    paths = [records.path(index) for index in range(len(records))]
+    annotations, _ = read_annotations(str(annotation_path), deployed.class_names)
+    paths = [annotations.path(index) for index in range(len(annotations))]
     aps = []
     for either in (detector, deployed):
         found = either(paths, confidence=0.001, nms_iou=0.65, max_boxes=1000)
-        detections = join_detections([(index, ImageDetections(*item[:3])) for index, item in enumerate(found)])
-        aps.append(score_detections(ground_truth(records), detections, names, len(records), 0.5)["AP"])
+        detections = join_detections([(index, Boxes(*item[:3])) for index, item in enumerate(found)])
+        aps.append(score_detections(ground_truth(annotations), detections, names, len(annotations), 0.5)["AP"])
     assert aps[0] == pytest.approx(0.309, abs=0.003)
     assert aps[1] == pytest.approx(aps[0], abs=0.002)

@@ -6,7 +6,7 @@ import pytest
 from runs import SETTINGS, make_data, train_with
 
 from nets import build_model
-from utils.weights.metadata import make_contract
+from utils.weights.metadata import make_metadata
 from utils.weights.save import save_weights
 
 
@@ -16,7 +16,7 @@ def settings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("start")
     model = build_model("yolox_nano", 3)
     names = ["fish", "leaf", "mushroom"]
-    save_weights(folder / "start.pth", model, make_contract(model, names, (64, 64), {"mode": "topleft", "pad": 114}))
+    save_weights(folder / "start.pth", model, make_metadata(model, names, (64, 64), {"mode": "topleft", "pad": 114}))
     return SETTINGS | make_data(folder / "data") | {"model_path": str(folder / "start.pth")}
 
 

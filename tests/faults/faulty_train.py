@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 import train
-from utils.checkpoint.resume import settings_to_go_on
-from utils.config.cli import run_script, script_constants
+from utils.checkpoint.resume import resolve_resume
+from utils.config.cli import read_constants, run_script
 from utils.config.rules import check_training
 from utils.data import image_cache as images
 
@@ -66,7 +66,7 @@ def spoil_loss(losses):
 
 
 def spoil_layer(name, good_calls, result):
-    """Have a layer of the network that make_model returned give NaN in training, from a later call on."""
+    """Have a layer of the network that build_detector returned give NaN in training, from a later call on."""
     calls = 0
 
     def hook(layer, _inputs, output):
@@ -74,7 +74,7 @@ def spoil_layer(name, good_calls, result):
         calls += layer.training
         return output * float("nan") if layer.training and calls > good_calls else output
 
-    result[0].get_submodule(name).register_forward_hook(hook)
+    result.get_submodule(name).register_forward_hook(hook)
 
 
 def hang_once_there_is(flag, _result):
@@ -103,7 +103,7 @@ def garble(path, _result):
 
 def keep_one_image(_result):
     """Have images read from the disk each time, as in a data set that is larger than what is kept in memory."""
-    images.RECENT_IMAGES = 1
+    images.MAX_IMAGES = 1
 
 
 def say_memory(_result):
@@ -112,7 +112,7 @@ def say_memory(_result):
 
 
 def inject(target, call, action, arguments, lasts):
-    """Wrap a function, named as in 'utils.training.engine:Stepper.step', so that the action follows its call."""
+    """Wrap a function, named as in 'utils.training.engine:OptimWrapper.step', so that the action follows its call."""
     module, _, path = target.partition(":")
     *parents, name = path.split(".")
     owner = functools.reduce(getattr, parents, importlib.import_module(module))
@@ -136,4 +136,4 @@ if __name__ == "__main__":
         rank = fault.pop("rank")
         if rank == int(os.environ.get("RANK", "0")) and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
             inject(**fault)
-    run_script(train.main, script_constants(vars(train)), check_training, complete=settings_to_go_on)
+    run_script(train.main, read_constants(vars(train)), check_training, complete=resolve_resume)

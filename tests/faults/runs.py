@@ -34,8 +34,8 @@ SETTINGS = {
     "eval_period": 2,
     "special_aug_ratio": 0.6,
 }
-# After each optimiser step of the training itself, not of the rehearsal.
-STEP = "utils.training.optim:ModelEma.update"
+# After each optimiser step of the training itself, not of the preflight.
+STEP = "utils.training.optim:ModelEMA.update"
 # What differs between two equal runs.
 TIMES = ("images_per_second", "data_wait", "seconds", "gpu_memory")
 

@@ -7,7 +7,8 @@ import pytest
 from runs import STEP, fault, make_data, train_images, train_with
 
 pytestmark = pytest.mark.faults
-READ_EACH_TIME = fault("train:read_data", 1, "keep_one_image")
+READING = "utils.training.build:load_dataset"
+READ_EACH_TIME = fault(READING, 1, "keep_one_image")
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_its_cause(settings, tmp_path)
 def test_a_worker_that_hangs_ends_the_run_with_its_image(settings, tmp_path):
     """Prevents a training that stands still over night for one file of a network share that does not answer."""
     own = settings | {"save_dir": str(tmp_path), "num_workers": 2, "worker_timeout": 5}
-    hang = fault("train:read_data", 1, "hang_once_there_is", tmp_path / "now")
+    hang = fault(READING, 1, "hang_once_there_is", tmp_path / "now")
     finished = train_with(own, READ_EACH_TIME, hang, fault(STEP, 6, "touch", tmp_path / "now"), timeout=120)
     assert finished.status == 1
     assert "No batch came within worker_timeout = 5 seconds" in finished.error
@@ -41,13 +42,13 @@ def test_a_worker_that_hangs_ends_the_run_with_its_image(settings, tmp_path):
 def test_images_that_break_while_training_are_replaced_and_named(settings, data, tmp_path, workers):
     """Prevents one lost file from ending a run of days, and a data set that shrinks without a word: what is gone or no
     picture any more is replaced and named once, what only lacks its end is used and named once."""
-    gone, garbled, cut_off = train_images(data)[3:6]
-    cut_off.write_bytes(cut_off.read_bytes()[:-200])
+    gone, garbled, truncated = train_images(data)[3:6]
+    truncated.write_bytes(truncated.read_bytes()[:-200])
     own = settings | data | {"save_dir": str(tmp_path), "num_workers": workers}
     damage = fault(STEP, 6, "delete", gone), fault(STEP, 6, "garble", garbled)
     finished = train_with(own, READ_EACH_TIME, *damage)
     assert finished.status == 0, finished.error
     for path in (gone, garbled):
         assert finished.said.count(f"note: {path} cannot be decoded any more and is left out") == 1
-    assert finished.said.count(f"note: {cut_off} lacks its last bytes; what is there is used.") == 1
+    assert finished.said.count(f"note: {truncated} lacks its last bytes; what is there is used.") == 1
     assert "times another image of the epoch took the place of one that cannot be decoded" in finished.said

@@ -25,7 +25,7 @@ def test_a_longer_run_is_planned_anew_and_says_so(finished_run, settings):
     finished = train_with(settings | {"resume": str(finished_run), "UnFreeze_Epoch": 12}, in_epoch_7)
     assert "Stopped by SIGTERM in epoch 7." in finished.error
     assert f"resumes {finished_run}/last_checkpoint.pth: 5 of 12 epochs are done" in finished.said
-    assert "UnFreeze_Epoch was 5 and is 12: the course of the learning rate" in finished.said
+    assert "UnFreeze_Epoch was 5 and is 12: the schedule of the learning rate" in finished.said
     rows = checkpoint_of(finished_run.parent)["log"]["rows"]
     assert rows[:5] == before and [row["epoch"] for row in rows[5:]] == [6]
     assert rows[5]["lr"] > 10 * before[4]["lr"]

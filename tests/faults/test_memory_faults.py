@@ -13,13 +13,14 @@ LARGEST_GROWTH = 8 * 2**20
 @pytest.mark.parametrize(
     ("call", "constant"),
     [(1, "Freeze_batch_size"), (2, "Unfreeze_batch_size"), (6, "Freeze_batch_size"), (22, "Unfreeze_batch_size")],
-    ids=["rehearsal, frozen", "rehearsal, unfrozen", "epoch 1", "epoch 3"],
+    ids=["preflight, frozen", "preflight, unfrozen", "epoch 1", "epoch 3"],
 )
 def test_out_of_memory_names_what_to_lower(settings, tmp_path, call, constant):
     """Prevents a trace of CUDA's allocator, and batches that are quietly made smaller: the message names batch size,
     image size and the constant of the phase in question."""
     finished = train_with(
-        settings | {"save_dir": str(tmp_path)}, fault("utils.training.engine:Stepper.losses", call, "run_out_of_memory")
+        settings | {"save_dir": str(tmp_path)},
+        fault("utils.training.engine:OptimWrapper.compute_loss", call, "run_out_of_memory"),
     )
     assert finished.status == 1
     expected = (f"with {constant} = 4 and input_shape = [64, 64]: lower {constant}", "Nothing was changed")
@@ -31,7 +32,7 @@ def test_out_of_memory_names_what_to_lower(settings, tmp_path, call, constant):
 def test_main_memory_stays_flat_over_twenty_epochs(settings, tmp_path):
     """Prevents images, losses, pictures or checkpoints that pile up until a long training is killed for its memory."""
     own = settings | make_data(tmp_path / "data", train=8, val=4) | {"save_dir": str(tmp_path), "UnFreeze_Epoch": 20}
-    finished = train_with(own, fault("utils.reporting.run_logger:RunLog.end_epoch", 1, "say_memory", lasts=True))
+    finished = train_with(own, fault("utils.reporting.run_logger:RunLogger.end_epoch", 1, "say_memory", lasts=True))
     assert finished.status == 0, finished.error
     sizes = [int(size) for size in re.findall(r"^main memory (\d+)$", finished.said, re.MULTILINE)]
     assert len(sizes) == 20

@@ -5,8 +5,8 @@ import torch
 from runs import checkpoint_of, fault, is_finite, run_folder, train_images, train_with
 
 pytestmark = pytest.mark.faults
-# Of which the first two calls are of the rehearsal.
-LOSSES = "utils.training.engine:Stepper.losses"
+# Of which the first two calls are of the preflight.
+LOSSES = "utils.training.engine:OptimWrapper.compute_loss"
 
 
 def test_one_bad_step_is_left_out_and_counted(settings, tmp_path):
@@ -20,20 +20,19 @@ def test_one_bad_step_is_left_out_and_counted(settings, tmp_path):
     assert all(0 < row["loss"] < 100 for row in content["log"]["rows"])
 
 
-def test_bad_steps_in_a_row_end_the_run_with_a_black_box(settings, tmp_path):
+def test_bad_steps_in_a_row_end_the_run_with_a_crash_dump(settings, tmp_path):
     """Prevents hours of training after the last useful step, a checkpoint of NaN, and a cause nobody can find: the
-    black box names the layer that was not finite first, and the images."""
-    finished = train_with(
-        settings | {"save_dir": str(tmp_path)}, fault("train:make_model", 1, "spoil_layer", "head.obj_preds.0", 20)
-    )
+    crash dump names the layer that was not finite first, and the images."""
+    spoiled = fault("utils.training.build:build_detector", 1, "spoil_layer", "head.obj_preds.0", 20)
+    finished = train_with(settings | {"save_dir": str(tmp_path)}, spoiled)
     assert finished.status == 3, finished
     assert "Traceback" not in finished.error
     assert "was no finite number in 5 steps in a row." in finished.error
     assert "first of all the output of layer head.obj_preds.0, with the images " in finished.error
     content = checkpoint_of(tmp_path)
     assert is_finite(content["model"]) and is_finite(content["training"])
-    box = torch.load(run_folder(tmp_path) / "black_box.pth", weights_only=True)
-    assert box["first_not_finite"] == "the output of layer head.obj_preds.0"
-    assert box["settings"]["UnFreeze_Epoch"] == 5 and is_finite(box["model"])
-    assert set(box["paths"]) <= {str(path) for path in train_images(settings)}
-    assert len(box["paths"]) == sum(len(images) for images in box["images"]) > 0
+    dump = torch.load(run_folder(tmp_path) / "black_box.pth", weights_only=True)
+    assert dump["first_not_finite"] == "the output of layer head.obj_preds.0"
+    assert dump["settings"]["UnFreeze_Epoch"] == 5 and is_finite(dump["model"])
+    assert set(dump["paths"]) <= {str(path) for path in train_images(settings)}
+    assert len(dump["paths"]) == sum(len(images) for images in dump["images"]) > 0

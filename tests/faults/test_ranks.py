@@ -6,7 +6,7 @@ import time
 import pytest
 from launched import PROJECT, TORCHRUN, free_port, started
 
-from tests.scripts.test_train import QUICK
+from tests.scripts.programs import QUICK
 
 pytestmark = pytest.mark.faults
 SHORT = (*QUICK, "--Cuda=False", "--num_workers=0")
@@ -56,10 +56,10 @@ FAILS = """
 import os
 import runpy
 from pathlib import Path
-from utils import engine
+from utils.training import engine
 from utils.io.class_names import read_class_names
 
-step, done = engine.Stepper.step, []
+step, done = engine.OptimWrapper.step, []
 
 def step_or_fail(self):
     done.append(1)
@@ -68,7 +68,7 @@ def step_or_fail(self):
         {}
     return step(self)
 
-engine.Stepper.step = step_or_fail
+engine.OptimWrapper.step = step_or_fail
 runpy.run_path("train.py", run_name="__main__")
 """
 
@@ -78,7 +78,7 @@ runpy.run_path("train.py", run_name="__main__")
     [
         ("raise KeyError('meadow')", ["rank 1:\nTraceback", "\nKeyError: 'meadow'\n"]),
         # What is a mistake of the user elsewhere, and what this rank alone meets.
-        ("read_class_names('nowhere.txt')", ["\nrank 1: Error: ", "nowhere.txt"]),
+        ("read_class_names('nowhere.txt')", ["Error: rank 1: ", "nowhere.txt"]),
     ],
 )
 def test_a_failure_of_one_rank_ends_all_and_is_shown(tmp_path, failure, words):

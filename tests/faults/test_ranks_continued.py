@@ -82,7 +82,7 @@ def test_torchrun_starts_again_and_the_run_goes_on_by_itself(reference_of_two, s
 
 def test_a_bad_step_on_one_rank_is_left_out_on_both(settings, tmp_path):
     """Prevents ranks whose weights part because only one of them met a NaN."""
-    spoiled = fault("utils.training.engine:Stepper.losses", 12, "spoil_loss", rank=1)
+    spoiled = fault("utils.training.engine:OptimWrapper.compute_loss", 12, "spoil_loss", rank=1)
     finished = train_with(settings | {"save_dir": str(tmp_path), "UnFreeze_Epoch": 3}, spoiled, launcher=TWO)
     assert finished.status == 0, finished.error
     assert "note: 1 step was left out of epoch 2" in finished.said

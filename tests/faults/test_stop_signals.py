@@ -12,13 +12,13 @@ SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
 # Where each process of the training gets its signal, and the epoch it then stops in. It hears at the end of a step or
 # of a validation batch, and takes up what the one before left.
 MOMENTS = (
-    ("rehearsal", "?:most_boxes", 1, 1),
+    ("preflight", "utils.training.preflight:max_boxes", 1, 1),
     ("a step of the frozen phase", STEP, 2, 1),
     ("saving, before the new file has its name", "utils.weights.save:_write_content", 3, 2),
-    ("evaluation", "utils.evaluation.evaluate:suppress", 1, 2),
-    ("the change to the unfrozen phase", "train:adopt_statistics", 1, 3),
+    ("evaluation", "utils.evaluation.evaluate:detect", 1, 2),
+    ("the change to the unfrozen phase", "utils.training.phases:recalibrate_batch_norm", 1, 3),
     ("a step of the unfrozen phase", STEP, 2, 3),
-    ("the end of mosaic", "utils.reporting.run_logger:RunLog.end_epoch", 1, 4),
+    ("the end of mosaic", "utils.reporting.run_logger:RunLogger.end_epoch", 1, 4),
 )
 
 
@@ -52,6 +52,8 @@ def test_a_second_ctrl_c_leaves_at_once(settings, tmp_path):
 
 def test_ctrl_c_before_the_training_begins_is_one_line(settings, tmp_path):
     """Prevents a trace of a hundred lines for a person who changed their mind while the data is read."""
-    finished = train_with(settings | {"save_dir": str(tmp_path)}, fault("train:read_data", 1, "send", "SIGINT"))
+    finished = train_with(
+        settings | {"save_dir": str(tmp_path)}, fault("utils.training.build:load_dataset", 1, "send", "SIGINT")
+    )
     assert (finished.status, finished.error.strip()) == (130, "Stopped by Ctrl-C.")
     assert os.listdir(tmp_path) == []

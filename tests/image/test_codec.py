@@ -1,16 +1,16 @@
-"""Every kind of image that people have becomes the RGB that Pillow's own conversion gives."""
-
 import io
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from utils.image.codec import read_image, read_image_with_gaps
+from utils.image.codec import image_size_hw, read_image, read_image_with_gaps, write_image
+from utils.image.opencv import cv2
 
 # Four fields of 16 x 16, so that JPEG and its halved colour keep the middle of each.
 COLOURS = [[(250, 100, 5), (10, 200, 90)], [(30, 40, 220), (128, 128, 128)]]
 MIDDLES = np.ix_((8, 24), (8, 24))
+XMP_TURNED = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'
 
 
 def picture(mode="RGB"):
@@ -42,7 +42,8 @@ def picture(mode="RGB"):
     ],
 )
 def test_every_kind_becomes_rgb(tmp_path, name, mode, tolerance):
-    """Prevents grey, palette, transparent or print images from training with other colours than people see."""
+    """Prevents grey, palette, transparent or print images from training with other colours than people see: those of
+    Pillow's own conversion."""
     path = str(tmp_path / name)
     image = picture(mode)
     if mode == "RGBA":
@@ -79,12 +80,12 @@ def test_a_jpeg_that_lacks_its_last_bytes(tmp_path, progressive, kept):
     """Prevents an image from being lost for a few bytes, and from being used without a word."""
     path, encoded = tmp_path / "a.jpg", jpeg(progressive)
     path.write_bytes(encoded)
-    whole, is_cut_off = read_image_with_gaps(str(path))
-    assert not is_cut_off
+    whole, is_truncated = read_image_with_gaps(str(path))
+    assert not is_truncated
     path.write_bytes(encoded[:kept])
     for reduction in (1, 4):
-        image_rgb, is_cut_off = read_image_with_gaps(str(path), reduction)
-        assert is_cut_off
+        image_rgb, is_truncated = read_image_with_gaps(str(path), reduction)
+        assert is_truncated
         assert image_rgb.shape == (64 // reduction, 64 // reduction, 3)
     image_rgb = read_image(str(path))
     if progressive:
@@ -123,3 +124,132 @@ def test_other_formats_are_whole_or_unreadable(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="cannot be decoded"):
             read_image(str(path))
+
+
+def test_read_image_name_colour_and_rotation(tmp_path):
+    """Prevents BGR order, ignored EXIF rotation, and failures on names outside ASCII or with several dots."""
+    path = str(tmp_path / "图 片.v1.png")
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (40, 20), (250, 100, 5)).save(path, exif=exif)
+    image = read_image(path)
+    assert image.shape == (40, 20, 3)
+    assert image[0, 0].tolist() == [250, 100, 5]
+
+
+@pytest.mark.parametrize(("mode", "colour"), [("L", 77), ("RGBA", (77, 77, 77, 0)), ("I;16", 77 * 257), ("P", 0)])
+def test_read_image_turns_every_kind_into_rgb(tmp_path, mode, colour):
+    """Prevents grey, 16-bit, palette or transparent images from reaching the network in another shape or type."""
+    path = str(tmp_path / "image.png")
+    image = Image.new(mode, (4, 3), colour)
+    if mode == "P":
+        image.putpalette([77, 77, 77] * 256)
+    image.save(path)
+    image = read_image(path)
+    assert (image.shape, image.dtype) == ((3, 4, 3), np.uint8)
+    assert (image == 77).all()
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\xff\xd8\xff\xe0 broken"])
+def test_read_image_names_the_bad_file(tmp_path, content):
+    """Prevents a None, or an OpenCV trace without a file name, from surfacing far away."""
+    path = tmp_path / "bad.jpg"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"bad\.jpg"):
+        read_image(str(path))
+
+
+def test_read_image_missing_file(tmp_path):
+    """Prevents a missing file from being reported as a damaged one."""
+    with pytest.raises(FileNotFoundError):
+        read_image(str(tmp_path / "none.jpg"))
+
+
+def test_write_image(tmp_path):
+    """Prevents pictures with red and blue swapped, names that Windows cannot open, and silent failures to write."""
+    path = str(tmp_path / "结 果.v1.PNG")
+    image = np.zeros((2, 3, 3), np.uint8)
+    image[:] = (250, 100, 5)
+    write_image(path, image)
+    np.testing.assert_array_equal(read_image(path), image)
+    for name in ("picture.xyz", "picture"):
+        with pytest.raises(ValueError, match=r"Use \.jpg or \.png"):
+            write_image(str(tmp_path / name), image)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", [1, 6, 8])
+@pytest.mark.parametrize("size_wh", [(203, 101), (64, 64), (1, 7)])
+def test_reduced_images(tmp_path, suffix, orientation, size_wh):
+    """Prevents reduced images of another size, turned otherwise, or with red and blue swapped."""
+    path, exif = str(tmp_path / f"image.{suffix}"), Image.Exif()
+    exif[274] = orientation
+    Image.new("RGB", size_wh, (250, 100, 5)).save(path, exif=exif)
+    height, width = read_image(path).shape[:2]
+    for reduction in (2, 4, 8):
+        image = read_image(path, reduction)
+        assert image.shape[:2] == (-(-height // reduction), -(-width // reduction))
+        assert np.abs(image[0, 0].astype(int) - (250, 100, 5)).max() <= 6
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize(("orientation", "expected"), [(1, (20, 40)), (3, (20, 40)), (6, (40, 20)), (8, (40, 20))])
+def test_size_follows_exif_as_opencv_does(tmp_path, suffix, orientation, expected):
+    """Prevents boxes of rotated photographs from being clipped to the wrong side."""
+    exif = Image.Exif()
+    exif[274] = orientation
+    path = str(tmp_path / f"image.{suffix}")
+    Image.new("RGB", (40, 20)).save(path, exif=exif)
+    assert image_size_hw(path) == (expected, orientation in (6, 8))
+    assert read_image(path).shape[:2] == expected
+
+
+def test_orientation_outside_exif_is_not_followed(tmp_path):
+    """Prevents sizes that decoding contradicts: OpenCV turns by EXIF data alone."""
+    path = str(tmp_path / "image.jpg")
+    Image.new("RGB", (40, 20)).save(path, xmp=XMP_TURNED)
+    assert image_size_hw(path) == ((20, 40), False)
+    assert read_image(path).shape[:2] == (20, 40)
+
+
+def test_the_size_with_damaged_exif_data(tmp_path):
+    """Prevents images that OpenCV reads from being left out."""
+    path = str(tmp_path / "image.jpg")
+    Image.new("RGB", (40, 20)).save(path, exif=b"Exif\x00\x00nonsense")
+    assert image_size_hw(path) == ((20, 40), False)
+    assert read_image(path).shape[:2] == (20, 40)
+
+
+def test_a_huge_image_is_an_error_by_its_header(tmp_path):
+    """Prevents a header that claims 30,000 x 30,000 pixels from filling the memory of every worker."""
+    path = tmp_path / "huge.bmp"
+    Image.new("1", (1, 1)).save(path)
+    content = bytearray(path.read_bytes())
+    content[18:26] = (30000).to_bytes(4, "little") * 2
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"^more than 89 megapixels; make it smaller$"):
+        image_size_hw(str(path))
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing", b"\xff\xd8\xff\xe0 broken"])
+def test_the_size_of_what_is_no_image(tmp_path, content):
+    """Prevents one of the many errors that damaged headers raise from ending a training."""
+    path = tmp_path / "bad.jpg"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"^its header cannot be read as an image$"):
+        image_size_hw(str(path))
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [(np.uint8, 8), (np.uint16, 16), (np.float32, 32), (np.int32, 32)])
+def test_bits_of_a_tiff(tmp_path, dtype, bits):
+    """Prevents a file that Pillow opens and OpenCV does not from ending a training in its middle."""
+    path = str(tmp_path / "image.tif")
+    assert cv2.imwrite(path, np.ones((20, 40), dtype))
+    if bits <= 16:
+        assert image_size_hw(path) == ((20, 40), False)
+        assert read_image(path).shape[:2] == (20, 40)
+    else:
+        with pytest.raises(ValueError, match=r"^a TIFF with 32 bits for each colour; save it anew with 8 or 16, or as"):
+            image_size_hw(path)
+        with pytest.raises(ValueError, match="cannot be decoded"):
+            read_image(path)

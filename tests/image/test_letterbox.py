@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
-from PIL import Image
 
-from utils.image.codec import read_image, reduction_for, write_image
+from utils.image.codec import reduction_for
 from utils.image.letterbox import boxes_to_image, boxes_to_input, letterbox, placement
 
 
@@ -79,57 +78,6 @@ def test_no_boxes():
     assert boxes_to_image([], placed, (10, 10)).shape == (0, 4)
 
 
-def test_read_image_name_colour_and_rotation(tmp_path):
-    """Prevents BGR order, ignored EXIF rotation, and failures on names outside ASCII or with several dots."""
-    path = str(tmp_path / "图 片.v1.png")
-    exif = Image.Exif()
-    exif[274] = 6
-    Image.new("RGB", (40, 20), (250, 100, 5)).save(path, exif=exif)
-    image = read_image(path)
-    assert image.shape == (40, 20, 3)
-    assert image[0, 0].tolist() == [250, 100, 5]
-
-
-@pytest.mark.parametrize(("mode", "colour"), [("L", 77), ("RGBA", (77, 77, 77, 0)), ("I;16", 77 * 257), ("P", 0)])
-def test_read_image_turns_every_kind_into_rgb(tmp_path, mode, colour):
-    """Prevents grey, 16-bit, palette or transparent images from reaching the network in another shape or type."""
-    path = str(tmp_path / "image.png")
-    image = Image.new(mode, (4, 3), colour)
-    if mode == "P":
-        image.putpalette([77, 77, 77] * 256)
-    image.save(path)
-    image = read_image(path)
-    assert (image.shape, image.dtype) == ((3, 4, 3), np.uint8)
-    assert (image == 77).all()
-
-
-@pytest.mark.parametrize("content", [b"", b"not an image", b"\xff\xd8\xff\xe0 broken"])
-def test_read_image_names_the_bad_file(tmp_path, content):
-    """Prevents a None, or an OpenCV trace without a file name, from surfacing far away."""
-    path = tmp_path / "bad.jpg"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"bad\.jpg"):
-        read_image(str(path))
-
-
-def test_read_image_missing_file(tmp_path):
-    """Prevents a missing file from being reported as a damaged one."""
-    with pytest.raises(FileNotFoundError):
-        read_image(str(tmp_path / "none.jpg"))
-
-
-def test_write_image(tmp_path):
-    """Prevents pictures with red and blue swapped, names that Windows cannot open, and silent failures to write."""
-    path = str(tmp_path / "结 果.v1.PNG")
-    image = np.zeros((2, 3, 3), np.uint8)
-    image[:] = (250, 100, 5)
-    write_image(path, image)
-    np.testing.assert_array_equal(read_image(path), image)
-    for name in ("picture.xyz", "picture"):
-        with pytest.raises(ValueError, match=r"Use \.jpg or \.png"):
-            write_image(str(tmp_path / name), image)
-
-
 def test_much_too_large_images_are_averaged_first():
     """Prevents a resize that skips pixels: stripes one pixel wide must become grey, not black or white."""
     image = np.zeros((256, 256, 3), np.uint8)
@@ -139,18 +87,3 @@ def test_much_too_large_images_are_averaged_first():
         canvas, _ = letterbox(image, (side, side), {"mode": "topleft", "pad": 114})
         if reduction > 1:
             assert (np.abs(canvas[:, 1:-1].astype(int) - 100) <= 1).all()
-
-
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
-@pytest.mark.parametrize("orientation", [1, 6, 8])
-@pytest.mark.parametrize("size_wh", [(203, 101), (64, 64), (1, 7)])
-def test_reduced_images(tmp_path, suffix, orientation, size_wh):
-    """Prevents reduced images of another size, turned otherwise, or with red and blue swapped."""
-    path, exif = str(tmp_path / f"image.{suffix}"), Image.Exif()
-    exif[274] = orientation
-    Image.new("RGB", size_wh, (250, 100, 5)).save(path, exif=exif)
-    height, width = read_image(path).shape[:2]
-    for reduction in (2, 4, 8):
-        image = read_image(path, reduction)
-        assert image.shape[:2] == (-(-height // reduction), -(-width // reduction))
-        assert np.abs(image[0, 0].astype(int) - (250, 100, 5)).max() <= 6

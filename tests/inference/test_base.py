@@ -3,27 +3,27 @@ import pytest
 import torch
 
 from utils.image.codec import write_image
-from utils.inference.base import ImageDetections, ImageDetector, open_image, open_picture
+from utils.inference.base import BaseDetector, Boxes, open_image, open_picture
 
 RED = np.zeros((4, 6, 3), np.uint8) + np.uint8([250, 10, 20])
 
 
-class Fake(ImageDetector):
+class Fake(BaseDetector):
     """Finds one box per image, as wide as the image, whose class is the first pixel's red; counts the batches."""
 
     def __init__(self):
         self.class_names, self.confidences = ["cat", "dog"], [0.5, 0.4]
         self.input_shape, self.resize_rule = (32, 64), {"mode": "topleft", "pad": 114}
-        self.batches, self.thresholds = [], None
+        self.batches, self.options = [], None
 
-    def run(self, batch):
+    def forward(self, batch):
         self.batches.append(batch.shape)
         return batch[:, 0, 0, 0]
 
-    def finish(self, output, placements, sizes_hw, thresholds):
-        self.thresholds = thresholds
+    def postprocess(self, output, placements, sizes_hw, options):
+        self.options = options
         return [
-            ImageDetections(np.float32([[0, 0, width, height]]), np.float32([0.5]), np.array([int(red)]))
+            Boxes(np.float32([[0, 0, width, height]]), np.float32([0.5]), np.array([int(red)]))
             for red, (height, width) in zip(output, sizes_hw, strict=True)
         ]
 
@@ -41,12 +41,12 @@ def test_one_image_gives_one_result_and_a_list_gives_a_list():
         [1],
         ["dog"],
     )
-    assert (detector.batches, tuple(detector.thresholds)) == ([(1, 32, 64, 3)], ([0.5, 0.4], 0.5, 300))
+    assert (detector.batches, tuple(detector.options)) == ([(1, 32, 64, 3)], ([0.5, 0.4], 0.5, 300))
     several = detector([picture((8, width), width % 2) for width in (1, 2, 3, 4, 5)], 0.3, 0.6, 7, batch_size=2)
     assert [item.names.tolist() for item in several] == [["dog"], ["cat"], ["dog"], ["cat"], ["dog"]]
     assert [item.boxes_xyxy[0, 2] for item in several] == [1, 2, 3, 4, 5]
     assert [shape[0] for shape in detector.batches[1:]] == [2, 2, 1]
-    assert tuple(detector.thresholds) == ([0.3, 0.3], 0.6, 7)
+    assert tuple(detector.options) == ([0.3, 0.3], 0.6, 7)
     assert len(detector([picture((8, 8), 0)])) == 1
     assert detector([]) == [] and detector(()) == []
 
@@ -54,7 +54,7 @@ def test_one_image_gives_one_result_and_a_list_gives_a_list():
 def test_nothing_found_has_names_too():
     """Prevents a lookup of names that fails on an empty array."""
     detector = Fake()
-    detector.finish = lambda *_: [ImageDetections(np.zeros((0, 4), np.float32), np.zeros(0), np.zeros(0, np.int64))]
+    detector.postprocess = lambda *_: [Boxes(np.zeros((0, 4), np.float32), np.zeros(0), np.zeros(0, np.int64))]
     assert detector(RED).names.tolist() == []
 
 
@@ -96,7 +96,7 @@ def test_channels(tmp_path):
         (None, "image is of type NoneType"),
     ],
 )
-def test_what_is_no_image_is_refused(image, message):
+def test_what_is_no_image_is_an_error(image, message):
     """Each of these would give boxes, and wrong ones, or a trace that does not say what was expected."""
     with pytest.raises(ValueError, match=message):
         open_image(image)

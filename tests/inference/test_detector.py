@@ -1,6 +1,5 @@
 import math
 import struct
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,121 +8,23 @@ import pytest
 import torch
 
 from nets import build_model
+from tests.nets.decoded import decoded_rows, packed
 from tests.weights.test_read import layout, saved
 from utils.image.codec import write_image
-from utils.image.letterbox import placement
 from utils.inference import detector as infer
 from utils.inference import postprocess
 from utils.inference.detector import Detector, check_release, find_weights, open_network
-from utils.inference.postprocess import suppress, to_image
 from utils.io.class_names import read_class_names
 from utils.weights.download import RELEASES
-from utils.weights.metadata import make_contract
+from utils.weights.metadata import make_metadata
 from utils.weights.read import read_weights
 from utils.weights.save import save_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 TOP_LEFT = {"mode": "topleft", "pad": 114}
 # Logits of these probabilities.
-P90, P75, P50, P01 = math.log(9), math.log(3), 0.0, -math.log(99)
-LEFT, RIGHT, FAR = (0, 0, 10, 10), (1, 0, 11, 10), (50, 50, 60, 60)  # LEFT and RIGHT overlap by 90 / 110 = 0.82
-
-
-def decoded(*rows):
-    """One image's predictions of two classes: (box, objectness logit, class logits)."""
-    return torch.tensor([[*box, objectness, *classes] for box, objectness, *classes in rows]).view(1, -1, 7)
-
-
-def lists(result):
-    boxes_xyxy, scores, class_ids = result
-    return boxes_xyxy.tolist(), [round(score, 6) for score in scores.tolist()], class_ids.tolist()
-
-
-def test_two_boxes_of_one_object_become_the_better_one():
-    """Prevents an object from being counted twice, and the surer box from being the one that goes."""
-    predictions = decoded((RIGHT, P75, P75, P01), (LEFT, P90, P90, P01))
-    assert lists(suppress(predictions, 0.1, 0.65)[0]) == ([[0, 0, 10, 10]], [0.81], [0])
-    both = lists(suppress(predictions, 0.1, 0.85)[0])  # above their overlap, both stay
-    assert both == ([[0, 0, 10, 10], [1, 0, 11, 10]], [0.81, 0.5625], [0, 0])
-
-
-def test_boxes_of_different_classes_do_not_suppress_each_other():
-    """Prevents the rider from vanishing behind the horse."""
-    predictions = decoded((RIGHT, P75, P01, P75), (LEFT, P90, P90, P01))
-    assert lists(suppress(predictions, 0.1, 0.65)[0]) == (
-        [[0, 0, 10, 10], [1, 0, 11, 10]],
-        [0.81, 0.5625],
-        [0, 1],
-    )
-
-
-def test_best_first_and_no_more_than_asked():
-    """Prevents a limit that cuts by position instead of by score."""
-    rows = [((20 * i, 0, 20 * i + 10, 10), math.log(i + 1), P90, P01) for i in range(5)]
-    predictions = decoded(rows[2], rows[0], rows[4], rows[1], rows[3])
-    boxes_xyxy, scores, _ = lists(suppress(predictions, 0.01, 0.65)[0])
-    assert [box[0] for box in boxes_xyxy] == [80, 60, 40, 20, 0]
-    assert scores == pytest.approx([0.75, 0.72, 0.675, 0.6, 0.45], abs=1e-6)
-    assert [box[0] for box in lists(suppress(predictions, 0.01, 0.65, max_boxes=2)[0])[0]] == [80, 60]
-
-
-def test_a_crowd_of_candidates_is_cut_to_the_best(monkeypatch):
-    """Prevents a suppression whose time explodes with an untrained network, by dropping anything but the worst."""
-    monkeypatch.setattr("utils.inference.postprocess.MAX_CANDIDATES", 2)
-    rows = [((20 * i, 0, 20 * i + 10, 10), math.log(i + 1), P90, P01) for i in range(4)]
-    boxes_xyxy, _, _ = lists(suppress(decoded(rows[1], rows[3], rows[0], rows[2]), 0.01, 0.65)[0])
-    assert [box[0] for box in boxes_xyxy] == [60, 40]
-
-
-def test_the_confidence_counts_objectness_and_class():
-    """Prevents a threshold on objectness alone; a box exactly at the threshold stays."""
-    predictions = decoded((LEFT, P50, P50, P01))
-    assert lists(suppress(predictions, 0.25, 0.65)[0]) == ([[0, 0, 10, 10]], [0.25], [0])
-    assert lists(suppress(predictions, 0.26, 0.65)[0]) == ([], [], [])
-
-
-def test_each_class_may_have_a_confidence_of_its_own():
-    """Prevents one threshold for classes whose scores differ: 0.81 of class 0 is too little, 0.25 of class 1 enough."""
-    predictions = decoded((LEFT, P90, P90, P01), (FAR, P50, P01, P50))
-    assert lists(suppress(predictions, [0.9, 0.25], 0.65)[0]) == ([[50, 50, 60, 60]], [0.25], [1])
-    assert lists(suppress(predictions, torch.tensor([0.5, 0.5]), 0.65)[0]) == ([[0, 0, 10, 10]], [0.81], [0])
-
-
-def test_nothing_in_nothing_out():
-    """Prevents a crash on images without objects, and arrays of another shape than the rest expects."""
-    for predictions in (decoded((LEFT, P01, P01, P01)), torch.zeros(1, 0, 7)):
-        boxes_xyxy, scores, class_ids = suppress(predictions, 0.5, 0.65)[0]
-        assert (boxes_xyxy.shape, scores.shape, class_ids.shape) == ((0, 4), (0,), (0,))
-    assert suppress(torch.zeros(0, 5, 7), 0.5, 0.65) == []
-    empty = to_image(suppress(torch.zeros(1, 0, 7), 0.5, 0.65)[0], placement((10, 20), (64, 64), "topleft"), (10, 20))
-    assert (empty.boxes_xyxy.shape, empty.scores.shape, empty.class_ids.shape) == ((0, 4), (0,), (0,))
-
-
-def test_images_of_a_batch_do_not_mix():
-    """Prevents a box of one image from suppressing that of the next."""
-    batch = torch.cat([decoded((LEFT, P90, P90, P01)), decoded((RIGHT, P75, P75, P01))])
-    first, second = suppress(batch, 0.1, 0.65)
-    assert lists(first) == ([[0, 0, 10, 10]], [0.81], [0])
-    assert lists(second) == ([[1, 0, 11, 10]], [0.5625], [0])
-
-
-@pytest.mark.parametrize(
-    ("mode", "box_xyxy"),
-    [("topleft", (16, 6.4, 48, 25.6)), ("center", (16, 22.4, 48, 41.6)), ("stretch", (16, 12.8, 48, 51.2))],
-)
-def test_boxes_go_back_to_the_image(mode, box_xyxy):
-    """Prevents boxes that are drawn beside their objects: a 200 x 100 image in a 64 x 64 input."""
-    placed = placement((100, 200), (64, 64), mode)
-    found = to_image((torch.tensor([box_xyxy]), torch.tensor([0.5]), torch.tensor([1])), placed, (100, 200))
-    assert found.boxes_xyxy[0].tolist() == pytest.approx([50, 20, 150, 80], abs=1e-3)
-    assert (found.boxes_xyxy.dtype, found.scores.dtype, found.class_ids.dtype) == (np.float32, np.float32, np.int64)
-
-
-def test_boxes_end_at_the_image():
-    """Prevents boxes that reach into the padding."""
-    placed = placement((100, 200), (64, 64), "topleft")
-    found = to_image((torch.tensor([[-5.0, 10, 70, 60]]), torch.ones(1), torch.zeros(1)), placed, (100, 200))
-    assert found.boxes_xyxy.tolist() == [[0, 31.25, 200, 100]]
+P90, P50, P01 = math.log(9), 0.0, -math.log(99)
+LEFT, FAR = (0, 0, 10, 10), (50, 50, 60, 60)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +36,7 @@ def model():
 def trained(model, tmp_path_factory):
     """A weight file of this project."""
     path = tmp_path_factory.mktemp("weights") / "best.pth"
-    save_weights(path, model, make_contract(model, ["cat", "dog"], (64, 96), TOP_LEFT, scores={"map50": 0.5}))
+    save_weights(path, model, make_metadata(model, ["cat", "dog"], (64, 96), TOP_LEFT, scores={"map50": 0.5}))
     return str(path)
 
 
@@ -186,9 +87,9 @@ def test_a_backbone_of_torchvision_opens_from_the_file_alone(tmp_path):
     """Prevents weights with another backbone from being opened as the plain network."""
     model = build_model("yolov4_tiny", 2, backbone="resnet18").eval()
     path = tmp_path / "best.pth"
-    save_weights(path, model, make_contract(model, ["cat", "dog"], (64, 64), TOP_LEFT))
-    opened, contract = open_network(read_weights(path))
-    assert (contract["backbone"], opened.backbone_name, opened.training) == ("resnet18", "resnet18", False)
+    save_weights(path, model, make_metadata(model, ["cat", "dog"], (64, 64), TOP_LEFT))
+    opened, metadata = open_network(read_weights(path))
+    assert (metadata["backbone"], opened.backbone_name, opened.training) == ("resnet18", "resnet18", False)
     images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
         assert all(torch.equal(one, other) for one, other in zip(model(images), opened(images), strict=True))
@@ -286,7 +187,7 @@ def test_a_part_of_a_network_is_no_detector(tmp_path, part, given, message):
 def test_a_file_whose_names_are_not_those_of_its_tensors(model, tmp_path):
     """Prevents a class that the network never learned from being predicted by rows at random."""
     path = tmp_path / "best.pth"
-    save_weights(path, model, make_contract(model, ["cat", "dog", "fish"], (64, 64), TOP_LEFT))
+    save_weights(path, model, make_metadata(model, ["cat", "dog", "fish"], (64, 64), TOP_LEFT))
     with pytest.raises(
         ValueError, match="does not hold a whole yolox_nano with 3 classes: 6 tensors are missing or of"
     ):
@@ -358,10 +259,10 @@ def test_a_network_with_anchors_reads_them_from_its_file(tmp_path):
     rule = {"anchors": [[10, 20], [30, 40]], "anchors_mask": [[1], [0]]}
     model = build_model("yolov4_tiny", 2, decode_rule=rule)
     path = tmp_path / "tiny.pth"
-    save_weights(path, model, make_contract(model, ["cat", "dog"], (32, 32), TOP_LEFT))
+    save_weights(path, model, make_metadata(model, ["cat", "dog"], (32, 32), TOP_LEFT))
     detector = Detector(path)
     assert detector.model_name == "yolov4_tiny"
-    boxes_xyxy = detector.model.decode([torch.zeros(1, 7, 2, 2), torch.zeros(1, 7, 1, 1)])[0, :, :4]
+    boxes_xyxy = detector.model.decode([torch.zeros(1, 7, 2, 2), torch.zeros(1, 7, 1, 1)]).boxes_xyxy[0]
     assert boxes_xyxy[0].tolist() == pytest.approx([3, -2, 13, 18])  # stride 16, the middle of the cell at 8
     assert boxes_xyxy[4].tolist() == pytest.approx([1, -4, 31, 36])  # stride 32, at 16
     images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
@@ -373,7 +274,7 @@ def test_a_network_with_anchors_reads_them_from_its_file(tmp_path):
 def test_detections_are_in_pixels_of_the_image(trained, tmp_path):
     """Prevents boxes in pixels of the input: a 200 x 100 image shown at 0.48 of its size in a 96 x 64 input."""
     detector = Detector(trained)
-    detector.model.decode = lambda raw: decoded(((24, 9.6, 72, 38.4), P90, P01, P90), (FAR, P50, P50, P01))
+    detector.model.decode = lambda raw: decoded_rows(((24, 9.6, 72, 38.4), P90, P01, P90), (FAR, P50, P50, P01))
     image_rgb = np.zeros((100, 200, 3), np.uint8)
     path = str(tmp_path / "图.png")
     write_image(path, image_rgb)
@@ -390,11 +291,11 @@ def test_the_file_knows_the_confidence_of_each_class(model, tmp_path):
     """Prevents the confidences of the best F1, which training measured, from being stored but not used; and those of a
     file without them from being anything but 0.5."""
     path = tmp_path / "best.pth"
-    contract = make_contract(model, ["cat", "dog"], (64, 96), TOP_LEFT, confidence={"dog": 0.2})
-    save_weights(path, model, contract)
+    metadata = make_metadata(model, ["cat", "dog"], (64, 96), TOP_LEFT, confidence={"dog": 0.2})
+    save_weights(path, model, metadata)
     detector = Detector(path)
     assert detector.confidences == [0.5, 0.2]
-    detector.model.decode = lambda raw: decoded((LEFT, P50, P90, P01), (FAR, P50, P01, P50))
+    detector.model.decode = lambda raw: decoded_rows((LEFT, P50, P90, P01), (FAR, P50, P01, P50))
     image_rgb = np.zeros((64, 96, 3), np.uint8)
     assert detector(image_rgb).class_ids.tolist() == [1]
     assert detector(image_rgb, confidence=[0.4, 0.3]).class_ids.tolist() == [0]
@@ -492,10 +393,10 @@ def test_folded_batchnorm_computes_the_same(name, backbone, count):
     model = with_statistics(build_model(name, 2, backbone=backbone))
     images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
-        expected = model.decode(model(images))
+        expected = packed(model.decode(model(images)))
         norms = sum(isinstance(part, torch.nn.BatchNorm2d) for part in model.modules())
         infer.fold_batchnorm(model)
-        found = model.decode(model(images))
+        found = packed(model.decode(model(images)))
     assert (norms, sum(isinstance(part, torch.nn.BatchNorm2d) for part in model.modules())) == (count, 0)
     assert (found[..., 4:].sigmoid() - expected[..., 4:].sigmoid()).abs().max() < 1e-4
     assert torch.allclose(found[..., :4], expected[..., :4], rtol=1e-3, atol=1e-2)
@@ -542,64 +443,12 @@ def test_a_wrong_number_of_threads_in_the_environment(monkeypatch, text):
         infer.choose_threads(0)
 
 
-class Pointing(torch.nn.Module):
-    """Finds one box, around the brightest column and row of an image, 8 pixels to each side, above and below."""
-
-    num_classes = 2
-
-    def forward(self, images):
-        assert images.shape[-1] % 32 == images.shape[-2] % 32 == 0
-        return images.float().sum(1)
-
-    def decode(self, raw):
-        y, x = raw.sum(2).argmax(1).float() + 0.5, raw.sum(1).argmax(1).float() + 0.5
-        ones = torch.ones_like(x)
-        return torch.stack((x - 8, y - 4, x + 8, y + 4, 2 * ones, 3 * ones, ones), 1)[:, None]
-
-
-def test_views_come_back_to_one_place():
-    """Prevents boxes of a mirrored or larger view from lying elsewhere than those of the plain one: a spot at (72.5,
-    40.5) of 96 x 64 pixels."""
-    image = torch.zeros(1, 3, 64, 96, dtype=torch.uint8)
-    image[..., 40, 72] = 255
-    views = postprocess.Views(Pointing(), True, [1.0, 1.4])  # 64 x 96 becomes 96 x 128
-    decoded = views.decode(views(image))
-    assert decoded.shape == (1, 4, 7)
-    assert decoded[0, :, 4:].tolist() == [[2, 3, 1]] * 4
-    centres = (decoded[0, :, :2] + decoded[0, :, 2:4]) / 2
-    assert (centres - torch.tensor([72.5, 40.5])).abs().max() < 0.6
-    assert decoded[0, :2, :4].tolist() == [[64.5, 36.5, 80.5, 44.5]] * 2
-    sides = decoded[0, 2:, 2:4] - decoded[0, 2:, :2]
-    assert sides.tolist() == [[pytest.approx(16 * 96 / 128), pytest.approx(8 * 64 / 96)]] * 2
-
-
-def test_no_boxes_in_any_view():
-    """Prevents a failure where a batch or a map is empty."""
-    views = postprocess.Views(Pointing(), True, [1.0])
-    assert views.decode(views(torch.zeros(0, 3, 32, 32, dtype=torch.uint8))).shape == (0, 2, 7)
-
-
 def test_augmentation_is_off_unless_asked_for(trained):
     """Prevents get_map and training from looking in a mirror, and options that change nothing."""
-    assert not isinstance(Detector(trained).model, postprocess.Views)
-    assert not isinstance(Detector(trained, tta_scales=[1.0]).model, postprocess.Views)
+    assert not isinstance(Detector(trained).model, postprocess.TestTimeAugmentation)
+    assert not isinstance(Detector(trained, tta_scales=[1.0]).model, postprocess.TestTimeAugmentation)
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     plain = Detector(trained)(image, 0.0, 1.0, max_boxes=10**6)
     for options, factor in (({"tta_flip": True}, 2), ({"tta_scales": [1.0, 0.67]}, 1 + 32 * 64 / (64 * 96))):
         more = Detector(trained, **options)(image, 0.0, 1.0, max_boxes=10**6)
         assert len(more.scores) == round(len(plain.scores) * factor)
-
-
-def test_8400_boxes_are_suppressed_at_once():
-    """Prevents a suppression that sorts what it need not, or compares boxes of different classes: an untrained network
-    at a low confidence would hold up its validation."""
-    top_left, sides = torch.rand(8400, 2) * 600, torch.rand(8400, 2) * 60 + 4
-    logits = torch.randn(8400, 80) * 2
-    predictions = torch.cat((top_left, top_left + sides, torch.full((8400, 1), 4.0), logits), 1)[None]
-    assert (predictions[0, :, 4].sigmoid() * logits.max(1).values.sigmoid() >= 0.01).all()
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        suppress(predictions, 0.01, 0.65, 1000)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.1

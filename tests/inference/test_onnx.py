@@ -25,7 +25,7 @@ def test_it_detects_as_pytorch_does():
     detector, path = exported()
     deployed, pictures = OnnxDetector(path, cpu_threads=1), random_pictures(5)
     assert deployed.class_names == NAMES and deployed.input_shape == (96, 128)
-    assert deployed.confidences == [0.2, 0.3, 0.25] and deployed.contract == detector.contract
+    assert deployed.confidences == [0.2, 0.3, 0.25] and deployed.metadata == detector.metadata
     for options in ({}, {"confidence": 0.1, "nms_iou": 0.9, "max_boxes": 3}, {"batch_size": 2}):
         for expected, got in zip(detector(pictures, **options), deployed(pictures, **options), strict=True):
             assert len(got.scores) > 0 and got.names.tolist() == expected.names.tolist()
@@ -56,34 +56,34 @@ def test_predict_runs_where_torch_is_missing(tmp_path):
 def test_other_files(tmp_path):
     """Prevents traces of onnxruntime, and guessed class names, for files that are none of ours."""
 
-    def refused(name, content, message, error=ValueError):
+    def raises(name, content, message, error=ValueError):
         if content is not None:
             (tmp_path / name).write_bytes(content)
         with pytest.raises(error, match=message):
             OnnxDetector(tmp_path / name)
 
-    refused("none.onnx", None, r"There is no file '.*none.onnx' .+ make it: python predict.py", FileNotFoundError)
+    raises("none.onnx", None, r"There is no file '.*none.onnx' .+ make it: python predict.py", FileNotFoundError)
     torch.save({"model": {}}, tmp_path / "weights.onnx")
-    refused("weights.onnx", None, "weights.onnx is a weight file of PyTorch; make an .onnx of it")
-    refused("a.pth", b"", "a.pth is a weight file of PyTorch")
-    refused("damaged.onnx", b"\x08\x07" * 50, r"damaged.onnx cannot be opened as ONNX \(.+\); export it anew")
-    refused("empty.onnx", b"", "empty.onnx")
+    raises("weights.onnx", None, "weights.onnx is a weight file of PyTorch; make an .onnx of it")
+    raises("a.pth", b"", "a.pth is a weight file of PyTorch")
+    raises("damaged.onnx", b"\x08\x07" * 50, r"damaged.onnx cannot be opened as ONNX \(.+\); export it anew")
+    raises("empty.onnx", b"", "empty.onnx")
     foreign = onnx.parser.parse_model(FOREIGN)
-    refused(
+    raises(
         "foreign.onnx",
         foreign.SerializeToString(),
         "foreign.onnx does not say how it is used .contract.",
     )
-    for contract, message in (("{", "does not say how it is used"), ("{}", "its contract, .+ lacks format")):
-        onnx.helper.set_model_props(foreign, {"contract": contract})
-        refused("foreign.onnx", foreign.SerializeToString(), message)
+    for metadata, message in (("{", "does not say how it is used"), ("{}", "its metadata, .+ lack format")):
+        onnx.helper.set_model_props(foreign, {"contract": metadata})
+        raises("foreign.onnx", foreign.SerializeToString(), message)
     rule = {
         "resize_rule": {"mode": "center", "pad": 0},
         "pixel_rule": {"channels": "RGB", "mean": [0] * 3, "std": [1] * 3},
     }
-    contract = {"format": 1, "model_name": "a", "class_names": ["b"], "input_shape": [32, 32]} | rule
-    onnx.helper.set_model_props(foreign, {"contract": json.dumps(contract)})
-    refused("cells.onnx", foreign.SerializeToString(), "cells.onnx was exported without suppression.+export_nms = True")
+    metadata = {"format": 1, "model_name": "a", "class_names": ["b"], "input_shape": [32, 32]} | rule
+    onnx.helper.set_model_props(foreign, {"contract": json.dumps(metadata)})
+    raises("cells.onnx", foreign.SerializeToString(), "cells.onnx was exported without suppression.+export_nms = True")
 
 
 def test_a_missing_package_is_one_sentence(monkeypatch):

@@ -5,7 +5,7 @@ import torch
 from nets import build_model
 from utils.inference.detector import Detector
 from utils.modes.heatmap import overlay, score_maps
-from utils.weights.metadata import make_contract
+from utils.weights.metadata import make_metadata
 from utils.weights.save import save_weights
 
 
@@ -14,11 +14,11 @@ def test_a_cell_that_sees_an_object_is_bright_where_it_lies(tmp_path, mode):
     """Prevents maps with rows and columns swapped, of another stride, moved by the padding, or of objectness alone."""
     model = build_model("yolox_nano", 2)
     path = tmp_path / "best.pth"
-    save_weights(path, model, make_contract(model, ["cat", "dog"], (64, 96), {"mode": mode, "pad": 114}))
+    save_weights(path, model, make_metadata(model, ["cat", "dog"], (64, 96), {"mode": mode, "pad": 114}))
     detector = Detector(path)
     raw = [torch.full((1, 7, 64 // stride, 96 // stride), -20.0) for stride in (8, 16, 32)]
     raw[1][0, 4:, 1, 4] = torch.tensor([0.0, -5.0, 20.0])  # rows 16 to 32, columns 64 to 80 of the input
-    detector.run = lambda batch: raw
+    detector.forward = lambda batch: raw
     maps = score_maps(detector, np.zeros((96, 192, 3), np.uint8))  # at half its size, 48 rows
     assert list(maps) == ["stride8", "stride16", "stride32", "joined"]
     assert all(scores.shape == (48, 96) for scores in maps.values())
@@ -33,11 +33,11 @@ def test_anchors_share_a_cell(tmp_path):
     """Prevents maps of networks with anchors in which the boxes of a cell are taken for cells."""
     model = build_model("yolov4_tiny", 2)
     path = tmp_path / "best.pth"
-    save_weights(path, model, make_contract(model, ["cat", "dog"], (64, 64), {"mode": "topleft", "pad": 114}))
+    save_weights(path, model, make_metadata(model, ["cat", "dog"], (64, 64), {"mode": "topleft", "pad": 114}))
     detector = Detector(path)
     raw = [torch.full((1, 3, 7, 64 // stride, 64 // stride), -20.0) for stride in (16, 32)]
     raw[0][0, 2, 4:, 3, 0] = 20.0
-    detector.run = lambda batch: [level.flatten(1, 2) for level in raw]
+    detector.forward = lambda batch: [level.flatten(1, 2) for level in raw]
     maps = score_maps(detector, np.zeros((64, 64, 3), np.uint8))
     assert list(maps) == ["stride16", "stride32", "joined"]
     assert maps["stride16"][56, 8] > 0.9 and maps["stride16"][8, 56] < 1e-6

@@ -8,12 +8,12 @@ import pytest
 
 from utils.data.annotations import read_annotations
 from utils.image.codec import read_image, write_image
-from utils.inference.base import ImageDetections, ImageDetector
-from utils.modes import images as pictures
-from utils.modes.images import predict, predict_folder, save_crops
+from utils.inference.base import BaseDetector, Boxes
+from utils.modes import images
+from utils.modes.images import predict_folder, predict_image, save_crops
 
 
-class Fake(ImageDetector):
+class Fake(BaseDetector):
     """Finds in every picture a cat, its left half, and a dog in the lower right corner."""
 
     def __init__(self):
@@ -21,13 +21,13 @@ class Fake(ImageDetector):
         self.input_shape, self.resize_rule = (32, 32), {"mode": "topleft", "pad": 114}
         self.batch_sizes = []
 
-    def run(self, batch):
+    def forward(self, batch):
         self.batch_sizes.append(len(batch))
 
-    def finish(self, output, placements, sizes_hw, thresholds):
-        self.thresholds = thresholds
+    def postprocess(self, output, placements, sizes_hw, options):
+        self.options = options
         return [
-            ImageDetections(
+            Boxes(
                 np.float32([[0, 0, width / 2, height], [width - 4, height - 4, width, height]]),
                 np.float32([0.9, 0.6]),
                 np.array([0, 1]),
@@ -69,8 +69,8 @@ def test_one_picture(tmp_path, capsys):
     """Prevents boxes that are drawn on the user's own file, constants that do not arrive, and a count of nothing."""
     picture(tmp_path / "in/a.png")
     detector = Fake()
-    predict(detector, settings(tmp_path, crop=True, count=True))
-    assert tuple(detector.thresholds) == ([0.3, 0.3], 0.4, 300)
+    predict_image(detector, settings(tmp_path, crop=True, count=True))
+    assert tuple(detector.options) == ([0.3, 0.3], 0.4, 300)
     assert (read_image(str(tmp_path / "in/a.png")) == 128).all()
     assert (read_image(str(tmp_path / "out/a.png")) != 128).any()
     assert files_in(tmp_path / "out") == ["a.png", "crops/a.png_a_dog_2.png", "crops/a.png_cat_1.png"]
@@ -87,7 +87,7 @@ def test_typed_paths(tmp_path, capsys, monkeypatch):
     typed = f'~/in/a.png\ngone.png\n{tmp_path / "out/own.png"}\n{"x" * 5000}\n{tmp_path}\n"{tmp_path / "in/b c.png"}"\n'
     for text in (typed, typed + "\nnever.png\n"):
         monkeypatch.setattr(sys, "stdin", io.StringIO(text))
-        predict(Fake(), settings(tmp_path, image=""))
+        predict_image(Fake(), settings(tmp_path, image=""))
         out = capsys.readouterr().out
         assert "There is no picture 'gone.png'" in out and "would be overwritten" in out and "never" not in out
         assert f"{tmp_path} is a folder; expected a picture" in out and "too long" in out
@@ -103,7 +103,7 @@ def test_typed_pictures_of_one_name_and_of_rare_endings(tmp_path, monkeypatch):
     typed = "".join(f"{tmp_path / name}\n" for name in ("in/a.png", "in/x/a.png", "in/b.jfif", "in/x/b", "in/a.png"))
     for _ in range(2):
         monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
-        predict(Fake(), settings(tmp_path, image=""))
+        predict_image(Fake(), settings(tmp_path, image=""))
         assert files_in(tmp_path / "out") == ["a.png", "a_2.png", "a_3.png", "b.jfif.png", "b.png"]
 
 
@@ -114,8 +114,8 @@ def test_training_takes_the_originals_or_nothing(tmp_path, capsys, target):
     predict_folder(Fake(), settings(tmp_path, dir_save_path=str(tmp_path / target)))
     annotation_path = str(tmp_path / target / "detections.json")
     if target == "in/results":
-        records, _ = read_annotations(annotation_path, Fake().class_names)
-        assert [records.path(index) for index in range(len(records))] == [str(tmp_path / "in/a.png")]
+        annotations, _ = read_annotations(annotation_path, Fake().class_names)
+        assert [annotations.path(index) for index in range(len(annotations))] == [str(tmp_path / "in/a.png")]
     else:
         with pytest.raises(FileNotFoundError, match=r"detections\.json: image does not exist"):
             read_annotations(annotation_path, Fake().class_names)
@@ -217,6 +217,6 @@ def test_a_window_shows_what_is_saved(tmp_path, monkeypatch):
     """Prevents a constant show that does nothing."""
     shown = []
     picture(tmp_path / "in/a.png")
-    monkeypatch.setattr(pictures.Window, "show_until_key", lambda _, image: shown.append(image))
-    predict(Fake(), settings(tmp_path))
+    monkeypatch.setattr(images.Window, "show_until_key", lambda _, image: shown.append(image))
+    predict_image(Fake(), settings(tmp_path))
     assert (shown[0] == read_image(str(tmp_path / "out/a.png"))).all()

@@ -8,18 +8,18 @@ from utils.data.formats.coco import read_coco_json
 from utils.data.formats.voc import parse_voc_xml, read_voc
 from utils.data.formats.yolo import read_yolo_folder
 from utils.image.codec import write_image
-from utils.inference.base import NamedDetections
+from utils.inference.base import Detections
 from utils.io.class_names import read_class_names
 from utils.modes.label_files import LabelFiles
 
 NAMES = ["红 cell", 'a<b & "c"']
-TWO = NamedDetections(
+TWO = Detections(
     np.float32([[10.4, 20, 110, 79.6], [0, 0, 200, 100]]),
     np.float32([0.9, 0.25]),
     np.array([1, 0]),
     np.array(NAMES)[[1, 0]],
 )
-NONE = NamedDetections(np.zeros((0, 4), np.float32), np.zeros(0), np.zeros(0, np.int64), np.zeros(0, str))
+NONE = Detections(np.zeros((0, 4), np.float32), np.zeros(0), np.zeros(0, np.int64), np.zeros(0, str))
 BOXES = [[10.4, 20, 110, 79.6], [0, 0, 200, 100]]
 
 
@@ -44,29 +44,29 @@ def test_coco_is_read_back(folder):
     assert content["categories"] == [{"id": 1, "name": NAMES[0]}, {"id": 2, "name": NAMES[1]}]
     first = {"id": 1, "image_id": 1, "category_id": 2, "bbox": [10.4, 20.0, 99.6, 59.6], "area": 5936.16}
     assert content["annotations"][0] == first | {"score": 0.9, "iscrowd": 0, "segmentation": []}
-    source = read_coco_json(str(shutil.copy(folder / "detections.json", folder / "images/detections.json")))
-    assert (len(source.paths), source.names, source.findings) == (2, NAMES, [])
-    assert source.boxes_xyxy == pytest.approx(np.array(BOXES), abs=0.01)
-    assert (source.classes.tolist(), source.owner.tolist()) == ([1, 0], [0, 0])
-    assert source.stated_sizes_hw.tolist() == [[100, 200]] * 2
+    raw = read_coco_json(str(shutil.copy(folder / "detections.json", folder / "images/detections.json")))
+    assert (len(raw.paths), raw.names, raw.findings) == (2, NAMES, [])
+    assert raw.boxes_xyxy == pytest.approx(np.array(BOXES), abs=0.01)
+    assert (raw.classes.tolist(), raw.image_index.tolist()) == ([1, 0], [0, 0])
+    assert raw.stated_sizes_hw.tolist() == [[100, 200]] * 2
 
 
 def test_voc_is_read_back(folder):
     """Prevents sizes or corners in another order, and XML that a name with < or & breaks."""
-    source = read_voc(folder, ["子 夹/a.v1", "b"], "all.txt")
-    assert (len(source.paths), sorted(source.names), source.findings) == (2, sorted(NAMES), [])
-    assert source.boxes_xyxy.tolist() == [[10, 20, 110, 80], [0, 0, 200, 100]]
-    assert [source.names[number] for number in source.classes] == [NAMES[1], NAMES[0]]
+    raw = read_voc(folder, ["子 夹/a.v1", "b"], "all.txt")
+    assert (len(raw.paths), sorted(raw.names), raw.findings) == (2, sorted(NAMES), [])
+    assert raw.boxes_xyxy.tolist() == [[10, 20, 110, 80], [0, 0, 200, 100]]
+    assert [raw.names[number] for number in raw.classes] == [NAMES[1], NAMES[0]]
     assert parse_voc_xml(str(folder / "Annotations/b.xml")) == ([], [], [], (100, 200))
 
 
 def test_yolo_is_read_back(folder):
-    """Prevents shares of height and width that are swapped, and class numbers that start at 1."""
-    source = read_yolo_folder(str(folder), "train")
-    assert (source.names, source.findings) == (NAMES, [])
-    assert [path.split("images/")[1] for path in source.paths] == ["b.png", "子 夹/a.v1.png"]
-    assert source.boxes_xyxy * np.array([200, 100, 200, 100]) == pytest.approx(np.array(BOXES), abs=1e-3)
-    assert (source.classes.tolist(), source.owner.tolist()) == ([1, 0], [1, 1])
+    """Prevents fractions of height and width that are swapped, and class numbers that start at 1."""
+    raw = read_yolo_folder(str(folder), "train")
+    assert (raw.names, raw.findings) == (NAMES, [])
+    assert [path.split("images/")[1] for path in raw.paths] == ["b.png", "子 夹/a.v1.png"]
+    assert raw.boxes_xyxy * np.array([200, 100, 200, 100]) == pytest.approx(np.array(BOXES), abs=1e-3)
+    assert (raw.classes.tolist(), raw.image_index.tolist()) == ([1, 0], [1, 1])
     assert read_class_names(str(folder / "classes.txt")) == NAMES
 
 

@@ -3,7 +3,7 @@ import time
 import numpy as np
 import pytest
 
-from utils.inference.base import Thresholds
+from utils.inference.base import NMSOptions
 from utils.modes.speed import stage_times, times_table
 
 
@@ -12,27 +12,27 @@ class Slow:
 
     calls = 0
 
-    def prepare(self, images_rgb):
+    def preprocess(self, images_rgb):
         time.sleep(0.001)
         return len(images_rgb), None
 
-    def run(self, batch):
+    def forward(self, batch):
         assert batch == 2
         self.calls += 1
         time.sleep(0.008 if self.calls > 1 else 0.3)
 
-    def finish(self, output, placements, sizes_hw, thresholds):
+    def postprocess(self, output, placements, sizes_hw, options):
         assert sizes_hw == [(2, 3)] * 2
         time.sleep(0.003)
 
-    def wait(self):
+    def synchronize(self):
         pass
 
 
 def test_stages_are_timed_apart_and_without_the_first_calls():
     """Prevents times of the wrong stage, and the slow first call in the result."""
     detector = Slow()
-    seconds = stage_times(detector, [np.zeros((2, 3, 3), np.uint8)] * 2, 5, Thresholds(0.5, 0.5, 300))
+    seconds = stage_times(detector, [np.zeros((2, 3, 3), np.uint8)] * 2, 5, NMSOptions(0.5, 0.5, 300))
     assert (seconds.shape, detector.calls) == ((5, 3), 8)
     low = np.median(seconds, 0)
     assert (low >= [0.001, 0.008, 0.003]).all() and seconds[:, 1].max() < 0.3

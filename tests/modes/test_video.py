@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from utils.image.opencv import cv2
-from utils.inference.base import NamedDetections
+from utils.inference.base import Detections
 from utils.modes import video
 from utils.modes.video import FrameWriter, frames, opened, predict_video, write_speed
 
@@ -20,7 +20,7 @@ def fake_detector(ends_after=None):
         seen.append(frame_rgb)
         height, width = frame_rgb.shape[:2]
         boxes_xyxy = np.float32([[0, 0, width / 2, height]])
-        return NamedDetections(boxes_xyxy, np.float32([0.9]), np.array([0]), np.array(["cat"]))
+        return Detections(boxes_xyxy, np.float32([0.9]), np.array([0]), np.array(["cat"]))
 
     detect.class_names, detect.seen = ["cat"], seen
     return detect

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from nets import build_criterion, build_model
-from nets.base import cell_grid, prior_logits
+from nets import MODELS, build_criterion, build_model
+from nets.base import Decoded, DetectorBase, cell_grid, prior_logits
 
 BOX = torch.tensor([[[8.0, 8, 40, 40, 0]], [[0, 0, 0, 0, -1]]])
 EXTRACTOR = {"yolox_nano": "backbone.backbone.", "yolov4": "backbone.", "yolov4_tiny": "backbone."}
@@ -99,36 +99,37 @@ def test_part_of(name, examples):
 
 
 @pytest.mark.parametrize("name", ["yolox_nano", "yolov4_tiny"])
-def test_a_frozen_extractor_rests(name):
+def test_a_frozen_extractor_does_not_change(name):
     """Prevents a frozen backbone from drifting through gradients or BatchNorm statistics, even after model.train(), and
     from keeping activations for nothing; and the rest, the PAFPN included, from being frozen along with it."""
     model, prefix = build_model(name, 2), EXTRACTOR[name]
     assert model.freeze(names_of(model, prefix)) == []
     model.train()
     changed, recorded = train_step(model)
-    assert model.extractor_rests and not recorded
+    assert model.backbone_frozen and not recorded
     assert all(p.grad is None and not p.requires_grad for p in model.feature_extractor.parameters())
     assert not {key for key in changed if key.startswith(prefix)}
     assert {key for key in model.state_dict() if model.part_of(key) == "neck"} <= changed
 
 
-def test_a_part_of_the_extractor_rests():
-    """Prevents single frozen layers from resting all or nothing: the rest of the extractor learns on, with a graph."""
+def test_a_part_of_the_extractor_is_frozen():
+    """Prevents single layers from freezing the extractor all or nothing: the rest of it learns on, with a graph."""
     model = build_model("yolov4_tiny", 2)
     frozen = ("backbone.conv1.", "backbone.conv2.", "backbone.resblock_body1.")
     model.freeze(names_of(model, *frozen))
     model.train()
     changed, recorded = train_step(model)
-    assert not model.extractor_rests and recorded
+    assert not model.backbone_frozen and recorded
     assert changed == {key for key in model.state_dict() if not key.startswith(frozen)}
 
 
-def test_a_layer_rests_when_all_its_parameters_are_frozen():
-    """Prevents BatchNorm from resting while its bias learns, or from drifting because its convolution is free."""
+def test_a_norm_is_frozen_when_all_its_parameters_are():
+    """Prevents BatchNorm statistics from standing still while its bias learns, or from drifting because its convolution
+    is free."""
     model = build_model("yolov4_tiny", 2)
     half = {"backbone.conv1.bn.weight", "conv_for_P5.bn.weight", "conv_for_P5.bn.bias", "backbone.conv2.conv.weight"}
     model.freeze(half)
-    assert model.resting == ("conv_for_P5.bn",)
+    assert model.frozen_norms == ("conv_for_P5.bn",)
     model.train()
     changed, _ = train_step(model)
     assert changed == set(model.state_dict()) - half - statistics({"conv_for_P5.bn"})
@@ -149,24 +150,24 @@ def test_a_frozen_head_leaves_the_extractor_alone():
     """Prevents the extractor from losing its graph when something else is frozen."""
     model = build_model("yolov4_tiny", 2)
     model.freeze(names_of(model, "yolo_head"))
-    assert not model.extractor_rests
+    assert not model.backbone_frozen
     changed, recorded = train_step(model)
     assert recorded
     assert changed == {key for key in model.state_dict() if not key.startswith("yolo_head")}
 
 
-def test_layers_that_wake_up_are_named():
-    """Prevents layers that rested from starting to learn with statistics of other data, because nobody was told."""
+def test_norms_that_are_unfrozen_are_named():
+    """Prevents frozen layers from starting to learn with statistics of other data, because nobody was told."""
     model = build_model("yolov4_tiny", 2)
     everything = names_of(model, "backbone.")
     first = names_of(model, "backbone.conv1.")
     assert model.freeze(everything) == []
-    assert set(model.resting) == norms_of(model, "backbone.")
+    assert set(model.frozen_norms) == norms_of(model, "backbone.")
     assert set(model.freeze(first)) == norms_of(model, "backbone.") - {"backbone.conv1.bn"}
     assert model.freeze(everything) == []
     assert set(model.freeze([])) == norms_of(model, "backbone.")
     assert model.freeze([]) == []
-    assert model.resting == ()
+    assert model.frozen_norms == ()
 
 
 def test_unfreezing_restores_training():
@@ -182,16 +183,16 @@ def test_unfreezing_restores_training():
 
 
 def test_freezing_keeps_the_mode_of_the_rest():
-    """Prevents freeze() in evaluation from switching the head to training, and train() from waking what rests."""
+    """Prevents freeze() in evaluation from switching the head to training, and train() from training frozen norms."""
     model = build_model("yolox_nano", 2).eval()
     frozen = names_of(model, "backbone.backbone.")
     model.freeze(frozen)
     assert not any(module.training for module in model.modules())
     model.train()
     norms = norms_of(model)
-    resting = norms_of(model, "backbone.backbone.")
-    assert resting < norms
-    assert {name for name in norms if not model.get_submodule(name).training} == resting
+    frozen_norms = norms_of(model, "backbone.backbone.")
+    assert frozen_norms < norms
+    assert {name for name in norms if not model.get_submodule(name).training} == frozen_norms
     assert model.head.training
     model.freeze([])
     assert all(model.get_submodule(name).training for name in norms)
@@ -207,25 +208,58 @@ def test_a_frozen_model_shows_the_same_map_in_both_modes():
     assert not any(level.requires_grad for level in trained)
 
 
-def test_a_copy_rests_on_its_own():
-    """Prevents the averaged copy of a model from losing what is frozen, or from waking up with the original."""
+def test_a_copy_is_frozen_on_its_own():
+    """Prevents the averaged copy of a model from losing what is frozen, or from being unfrozen with the original."""
     model = build_model("yolov4_tiny", 2)
     model.freeze(names_of(model, "backbone."))
     twin = copy.deepcopy(model)
     model.freeze([])
     twin.train()
-    assert twin.extractor_rests and not model.extractor_rests
-    assert set(twin.resting) == norms_of(twin, "backbone.")
+    assert twin.backbone_frozen and not model.backbone_frozen
+    assert set(twin.frozen_norms) == norms_of(twin, "backbone.")
     changed, _ = train_step(twin)
     assert changed == {key for key in twin.state_dict() if not key.startswith("backbone.")}
 
 
-def test_a_layer_without_own_parameters_never_rests():
+def test_a_norm_without_own_parameters_is_never_frozen():
     """Prevents BatchNorm without weights from counting as frozen because nothing in it learns."""
     model = build_model("yolov4_tiny", 2)
     model.backbone.conv1.bn = nn.BatchNorm2d(32, affine=False)
     model.freeze(names_of(model, "conv_for_P5"))
-    assert model.resting == ("conv_for_P5.bn",)
+    assert model.frozen_norms == ("conv_for_P5.bn",)
+
+
+class WithQueries(DetectorBase):
+    """A network that needs more than the images in a training step."""
+
+    def __init__(self):
+        super().__init__(1, {"channels": "RGB", "mean": [0.0] * 3, "std": [1.0] * 3})
+        self.conv = nn.Conv2d(3, 4, 32, 32)
+
+    @property
+    def feature_extractor(self):
+        return self.conv
+
+    def predict(self, features, queries=None):
+        return features if queries is None else (features, queries)
+
+
+def test_further_inputs_reach_the_head():
+    """Prevents a detector that learns to denoise boxes from training without its queries, and from needing them in
+    evaluation."""
+    model, queries = WithQueries(), torch.ones(2, 5)
+    features, given = model(images_uint8(), queries)
+    assert given is queries and features.shape == model(images_uint8()).shape == (2, 4, 2, 2)
+    model.freeze(names_of(model, "conv"))
+    assert not model(images_uint8(), queries)[0].requires_grad
+
+
+def test_boxes_without_objectness():
+    """Prevents detectors that have no objectness from having to make one up."""
+    decoded = Decoded(torch.zeros(2, 7, 4), torch.zeros(2, 7, 3))
+    assert decoded.objectness is None
+    assert [part.shape[:2] for part in decoded[:2]] == [(2, 7), (2, 7)]
+    assert DetectorBase.has_nms and all(network.has_nms for network, *_ in MODELS.values())
 
 
 @pytest.mark.parametrize(("num_classes", "class_prior"), [(1, 0.5), (4, 0.125)])

@@ -4,16 +4,21 @@ import pytest
 import torch
 from torchvision.ops import box_iou, complete_box_iou_loss
 
+from nets import build_criterion, build_model
 from nets.losses import (
     IOU_TYPES,
+    Criterion,
     LossOptions,
     box_loss,
     class_loss,
     class_targets,
     objectness_loss,
     overlapping,
-    scaled,
+    resolve_conflicts,
+    scale_losses,
 )
+
+INF = math.inf
 
 # predicted, target, IoU, then the loss of each type, worked out by hand. In turn: beside each other; other sides, one
 # above the other; moved along the diagonal; apart; equal.
@@ -35,7 +40,7 @@ def random_pairs(count):
 
 @pytest.mark.parametrize("iou_type", IOU_TYPES)
 @pytest.mark.parametrize(("predicted", "target", "iou", "losses"), LITERAL)
-def test_literal_values(iou_type, predicted, target, iou, losses):
+def test_box_loss_literal_values(iou_type, predicted, target, iou, losses):
     """Prevents a wrong constant, exponent or axis in any of the box losses, and another IoU than the plain one."""
     loss, overlap = box_loss(iou_type, torch.tensor(predicted).float(), torch.tensor(target).float())
     assert loss.item() == pytest.approx(losses[iou_type], abs=1e-6)
@@ -81,7 +86,7 @@ DOT, LINE, BOX, FAR = (20, 20, 20, 20), (8, 30, 8, 50), (10, 10, 40, 30), (500, 
 @pytest.mark.parametrize("iou_type", IOU_TYPES)
 @pytest.mark.parametrize("predicted", [DOT, LINE, BOX, FAR, (0, 0, 1e6, 1e6), (20, 20, 20.0001, 1e6)])
 @pytest.mark.parametrize("target", [DOT, LINE, BOX, (30, 40, 60, 40), (0, 0, 0, 0)])
-def test_finite_for_boxes_without_area(iou_type, predicted, target):
+def test_box_loss_is_finite_for_boxes_without_area(iou_type, predicted, target):
     """Prevents one box without area, or one prediction that has shrunk to a point, from turning weights into NaN."""
     boxes_xyxy = torch.tensor([predicted], dtype=torch.float32, requires_grad=True)
     loss, iou = box_loss(iou_type, boxes_xyxy, torch.tensor([target], dtype=torch.float32))
@@ -100,7 +105,7 @@ def test_boxes_that_do_not_touch_are_drawn_together(iou_type):
 
 @pytest.mark.parametrize("iou_type", IOU_TYPES)
 def test_box_loss_broadcasts(iou_type):
-    """Prevents several predictions of one box from needing copies of it, or being judged by another box."""
+    """Prevents several predictions of one box from needing copies of it, or being compared with another box."""
     predicted, target = random_pairs(6)
     predicted = predicted.view(2, 3, 4)
     target = target[:2, None]
@@ -118,7 +123,7 @@ def test_the_returned_overlap_takes_no_gradient(iou_type):
 
 
 @pytest.mark.parametrize("iou_type", IOU_TYPES)
-def test_no_boxes(iou_type):
+def test_box_loss_without_boxes(iou_type):
     """Prevents a batch without boxes from failing or from a NaN sum."""
     loss, iou = box_loss(iou_type, torch.zeros(2, 0, 3, 4), torch.zeros(2, 0, 1, 4))
     assert loss.shape == iou.shape == (2, 0, 3)
@@ -165,11 +170,11 @@ def test_class_loss_literal_values():
 
 
 @pytest.mark.parametrize(("positives", "images", "divisor"), [(5, 2, 5), (1, 4, 4), (0, 3, 3), (2, 2, 2), (0, 1, 1)])
-def test_scale_literal_values(positives, images, divisor):
+def test_scale_losses_literal_values(positives, images, divisor):
     """Prevents division by zero, and a batch with hardly a box from pushing harder than the others."""
     mask = torch.zeros(images, 10, dtype=torch.bool)
     mask.view(-1)[torch.randperm(images * 10)[:positives]] = True
-    losses = scaled({"box": torch.tensor(6.0), "obj": torch.tensor(3.0), "cls": torch.tensor(0.0)}, mask)
+    losses = scale_losses({"box": torch.tensor(6.0), "obj": torch.tensor(3.0), "cls": torch.tensor(0.0)}, mask)
     assert list(losses) == ["loss", "box", "obj", "cls", "count"]
     assert losses["count"].tolist() == [positives, images]
     values = [losses[part].item() for part in ("loss", "box", "obj", "cls")]
@@ -189,8 +194,8 @@ def test_parts_of_a_batch_sum_up_to_it():
         {"box": torch.tensor(3.5), "obj": torch.tensor(9.0)},
         {"box": torch.tensor(0.25), "obj": torch.tensor(20.0)},
     ]
-    parts = [scaled(part, mask) for part, mask in zip(sums, masks, strict=True)]
-    whole = scaled({"box": torch.tensor(3.75), "obj": torch.tensor(29.0)}, torch.cat(masks))
+    parts = [scale_losses(part, mask) for part, mask in zip(sums, masks, strict=True)]
+    whole = scale_losses({"box": torch.tensor(3.75), "obj": torch.tensor(29.0)}, torch.cat(masks))
     divisor = sum(part["count"] for part in parts).max()
     for name in ("loss", "box", "obj"):
         joined = sum(part[name] * part["count"].max() for part in parts) / divisor
@@ -224,3 +229,58 @@ def test_overlapping_odd_boxes():
     overlapping(predicted, targets, 0.5)
     assert torch.equal(predicted, before)
     assert overlapping(predicted, targets[:, :0], 0.5).tolist() == [[False] * 5]
+
+
+def test_a_criterion_asks_for_no_further_inputs():
+    """Prevents a training step from handing YOLO's networks anything beside the images."""
+    assert Criterion().extra_inputs(torch.zeros(2, 3, 5)) == ()
+    with torch.device("meta"):
+        criteria = [build_criterion(build_model(name, 2)) for name in ("yolox_nano", "yolov4_tiny")]
+    assert all(isinstance(criterion, Criterion) for criterion in criteria)
+    assert [criterion.extra_inputs(torch.zeros(2, 3, 5)) for criterion in criteria] == [(), ()]
+
+
+def resolve(cost, cells, num_cells):
+    """The result for one image as two plain lists."""
+    cost, cells = torch.tensor(cost), torch.tensor(cells)
+    positive, box_index = resolve_conflicts(cost[None], cells[None], num_cells)
+    return positive[0].tolist(), box_index[0].tolist()
+
+
+def test_resolve_conflicts_literal_values():
+    """Prevents a cell from going to the dearer box, and cells that nobody wants from learning something.
+
+    Cell 1 is wanted by boxes 0 (cost 2) and 1 (cost 1), cell 3 by all three at cost 5, cell 4 by nobody.
+    """
+    cost = [[2.0, 5.0, INF], [1.0, 5.0, 0.5], [INF, 5.0, INF]]
+    cells = [[1, 3, 4], [1, 3, 0], [1, 3, 4]]
+    positive, box_index = resolve(cost, cells, 6)
+    assert positive == [True, True, False, True, False, False]
+    assert box_index == [1, 1, 0, 0, 0, 0]
+
+
+def test_first_of_equals_wins_in_any_order_of_cells():
+    """Prevents equal boxes from sharing a cell, or from winning by the order in which cells are listed."""
+    assert resolve([[3.0, 3.0], [3.0, 3.0]], [[2, 0], [0, 2]], 3) == ([True, False, True], [0, 0, 0])
+    assert resolve([[INF, 3.0], [3.0, 3.0]], [[2, 0], [0, 2]], 3) == ([True, False, True], [0, 0, 1])
+
+
+def test_negative_costs_are_compared_with_their_sign():
+    """Prevents costs of minus an overlap from being compared by size alone: -0.75 is cheaper than -0.5."""
+    assert resolve([[-0.5], [-0.75]], [[0], [0]], 1) == ([True], [1])
+
+
+def test_cells_of_two_images_are_apart():
+    """Prevents a box of one image from winning the same cell of another image."""
+    cost = torch.tensor([[[1.0], [INF]], [[INF], [2.0]]])
+    positive, box_index = resolve_conflicts(cost, torch.ones(2, 2, 1, dtype=torch.int64), 2)
+    assert positive.tolist() == [[False, True], [False, True]]
+    assert box_index.tolist() == [[0, 0], [0, 1]]
+
+
+def test_no_cell_is_wanted():
+    """Prevents images without boxes, or with padding only, from giving cells an owner or an error."""
+    assert resolve([[INF, INF]], [[0, 1]], 3) == ([False] * 3, [0] * 3)
+    positive, box_index = resolve_conflicts(torch.zeros(2, 0, 4), torch.zeros(2, 0, 4, dtype=torch.int64), 3)
+    assert positive.tolist() == [[False] * 3] * 2
+    assert box_index.tolist() == [[0] * 3] * 2

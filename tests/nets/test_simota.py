@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from nets.yolox.simota import assign
+from tests.nets.decoded import packed, unpacked
 
 STRIDES = (8, 16, 32)
 
@@ -37,7 +38,7 @@ def reference_assign(decoded, targets, map_sizes):
         for column in range(width)
     ]
     owners = []
-    for predictions, boxes in zip(decoded.tolist(), targets.tolist(), strict=True):
+    for predictions, boxes in zip(packed(decoded).tolist(), targets.tolist(), strict=True):
         taken = {}  # cell: (cost, box)
         for box, (x1, y1, x2, y2, label) in enumerate(boxes):
             candidates = []
@@ -85,7 +86,7 @@ def random_predictions(targets, map_sizes, num_classes, noise):
     boxes_xyxy = targets[..., :4].gather(1, box)
     sides = (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).clamp(min=8).repeat(1, 1, 2)
     boxes_xyxy = boxes_xyxy + torch.randn_like(boxes_xyxy) * noise * sides
-    return torch.cat((boxes_xyxy, 2 * torch.randn(len(targets), cells, 1 + num_classes)), dim=-1)
+    return unpacked(torch.cat((boxes_xyxy, 2 * torch.randn(len(targets), cells, 1 + num_classes)), dim=-1))
 
 
 def check(targets, size_hw, num_classes, noise=0.1):
@@ -170,15 +171,16 @@ def test_the_cheaper_box_gets_the_cell(order):
     decoded = torch.tensor([-100.0, -100.0, -90.0, -90.0, 0.0, 0.0, 0.0]).repeat(1, 21, 1)
     decoded[0, 5] = torch.tensor([4.0, 4.0, 12.0, 12.0, 3.0, -3.0, 3.0])
     targets = padded([(4, 4, 12, 12, order[0]), (4, 4, 12, 12, order[1])])
-    positive, box_index = assign(decoded, targets, sizes_of_maps(32, 32), STRIDES)
+    positive, box_index = assign(unpacked(decoded), targets, sizes_of_maps(32, 32), STRIDES)
     assert positive.nonzero().tolist() == [[0, 5]]
     assert box_index[0, 5] == order.index(1)
 
 
 def test_extreme_logits():
     """Prevents log(0) from making all costs infinite or NaN, which would leave the box without any cell."""
-    decoded = torch.tensor([0.0, 0.0, 32.0, 32.0]).repeat(3, 21, 1)
+    boxes_xyxy = torch.tensor([0.0, 0.0, 32.0, 32.0]).repeat(3, 21, 1)
     logits = torch.tensor([1e4, -1e4, 60.0]).view(3, 1, 1).expand(3, 21, 3)
     targets = padded(*[[(0, 0, 32, 32, 0)]] * 3)
-    positive, _ = assign(torch.cat((decoded, logits), -1), targets, sizes_of_maps(32, 32), STRIDES)
+    decoded = unpacked(torch.cat((boxes_xyxy, logits), -1))
+    positive, _ = assign(decoded, targets, sizes_of_maps(32, 32), STRIDES)
     assert positive.sum(1).tolist() == [10, 10, 10]

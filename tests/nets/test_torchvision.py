@@ -8,7 +8,8 @@ from torchvision.ops import StochasticDepth
 
 from nets import build_criterion, build_model
 from nets.backbones.torchvision import BACKBONES, TorchvisionBackbone
-from utils.training.freezing import first_blocks, frozen_parameters
+from tests.nets.decoded import packed
+from utils.training.freezing import first_blocks, frozen_parameter_names
 from utils.training.optim import parameter_groups
 
 CHANNELS = {
@@ -170,11 +171,11 @@ def test_more_blocks_than_there_are():
     )
 
 
-def test_a_frozen_first_block_rests():
-    """Prevents BatchNorm statistics of a frozen block from drifting with every batch, or resting elsewhere too."""
+def test_a_frozen_first_block_keeps_its_statistics():
+    """Prevents BatchNorm statistics of a frozen block from drifting with every batch, and others from staying."""
     model = build_model("yolov4_tiny", 1, backbone="resnet18")
     model.train()
-    model.freeze(frozen_parameters(model, settings_of(freeze_blocks=1), backbone_frozen=False))
+    model.freeze(frozen_parameter_names(model, settings_of(freeze_blocks=1), backbone_frozen=False))
     model(torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8))
     extractor = model.feature_extractor
     assert not extractor.bn1.training and extractor.training and extractor.layer1[0].bn1.training
@@ -221,7 +222,8 @@ def test_no_images():
     """Prevents an empty batch from failing."""
     model = build_model("yolov4_tiny", 2, backbone="resnet18").eval()
     with torch.no_grad():
-        assert model.decode(model(torch.zeros(0, 3, 64, 64, dtype=torch.uint8))).shape == (0, 3 * (16 + 4), 7)
+        decoded = model.decode(model(torch.zeros(0, 3, 64, 64, dtype=torch.uint8)))
+    assert packed(decoded).shape == (0, 3 * (16 + 4), 7)
 
 
 def test_layer_norms_do_not_decay():

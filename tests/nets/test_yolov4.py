@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from nets import build_criterion, build_model
+from tests.nets.decoded import packed
 
 NUMBERS = {"yolov4": 64_429_405, "yolov4_tiny": 6_062_814}
 
@@ -38,7 +39,10 @@ def test_raw_maps_and_decoded_shapes(name, strides, shapes, num_classes):
     raw = model(torch.zeros(2, 3, 96, 64, dtype=torch.uint8, device="meta"))
     assert [tuple(level.shape) for level in raw] == [(2, 3 * (5 + num_classes), *shape) for shape in shapes]
     assert model.strides == strides
-    assert model.decode(raw).shape == (2, 3 * sum(height * width for height, width in shapes), 5 + num_classes)
+    decoded, places = model.decode(raw), 3 * sum(height * width for height, width in shapes)
+    assert decoded.boxes_xyxy.shape == (2, places, 4)
+    assert decoded.class_logits.shape == (2, places, num_classes)
+    assert decoded.objectness.shape == (2, places)
 
 
 def chain(name, length):
@@ -212,7 +216,7 @@ def test_yolov4_tiny_learns():
         history.append([losses[part].item() for part in ("loss", "box", "obj", "cls")])
     assert all(last < 0.3 * first for first, last in zip(history[0], history[-1], strict=True)), history
     with torch.no_grad():
-        best = max(model.decode(model(images))[0].tolist(), key=lambda prediction: prediction[4])
+        best = max(packed(model.decode(model(images)))[0].tolist(), key=lambda prediction: prediction[4])
     assert best[:4] == pytest.approx([16, 8, 48, 56], abs=6)
     assert best[4] > 0 and best[6] > best[5]
 
@@ -221,4 +225,5 @@ def test_no_images():
     """Prevents an empty batch from failing."""
     model = build_model("yolov4_tiny", 2).eval()
     with torch.no_grad():
-        assert model.decode(model(torch.zeros(0, 3, 64, 64, dtype=torch.uint8))).shape == (0, 3 * (16 + 4), 7)
+        decoded = model.decode(model(torch.zeros(0, 3, 64, 64, dtype=torch.uint8)))
+    assert packed(decoded).shape == (0, 3 * (16 + 4), 7)

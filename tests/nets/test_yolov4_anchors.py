@@ -8,6 +8,7 @@ from nets import build_model
 from nets.base import MAX_LOG_SIZE
 from nets.yolov4.anchors import AnchorNetwork, check_decode_rule
 from nets.yolov4.model import DECODE_RULE, TINY_DECODE_RULE
+from tests.nets.decoded import packed
 
 MODEL_DATA = Path(__file__).parents[2] / "model_data"
 # Two maps of stride 8 and 16 with two anchors each, coarse stride first in the mask.
@@ -106,7 +107,7 @@ def test_decode_literal_values():
     fine[0, 7:, 3, 1] = torch.tensor([math.log(3), -math.log(3), math.log(2), math.log(3), 1.5, -1, 2])
     # Stride 16, scale 1.2, row 1, column 2, first anchor (20, 30): 0.75 * 1.2 - 0.1 = 0.8, 0.25 * 1.2 - 0.1 = 0.2.
     coarse[0, :7, 1, 2] = torch.tensor([math.log(3), -math.log(3), math.log(0.5), 0, -3, 4, 5])
-    decoded = model.decode([fine, coarse])
+    decoded = packed(model.decode([fine, coarse]))
     assert decoded.shape == (1, 24 * 2 + 6 * 2, 7)
     changed = [(3 * 6 + 1) * 2 + 1, 48 + (1 * 3 + 2) * 2]
     assert decoded[0, changed[0]].tolist() == pytest.approx([4, 14, 24, 38, 1.5, -1, 2], abs=1e-4)
@@ -130,18 +131,18 @@ def test_scale_says_how_far_a_centre_may_leave_its_cell(level, low, high):
     model = network()
     raw = raw_maps(model)
     raw[level][0, 0, 0, 0], raw[level][0, 1, 0, 0] = -100.0, 100.0
-    x1, y1, x2, y2 = model.decode(raw)[0, 48 * level, :4].tolist()
+    x1, y1, x2, y2 = model.decode(raw).boxes_xyxy[0, 48 * level].tolist()
     assert [(x1 + x2) / 2, (y1 + y2) / 2] == pytest.approx([low, high], abs=1e-5)
 
 
 def test_decode_bounds_wild_sizes():
     """Prevents exp of a wild logit from overflowing to infinity, and the loss with it."""
     model = network()
-    boxes_xyxy = model.decode([level + 1000.0 for level in raw_maps(model)])[..., :4]
+    boxes_xyxy = model.decode([level + 1000.0 for level in raw_maps(model)]).boxes_xyxy
     sides = (boxes_xyxy[0, -1, 2:] - boxes_xyxy[0, -1, :2]).tolist()
     assert sides == pytest.approx([math.exp(MAX_LOG_SIZE) * 40, math.exp(MAX_LOG_SIZE) * 24], rel=1e-5)
     assert boxes_xyxy.isfinite().all()
-    boxes_xyxy = model.decode([level - 1000.0 for level in raw_maps(model)])[..., :4]
+    boxes_xyxy = model.decode([level - 1000.0 for level in raw_maps(model)]).boxes_xyxy
     assert torch.equal(boxes_xyxy[..., :2], boxes_xyxy[..., 2:])
 
 
@@ -151,14 +152,14 @@ def test_low_precision_maps_give_float32_boxes(dtype):
     model = network()
     raw = [torch.randn_like(level).to(dtype) for level in raw_maps(model)]
     decoded = model.decode(raw)
-    assert decoded.dtype == torch.float32
-    assert torch.equal(decoded, model.decode([level.float() for level in raw]))
+    assert {part.dtype for part in decoded} == {torch.float32}
+    assert torch.equal(packed(decoded), packed(model.decode([level.float() for level in raw])))
 
 
 def test_no_images():
     """Prevents an empty batch from failing in decode."""
     model = network()
-    assert model.decode(raw_maps(model, batch=0)).shape == (0, 60, 7)
+    assert packed(model.decode(raw_maps(model, batch=0))).shape == (0, 60, 7)
 
 
 def test_a_scale_is_missing():

@@ -145,7 +145,7 @@ OPTIONS = {
 @pytest.mark.parametrize("num_classes", [1, 3])
 @pytest.mark.parametrize("seed", range(2))
 def test_random_cases(seed, num_classes, name):
-    """Prevents any term from losing its weight, its mask or its divisor, from judging another anchor's box, and any
+    """Prevents any term from losing its weight, its mask or its divisor, from taking another anchor's box, and any
     option from having no effect."""
     torch.manual_seed(seed)
     raw = [level / 2 for level in raw_maps(3, num_classes, (96, 64), torch.randn)]
@@ -298,10 +298,10 @@ def test_step_never_waits_for_the_device(monkeypatch, options):
     targets = padded(random_boxes(4, 64, 64, 3), []).to("meta")
     raw = [level.to("meta").requires_grad_() for level in raw_maps(2, 3)]
 
-    def refuse(*_args, **_kwargs):
+    def fail(*_args, **_kwargs):
         raise AssertionError("torch.tensor copies from the host in every step; make it on the device")
 
-    monkeypatch.setattr(torch, "tensor", refuse)
+    monkeypatch.setattr(torch, "tensor", fail)
     losses = criterion(raw, targets)
     losses["loss"].backward()
     assert [tuple(value.shape) for value in losses.values()] == [(), (), (), (), (2,)]

@@ -7,6 +7,7 @@ from torch.nn.functional import max_pool2d
 
 from nets import MODELS, build_model
 from nets.blocks import Focus, PixelNormalize, SPPBottleneck
+from tests.nets.decoded import packed
 
 MILLIONS = {
     "yolox_nano": 0.912159,
@@ -43,7 +44,10 @@ def test_raw_maps_and_decoded_shapes(num_classes):
     channels = 5 + num_classes
     assert [tuple(level.shape) for level in raw] == [(2, channels, 12, 8), (2, channels, 6, 4), (2, channels, 3, 2)]
     assert model.strides == (8, 16, 32)
-    assert model.decode(raw).shape == (2, 96 + 24 + 6, channels)
+    decoded = model.decode(raw)
+    assert decoded.boxes_xyxy.shape == (2, 96 + 24 + 6, 4)
+    assert decoded.class_logits.shape == (2, 96 + 24 + 6, num_classes)
+    assert decoded.objectness.shape == (2, 96 + 24 + 6)
 
 
 def test_backbone_interface():
@@ -61,8 +65,8 @@ def test_decode_literal_values(dtype):
     model = shapes_only("yolox_nano", 2)
     raw = [torch.zeros(1, 7, 64 // stride, 32 // stride, dtype=dtype) for stride in (8, 16, 32)]
     raw[1][0, :, 3, 1] = torch.tensor([0.25, -0.5, math.log(2), math.log(3), 1.5, -1, 2])
-    decoded = model.decode(raw)
-    assert decoded.dtype == torch.float32
+    assert {part.dtype for part in model.decode(raw)} == {torch.float32}
+    decoded = packed(model.decode(raw))
     tolerance = 1e-4 if dtype == torch.float32 else 0.2
     assert decoded[0, 32 + 3 * 2 + 1].tolist() == pytest.approx([4, 16, 36, 64, 1.5, -1, 2], abs=tolerance)
     assert decoded[0, 1].tolist() == [4, -4, 12, 4, 0, 0, 0]
@@ -72,7 +76,7 @@ def test_decode_literal_values(dtype):
 def test_decode_bounds_wild_sizes():
     """Prevents exp of a wild logit from overflowing to infinity, and the loss with it: exp(7) * 32 pixels at most."""
     raw = [torch.full((1, 6, 32 // stride, 32 // stride), 1000.0) for stride in (8, 16, 32)]
-    boxes_xyxy = shapes_only("yolox_nano", 1).decode(raw)[0, :, :4]
+    boxes_xyxy = shapes_only("yolox_nano", 1).decode(raw).boxes_xyxy[0]
     assert (boxes_xyxy[-1, 2] - boxes_xyxy[-1, 0]).item() == pytest.approx(math.exp(7) * 32, rel=1e-4)
     assert boxes_xyxy.isfinite().all()
 
@@ -139,7 +143,7 @@ def test_pixel_normalize_literal_values():
     assert {result.dtype for result in results} == {torch.float32}
 
 
-def test_pixel_normalize_refuses_unknown_channel_order():
+def test_an_unknown_channel_order_is_an_error():
     """Prevents a misspelt rule from being taken silently for RGB."""
     with pytest.raises(ValueError, match="channels is 'rgb'"):
         PixelNormalize({"channels": "rgb", "mean": [0, 0, 0], "std": [1, 1, 1]})
@@ -182,4 +186,4 @@ def test_official_weights_load(real_data):
     model.load_state_dict(state, strict=True)
     with torch.no_grad():
         decoded = model.eval().decode(model(images_uint8(1)))
-    assert decoded.isfinite().all()
+    assert packed(decoded).isfinite().all()

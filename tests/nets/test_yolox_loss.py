@@ -42,7 +42,7 @@ def reference_loss(criterion, raw, targets):
                     sums["obj"] += reference_objectness(objectness, learns, options)
                     if learns:
                         x1, y1, x2, y2, label = targets[image, box_index[image, cell]].tolist()
-                        box_xyxy = decoded[image, cell, :4].tolist()
+                        box_xyxy = decoded.boxes_xyxy[image, cell].tolist()
                         iou = reference_iou(box_xyxy, (x1, y1, x2, y2))
                         loss = reference_box_loss(options.iou_type or "iou", box_xyxy, (x1, y1, x2, y2))
                         sums["box"] += BOX_WEIGHT * loss
@@ -63,7 +63,7 @@ def reference_loss(criterion, raw, targets):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("num_classes", [1, 3])
 def test_random_cases(seed, num_classes):
-    """Prevents any term from losing its weight, its mask or its divisor, or from judging another cell's box."""
+    """Prevents any term from losing its weight, its mask or its divisor, or from taking another cell's box."""
     torch.manual_seed(seed)
     raw = raw_maps(3, num_classes, (96, 64), torch.randn)
     targets = padded(*(random_boxes(count, 96, 64, num_classes) for count in (6, 0, 2)))
@@ -88,7 +88,7 @@ def test_options_have_their_effect(options):
     assert {name for name in PARTS if found[name] != usual[name]} == {"loss", changed}
 
 
-def test_weights_of_maps_are_refused():
+def test_weights_of_maps_are_an_error():
     """Prevents map_weights, which this network has no use for, from being ignored in silence."""
     with pytest.raises(ValueError) as error:
         criterion_for(3, map_weights=(1.0, 1.0, 1.0))
@@ -195,12 +195,12 @@ def test_step_never_waits_for_the_device(monkeypatch):
     targets = padded(random_boxes(4, 64, 64, 3), []).to("meta")
     raw = [level.to("meta").requires_grad_() for level in raw_maps(2, 3, (64, 64))]
 
-    def refuse(*_args, **_kwargs):
+    def fail(*_args, **_kwargs):
         raise AssertionError(
             "torch.tensor copies from the host in every step; make it on the device, as torch.arange does"
         )
 
-    monkeypatch.setattr(torch, "tensor", refuse)
+    monkeypatch.setattr(torch, "tensor", fail)
     losses = criterion(raw, targets)
     losses["loss"].backward()
     assert [tuple(value.shape) for value in losses.values()] == [(), (), (), (), (), (2,)]

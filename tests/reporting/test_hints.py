@@ -2,14 +2,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.evaluation.test_matching_voc import found
-from tests.reporting.test_hints_classes import records_of
+from tests.evaluation.tables import found
+from tests.reporting.test_hints_classes import annotations_of
 from tests.reporting.test_hints_curves import SETTINGS, rows_of
-from utils.reporting.hints import MOST, Run, advise
+from utils.reporting.hints import MOST, Run, collect_hints, data_wait_hint
 
 RUN = Run(
     SimpleNamespace(**SETTINGS, input_shape=[416, 416], cache=""),
-    *(["a", "b"], records_of([500, 4]), records_of([10, 10]), {}, 0),
+    *(["a", "b"], annotations_of([500, 4]), annotations_of([10, 10]), {}, 0),
 )
 
 
@@ -31,18 +31,18 @@ def scores(*maps):
         (5, (0.0, 0.0), True, ["not found, from scratch", "few boxes"]),
     ],
 )
-def test_classes_are_judged_when_it_is_time(epochs, maps, is_last, topics):
+def test_classes_are_looked_at_when_it_is_time(epochs, maps, is_last, topics):
     """Prevents false alarms in the epochs in which nothing is found yet, of 40 in all."""
     falling = [8 * 0.95**epoch for epoch in range(epochs)]
-    assert list(advise(RUN, rows_of(falling), scores(*maps), found(), is_last)) == topics
+    assert list(collect_hints(RUN, rows_of(falling), scores(*maps), found(), is_last)) == topics
 
 
-def test_the_course_stands_before_the_classes_and_the_wait_last():
+def test_the_curves_stand_before_the_classes_and_the_wait_last():
     """Prevents what concerns the whole detector from being lost behind single classes."""
     rows = rows_of([8.0] * 12)
     for row in rows:
         row["data_wait"] = 0.5
-    found_topics = list(advise(RUN, rows, scores(0.0, 0.0), found(), is_last=True))
+    found_topics = list(collect_hints(RUN, rows, scores(0.0, 0.0), found(), is_last=True))
     assert found_topics == ["nothing learned", "not found, from scratch", "few boxes", "data wait"]
     assert len(found_topics) <= MOST
 
@@ -51,10 +51,27 @@ def test_the_first_epoch_does_not_count_as_waiting():
     """Prevents the start of the workers from being taken for a slow loader."""
     rows = rows_of([8.0, 7.0, 6.0])
     rows[0]["data_wait"] = 0.9
-    assert advise(RUN, rows) == {}
+    assert collect_hints(RUN, rows) == {}
 
 
 def test_nothing_to_say():
     """Prevents a crash before the first epoch, and without an evaluation."""
-    assert advise(RUN, []) == {}
-    assert advise(RUN, rows_of([8.0, 7.0]), None, None, is_last=True) == {}
+    assert collect_hints(RUN, []) == {}
+    assert collect_hints(RUN, rows_of([8.0, 7.0]), None, None, is_last=True) == {}
+
+
+@pytest.mark.parametrize(
+    ("data_wait", "cache", "workers", "expected"),
+    [
+        (0.24, "", 0, set()),
+        (0.25, "", 0, {"set cache = 'ram', which decodes each image once"}),
+        (0.5, "ram", 2, {"raise num_workers (now 2; this machine has 4 cores)"}),
+        (0.5, "ram", 3, {"lower input_shape, or mosaic_prob and mixup_prob; a faster processor would help as well"}),
+    ],
+)
+def test_a_slow_loader_names_the_constant_to_change(monkeypatch, data_wait, cache, workers, expected):
+    """Prevents trainings that wait for images half of the time while nobody knows what to do."""
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    hints = data_wait_hint({"data_wait": data_wait}, SimpleNamespace(cache=cache), workers)
+    start = "Much of the time goes into waiting for images (data wait): "
+    assert hints == {f"{start}{change}." for change in expected}

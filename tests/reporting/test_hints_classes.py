@@ -4,53 +4,55 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tests.evaluation.test_matching_voc import found
-from utils.data.annotations import Records
+from tests.evaluation.tables import found
+from utils.data.annotations import Annotations
 from utils.reporting.hints import Run
-from utils.reporting.hints.classes import class_advice
+from utils.reporting.hints.classes import class_hints
 
 SETTINGS = SimpleNamespace(input_shape=[416, 416], model_path="a.pth", pretrained=False)
 ANCHORS = {"anchors": [[40, 40], [200, 10]], "anchors_mask": [[0]]}
 
 
-def records_of(counts, size_wh=(40, 40), images=1):
+def annotations_of(counts, size_wh=(40, 40), images=1):
     """One image of 416 x 416 with so many boxes of each class, all of one size."""
     classes = np.repeat(np.arange(len(counts)), counts)
     boxes_xyxy = np.tile([0, 0, *size_wh], (len(classes), 1))
-    return Records(["a.jpg"] * images, [(416, 416)] * images, [len(classes)] + [0] * (images - 1), boxes_xyxy, classes)
+    return Annotations(
+        ["a.jpg"] * images, [(416, 416)] * images, [len(classes)] + [0] * (images - 1), boxes_xyxy, classes
+    )
 
 
-def advice(train_counts, maps, train_size=(40, 40), val=None, detections=(), confidence=0.5, **options):
+def hints(train_counts, maps, train_size=(40, 40), val=None, detections=(), confidence=0.5, **options):
     """{topic: sentence}; maps: of each class, NaN for one without boxes in validation, the others have ten."""
     names = [f"c{number}" for number in range(len(maps))]
     counts = [0 if math.isnan(value) else 10 for value in maps]
     columns = zip(names, counts, maps, strict=True)
     scores = {"classes": [{"name": n, "boxes": b, "map50": m, "confidence": confidence} for n, b, m in columns]}
     settings = SimpleNamespace(**(vars(SETTINGS) | options.pop("settings", {})))
-    train = records_of(train_counts, train_size)
-    run = Run(settings, names, train, val or records_of(counts), options.get("decode_rule", {}), 0)
-    return class_advice(run, scores, found(*detections))
+    train = annotations_of(train_counts, train_size)
+    run = Run(settings, names, train, val or annotations_of(counts), options.get("decode_rule", {}), 0)
+    return class_hints(run, scores, found(*detections))
 
 
 def test_classes_that_are_found_need_nothing():
-    """Prevents advice where there is nothing to gain."""
-    assert advice([500, 500], [0.8, 0.5]) == {}
-    assert advice([], []) == {}
+    """Prevents hints where there is nothing to gain."""
+    assert hints([500, 500], [0.8, 0.5]) == {}
+    assert hints([], []) == {}
 
 
 def test_no_training_boxes_and_few():
     """Prevents a search for settings where examples are missing."""
-    assert advice([0, 4, 99, 500], [0.0, 0.0, 0.05, 0.8]) == {
+    assert hints([0, 4, 99, 500], [0.0, 0.0, 0.05, 0.8]) == {
         "few boxes": "Few training boxes: c1 (4), c2 (99). Under 10 nothing is learned, 100 are a start: label more.",
         "no training boxes": "No training boxes: c0 (10 in validation). Label some in train_annotation_path, or take "
         "the class out of classes_path.",
     }
-    assert list(advice([0, 500], [math.nan, 0.8])) == ["no training boxes"]
+    assert list(hints([0, 500], [math.nan, 0.8])) == ["no training boxes"]
 
 
 def test_no_validation_boxes():
     """Prevents a class without a score from passing as one that is found; it stands behind what costs mAP."""
-    assert advice([500, 20, 0], [math.nan, 0.8, 0.0]) == {
+    assert hints([500, 20, 0], [math.nan, 0.8, 0.0]) == {
         "no training boxes": "No training boxes: c2 (10 in validation). Label some in train_annotation_path, or take "
         "the class out of classes_path.",
         "no validation boxes": "No validation boxes: c0 (500 in training). Nothing tells how well they are found: "
@@ -60,36 +62,36 @@ def test_no_validation_boxes():
 
 def test_small_boxes():
     """Prevents a longer training on objects that leave no trace: 6 pixels at 416 are 10 at 693, so at 704."""
-    assert advice([500], [0.02], (20, 6)) == {
+    assert hints([500], [0.02], (20, 6)) == {
         "small boxes": "Small boxes: c0 (half of them under 6.0 pixels, 10 with input_shape = [704, 704]). Under 10 "
         "pixels of the input little is found: raise input_shape, or cut the images into parts."
     }
-    assert "c0 (half of them under 2.0 pixels)." in advice([500], [0.02], (20, 2))["small boxes"]
-    assert "small boxes" not in advice([500], [0.02], (20, 10))
+    assert "c0 (half of them under 2.0 pixels)." in hints([500], [0.02], (20, 2))["small boxes"]
+    assert "small boxes" not in hints([500], [0.02], (20, 10))
 
 
 def test_anchors_that_do_not_fit():
     """Prevents anchors of other shapes from being overlooked; one that no map has does not count."""
-    assert advice([500], [0.02], (200, 12), decode_rule=ANCHORS) == {
+    assert hints([500], [0.02], (200, 12), decode_rule=ANCHORS) == {
         "anchors": "The anchors do not fit: c0 (only 0% of the boxes have one with an IoU of 0.5). `python "
         "tools/kmeans_for_anchors.py` finds better ones for anchors_path."
     }
-    assert "anchors" not in advice([500], [0.02], (40, 40), decode_rule=ANCHORS)
-    assert "anchors" not in advice([500], [0.02], (200, 12))
+    assert "anchors" not in hints([500], [0.02], (40, 40), decode_rule=ANCHORS)
+    assert "anchors" not in hints([500], [0.02], (200, 12))
 
 
 def test_another_class():
     """Prevents two classes that are mixed up from looking like one that is not found: 4 of the 10 boxes of c1 are
     taken for c2; 3 would be chance, and so would a score under 0.1."""
-    places = [[0, 40 * n, 0, 40 * n + 40, 40] for n in range(10)]
-    val = Records(["a.jpg"], [(416, 416)], [10], [place[1:] for place in places], [1] * 10)
-    taken = [[*place, 0.4, 2] for place in places[:4]]
-    sentence = advice([500] * 3, [0.8, 0.05, 0.8], val=val, detections=taken)["confused"]
+    boxes = [[0, 40 * n, 0, 40 * n + 40, 40] for n in range(10)]
+    val = Annotations(["a.jpg"], [(416, 416)], [10], [box[1:] for box in boxes], [1] * 10)
+    taken = [[*box, 0.4, 2] for box in boxes[:4]]
+    sentence = hints([500] * 3, [0.8, 0.05, 0.8], val=val, detections=taken)["confused"]
     assert sentence.startswith("Taken for another class: c1 (40% for c2). Compare their labels")
-    assert "confused" not in advice([500] * 3, [0.8, 0.05, 0.8], val=val, detections=taken[:3])
-    unsure = [[*place, 0.05, 2] for place in places]
-    assert "confused" not in advice([500] * 3, [0.8, 0.05, 0.8], val=val, detections=unsure)
-    first = advice([500] * 3, [0.8, 0.05, 0.8], val=val, detections=[[*place, 0.4, 0] for place in places])["confused"]
+    assert "confused" not in hints([500] * 3, [0.8, 0.05, 0.8], val=val, detections=taken[:3])
+    unsure = [[*box, 0.05, 2] for box in boxes]
+    assert "confused" not in hints([500] * 3, [0.8, 0.05, 0.8], val=val, detections=unsure)
+    first = hints([500] * 3, [0.8, 0.05, 0.8], val=val, detections=[[*box, 0.4, 0] for box in boxes])["confused"]
     assert "c1 (100% for c0)" in first
 
 
@@ -106,7 +108,7 @@ def test_another_class():
 )
 def test_without_a_reason(settings, topic, change):
     """Prevents silence on a class near zero, and a start from scratch from being overlooked as the cause."""
-    sentence = advice([500], [0.02], settings=settings)[topic]
+    sentence = hints([500], [0.02], settings=settings)[topic]
     assert sentence.startswith(
         f"Hardly found, though the data show no reason: c0 (mAP@0.5 0.02, 500 training boxes). {change}"
     )
@@ -114,16 +116,16 @@ def test_without_a_reason(settings, topic, change):
 
 def test_low_scores():
     """Prevents a class that is found from being missed because it is shown from 0.5 on."""
-    sentence = advice([500], [0.6], confidence=0.12)["low scores"]
+    sentence = hints([500], [0.6], confidence=0.12)["low scores"]
     assert sentence.startswith(
         "Found, but with low scores: c0 (best from 0.12 on). predict.py shows them with confidence"
     )
-    assert advice([500], [0.6], confidence=math.nan) == {}
+    assert hints([500], [0.6], confidence=math.nan) == {}
 
 
 def test_many_classes_share_a_sentence():
     """Prevents eighty lines on eighty classes; what concerns most stands first."""
-    sentences = advice([4] * 12 + [0] * 30 + [500], [0.0] * 42 + [0.8])
+    sentences = hints([4] * 12 + [0] * 30 + [500], [0.0] * 42 + [0.8])
     assert list(sentences) == ["no training boxes", "few boxes"]
     assert "c12 (10 in validation), c13" in sentences["no training boxes"]
     assert "and 20 more. Label" in sentences["no training boxes"]

@@ -26,6 +26,5 @@ def test_it_comes_before_torch(script):
     """Prevents an import sorter from moving it behind torch, where it has no effect."""
     lines = (PROJECT / script).read_text(encoding="utf-8").splitlines()
     position = next(number for number, line in enumerate(lines) if line.startswith("import utils.runtime.threads"))
-    assert position < next(
-        number for number, line in enumerate(lines) if line.startswith(("import torch", "from nets"))
-    )
+    packages = ("import torch", "from nets", "from utils")
+    assert position < next(number for number, line in enumerate(lines) if line.startswith(packages))

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from tools import check_data
-from tools.data_report.lookalike import Looks, look_of, lookalikes, looks
-from tools.data_report.pictures import anchor_recall, box_chart, class_chart, contact_sheet
-from utils.data.annotations import Records
+from utils.data.annotations import Annotations
+from utils.data.quality.near_duplicates import ImageHashes, join_hashes, near_duplicates, perceptual_hash
 from utils.image.codec import read_image, write_image
 from utils.image.opencv import cv2
+from utils.visualize.data_report import anchor_recall, box_chart, class_chart, contact_sheet
 
 BOXES = "10,10,60,60,0 70,20,120,80,1"
 SMALL = {
@@ -81,7 +81,7 @@ def test_what_only_the_content_shows(data, capsys):
     train = [f"{name}.png {BOXES}" for name in (*range(10), "half")] + ["again.png 1,1,50,50,0"]
     write_lists(train, [f"copy.png {BOXES}", f"like.jpg {BOXES}", f"11.png {BOXES}"])
     rows, status = run()
-    assert [row[0] for row in rows] == ["wrong", "harms", "harms", "harms"]
+    assert [row[0] for row in rows] == ["critical", "warning", "warning", "warning"]
     assert [(row[1], os.path.basename(row[2])) for row in rows] == [
         ("same image in train and val", "copy.png"),
         ("image cannot be read", "half.png"),
@@ -106,8 +106,8 @@ def test_a_jpeg_that_lacks_its_end_is_told(data):
     write_lists(train, [f"10.png {BOXES}", f"11.png {BOXES}"])
     rows, status = run()
     assert [(row[0], row[1], os.path.basename(row[2])) for row in rows] == [
-        ("harms", "image cannot be read", "9.jpg"),
-        ("harms", "image lacks its last bytes", "8.jpg"),
+        ("warning", "image cannot be read", "9.jpg"),
+        ("warning", "image lacks its last bytes", "8.jpg"),
     ]
     assert status == 0
 
@@ -177,34 +177,34 @@ def changed(image_rgb):
 def test_changed_copies_are_found(change):
     """Prevents thresholds so strict that only exact copies are found, or so loose that other images are."""
     originals = [scene(number, (240, 320)) for number in range(40)]
-    train = looks([look_of(image) for image in originals[:30]])
-    val = looks([look_of(changed(image)[change]) for image in originals[20:]])
-    assert list(lookalikes(train, val)) == [(index, index + 20, 1) for index in range(10)]
+    train = join_hashes([perceptual_hash(image) for image in originals[:30]])
+    val = join_hashes([perceptual_hash(changed(image)[change]) for image in originals[20:]])
+    assert list(near_duplicates(train, val)) == [(index, index + 20, 1) for index in range(10)]
 
 
 def test_images_of_one_set_are_told_apart():
     """Prevents false alarms on the drawn sample, where everything looks somewhat alike."""
     folder = Path(__file__).parents[2] / "VOCdevkit/Sample/JPEGImages"
-    sample = looks([look_of(read_image(str(path))) for path in sorted(folder.iterdir())[:60]])
-    assert [index for index, _, count in lookalikes(sample, sample) if count > 1] == []
+    sample = join_hashes([perceptual_hash(read_image(str(path))) for path in sorted(folder.iterdir())[:60]])
+    assert [index for index, _, count in near_duplicates(sample, sample) if count > 1] == []
 
 
 def test_lookalikes_need_structure_and_something_to_compare():
     """Prevents all blank images from looking the same, and a crash on empty sets."""
-    blank = looks([look_of(np.full((40, 40, 3), 90, np.uint8))])
-    assert list(lookalikes(blank, blank)) == []
-    nothing = looks([])
+    blank = join_hashes([perceptual_hash(np.full((40, 40, 3), 90, np.uint8))])
+    assert list(near_duplicates(blank, blank)) == []
+    nothing = join_hashes([])
     assert (nothing.hashes.shape, nothing.thumbnails.shape) == ((0,), (0, 256))
-    assert list(lookalikes(nothing, blank)) == list(lookalikes(blank, nothing)) == []
+    assert list(near_duplicates(nothing, blank)) == list(near_duplicates(blank, nothing)) == []
 
 
 def test_the_thumbnail_confirms_what_the_hash_suggests():
     """Prevents two images from being called alike by chance of 64 bits."""
     ramp = np.arange(256, dtype=np.uint8)
-    train = Looks(np.array([0b1111, 0], np.uint64), np.stack([ramp, ramp[::-1]]))
-    assert list(lookalikes(train, Looks(np.array([0], np.uint64), ramp[None]))) == [(0, 0, 1)]
-    far = Looks(np.array([(1 << 60) - 1], np.uint64), ramp[None])
-    assert list(lookalikes(train, far)) == []
+    train = ImageHashes(np.array([0b1111, 0], np.uint64), np.stack([ramp, ramp[::-1]]))
+    assert list(near_duplicates(train, ImageHashes(np.array([0], np.uint64), ramp[None]))) == [(0, 0, 1)]
+    far = ImageHashes(np.array([(1 << 60) - 1], np.uint64), ramp[None])
+    assert list(near_duplicates(train, far)) == []
 
 
 def test_anchor_recall():
@@ -241,8 +241,8 @@ def test_chart_of_boxes_without_boxes():
 
 def test_contact_sheet(data):
     """Prevents boxes in the wrong place of a tile that was enlarged: 160 x 96 pixels become 480 x 288."""
-    records = Records(["data/0.png"], [(96, 160)], [1], [[10, 20, 60, 70]], [0])
-    sheet = contact_sheet([(records, 0, "train")], ["人"])
+    annotations = Annotations(["data/0.png"], [(96, 160)], [1], [[10, 20, 60, 70]], [0])
+    sheet = contact_sheet([(annotations, 0, "train")], ["人"])
     assert sheet.shape == (332, 496, 3)
     top, left = 8, 8
     assert sheet[top + 3 * 45, left + 3 * 10].tolist() == [230, 57, 70]

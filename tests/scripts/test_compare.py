@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from nets import build_model
-from tests.evaluation.test_matching_voc import found, truth
+from tests.evaluation.tables import found, truth
 from tools import compare
-from utils.config.cli import script_constants
-from utils.weights.metadata import make_contract
+from utils.config.cli import read_constants
+from utils.weights.metadata import make_metadata
 from utils.weights.save import save_weights
 
 PROJECT = Path(__file__).resolve().parents[2]
-SETTINGS = script_constants(vars(compare)) | {"first": "A.pth", "second": "B.pth", "resamplings": 300}
+SETTINGS = read_constants(vars(compare)) | {"first": "A.pth", "second": "B.pth", "resamplings": 300}
 
 
 def settings(**changes):
@@ -104,8 +104,8 @@ def test_two_weight_files(tmp_path, capsys):
     for name, classes in (("a", ["x", "y"]), ("b", ["x", "y"]), ("c", ["y", "x"])):
         torch.manual_seed(len(name))
         model = build_model("yolox_nano", 2)
-        contract = make_contract(model, classes, (64, 64), {"mode": "topleft", "pad": 114})
-        save_weights(tmp_path / f"{name}.pth", model, contract)
+        metadata = make_metadata(model, classes, (64, 64), {"mode": "topleft", "pad": 114})
+        save_weights(tmp_path / f"{name}.pth", model, metadata)
     (tmp_path / "val.txt").write_text(f"{PROJECT}/VOCdevkit/Sample/JPEGImages/000150.jpg 20,30,120,140,0\n")
     values = {"annotation_path": str(tmp_path / "val.txt"), "Cuda": False, "resamplings": 20}
     values["first"] = str(tmp_path / "a.pth")

@@ -1,26 +1,22 @@
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from torchvision.models import resnet18
 
 from nets import build_model
+from tests.scripts.programs import run_here
 from tests.weights.test_darknet import CONVOLUTIONS, numbers_of, write
 from tests.weights.test_read import outputs, random_network, saved, without_prefix
 from tools import convert_weights
-from utils.config.cli import script_constants
+from utils.config.cli import read_constants
 from utils.config.rules import check_values
 from utils.image.codec import write_image
 from utils.inference.detector import Detector, open_network
 from utils.weights.load import load_matching
-from utils.weights.metadata import make_contract
+from utils.weights.metadata import make_metadata
 from utils.weights.read import read_weights
 from utils.weights.save import save_weights
 
-ROOT = Path(__file__).resolve().parents[2]
 BGR = {"channels": "BGR", "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
 RGB_1 = {"channels": "RGB", "mean": [0.0, 0.0, 0.0], "std": [255.0, 255.0, 255.0]}
 RGB_IMAGENET = {"channels": "RGB", "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
@@ -47,7 +43,7 @@ def sources(nano, tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sources")
     own = random_network("yolox_nano", 2, backbone="resnet18")
     about = {"epoch": 7, "scores": {"map50": 0.5, "ap": None}, "settings": {"seed": 11}}
-    save_weights(folder / "ours.pth", own, make_contract(own, ["cat", "dog"], (64, 96), TOP_LEFT, **about))
+    save_weights(folder / "ours.pth", own, make_metadata(own, ["cat", "dog"], (64, 96), TOP_LEFT, **about))
     half = {key: value.half() if value.is_floating_point() else value for key, value in nano.state_dict().items()}
     return {
         "ours": folder / "ours.pth",
@@ -62,7 +58,7 @@ def sources(nano, tiny, tmp_path_factory):
 def convert(source, target, **constants):
     """Run the tool as its command line does, in this process."""
     constants |= {"source": str(source), "target": str(target)}
-    convert_weights.main(check_values(script_constants(vars(convert_weights)) | constants))
+    convert_weights.main(check_values(read_constants(vars(convert_weights)) | constants))
     return target
 
 
@@ -88,27 +84,27 @@ def test_a_converted_file_computes_the_same_and_says_how_it_is_used(sources, tmp
     file names all that use needs by itself."""
     target = convert(sources[name], tmp_path / "out.pth")
     before, _ = open_network(read_weights(sources[name]))
-    after, contract = open_network(read_weights(target))
+    after, metadata = open_network(read_weights(target))
     assert torch.equal(outputs(before), outputs(after))
     assert all(torch.equal(value, after.state_dict()[key]) for key, value in before.state_dict().items())
     assert (
-        *(contract["model_name"], contract["backbone"], contract["pixel_rule"], contract["resize_rule"]),
-        *(contract["input_shape"], contract["decode_rule"]),
+        *(metadata["model_name"], metadata["backbone"], metadata["pixel_rule"], metadata["resize_rule"]),
+        *(metadata["input_shape"], metadata["decode_rule"]),
     ) == WHOLE[name]
-    assert contract["format"] == 1
-    assert contract["strides"] == ([16, 32] if contract["model_name"] == "yolov4_tiny" else [8, 16, 32])
-    names = contract["class_names"]
+    assert metadata["format"] == 1
+    assert metadata["strides"] == ([16, 32] if metadata["model_name"] == "yolov4_tiny" else [8, 16, 32])
+    names = metadata["class_names"]
     assert (
         names == ["cat", "dog"] if name == "ours" else (len(names), names[0], names[79]) == (80, "person", "toothbrush")
     )
-    assert read_weights(target).source == f"{contract['model_name']}, {len(names)} classes, written by this project"
+    assert read_weights(target).source == f"{metadata['model_name']}, {len(names)} classes, written by this project"
 
 
 def test_what_a_training_wrote_stays(sources, tmp_path):
     """Prevents the settings and scores of a run from being lost."""
-    contract = read_weights(convert(sources["ours"], tmp_path / "out.pth")).contract
-    assert (contract["epoch"], contract["scores"]) == (7, {"map50": 0.5, "ap": None})
-    assert contract["settings"] == {"seed": 11}
+    metadata = read_weights(convert(sources["ours"], tmp_path / "out.pth")).metadata
+    assert (metadata["epoch"], metadata["scores"]) == (7, {"map50": 0.5, "ap": None})
+    assert metadata["settings"] == {"seed": 11}
 
 
 @pytest.mark.parametrize("name", ["official", "flat_yolox", "flat_tiny", "darknet"])
@@ -130,7 +126,7 @@ def test_converting_twice_changes_nothing(sources, tmp_path):
     once = convert(sources["darknet"], tmp_path / "once.pth")
     twice = convert(once, tmp_path / "twice.pth")
     first, second = read_weights(once), read_weights(twice)
-    assert first.contract == second.contract
+    assert first.metadata == second.metadata
     assert all(torch.equal(value, second.state[key]) for key, value in first.state.items())
     assert len(first.state) == len(second.state)
 
@@ -155,11 +151,11 @@ def test_a_part_of_a_network_stays_a_part(nano, tiny, tmp_path, kind):
     weights = read_weights(convert(source, tmp_path / "out.pth"))
     assert weights.state.keys() == expected.keys()
     assert all(torch.equal(value, weights.state[key]) for key, value in expected.items())
-    assert (weights.contract["class_names"], weights.contract["model_name"]) == ([], model_name)
+    assert (weights.metadata["class_names"], weights.metadata["model_name"]) == ([], model_name)
     with pytest.raises(ValueError, match="holds a part of a network, which detects nothing by itself: train with it"):
         Detector(tmp_path / "out.pth")
-    fit = load_matching(build_model(model_name, 3), weights, ["a", "b", "c"])
-    assert (set(fit.loaded), fit.by_class, fit.unused) == (set(expected), {}, [])
+    result = load_matching(build_model(model_name, 3), weights, ["a", "b", "c"])
+    assert (set(result.loaded), result.by_class, result.unexpected_keys) == (set(expected), {}, [])
 
 
 def test_classes_of_ones_own(tmp_path):
@@ -174,13 +170,13 @@ def test_classes_of_ones_own(tmp_path):
     assert not (tmp_path / "out.pth").exists()
     (tmp_path / "classes.txt").write_text("fish\n叶\n", encoding="utf-8")
     target = convert(source, tmp_path / "out.pth", classes_path=str(tmp_path / "classes.txt"))
-    assert read_weights(target).contract["class_names"] == ["fish", "叶"]
+    assert read_weights(target).metadata["class_names"] == ["fish", "叶"]
 
 
 def test_the_format_can_be_told(sources, tmp_path):
     """Prevents an old release from being converted with the rules of the new one."""
     target = convert(sources["official"], tmp_path / "out.pth", weights_format="yolox_rgb")
-    assert read_weights(target).contract["pixel_rule"] == RGB_IMAGENET
+    assert read_weights(target).metadata["pixel_rule"] == RGB_IMAGENET
     with pytest.raises(ValueError, match=r"weights_format is 'darknet', but .* holds yolox_nano"):
         convert(sources["official"], tmp_path / "other.pth", weights_format="darknet")
 
@@ -211,32 +207,30 @@ def test_a_backbone_of_torchvision_needs_no_conversion(tmp_path):
         convert(source, tmp_path / "out.pth")
 
 
-def run(*arguments):
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-
-
 def test_from_the_command_line_to_boxes(sources, tmp_path):
     """Prevents words that are not understood, and a file that predict.py and get_map.py cannot use by itself: the tool
     takes bare words, and neither of the others is told anything but the file."""
     target = tmp_path / "converted.pth"
-    process = run("tools/convert_weights.py", sources["darknet"], target)
-    assert process.returncode == 0, process.stderr
-    assert f"saved {target}: yolov4_tiny, 118 tensors, 80 classes" in process.stdout
-    process = run("tools/convert_weights.py", sources["darknet"], target)
-    assert process.returncode == 1 and "Traceback" not in process.stderr
-    assert process.stderr.strip() == f"Error: {target} exists already; remove it, or give another name."
+    finished = run_here("tools/convert_weights.py", sources["darknet"], target)
+    assert finished.status == 0, finished.error
+    assert f"saved {target}: yolov4_tiny, 118 tensors, 80 classes" in finished.said
+    finished = run_here("tools/convert_weights.py", sources["darknet"], target)
+    assert (finished.status, finished.error) == (
+        1,
+        f"Error: {target} exists already; remove it, or give another name.\n",
+    )
 
     write_image(str(tmp_path / "a.png"), np.random.default_rng(5).integers(0, 256, (60, 100, 3), np.uint8))
     (tmp_path / "list.txt").write_text(f"{tmp_path / 'a.png'} 10,10,50,40,0\n")
     common = (f"--model_path={target}", "--input_shape=[64,64]", "--Cuda=False")
-    process = run("predict.py", *common, f"--image={tmp_path / 'a.png'}", f"--dir_save_path={tmp_path / 'img_out'}")
-    assert process.returncode == 0, process.stderr
+    pictures = f"--image={tmp_path / 'a.png'}", f"--dir_save_path={tmp_path / 'img_out'}"
+    finished = run_here("predict.py", *common, *pictures)
+    assert finished.status == 0, finished.error
     assert (tmp_path / "img_out/a.png").is_file()
-    process = run(
+    finished = run_here(
         *("tools/get_map.py", *common, f"--annotation_path={tmp_path / 'list.txt'}"),
         *(f"--map_out_path={tmp_path / 'map_out'}", "--fp16=False"),
     )
-    assert process.returncode == 0, process.stderr
-    assert "1 images, 1 boxes" in process.stdout
+    assert finished.status == 0, finished.error
+    assert "1 images, 1 boxes" in finished.said
     assert (tmp_path / "map_out/results.json").is_file()

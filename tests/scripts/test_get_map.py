@@ -1,15 +1,11 @@
 import json
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from tests.scripts.programs import run_here
 from tools import get_map
-from utils.config.cli import script_constants
-
-PROJECT = Path(__file__).resolve().parents[2]
+from utils.config.cli import read_constants
 
 
 @pytest.fixture
@@ -28,7 +24,7 @@ def folders(tmp_path):
 
 
 def settings(folder, **changes):
-    values = script_constants(vars(get_map)) | {"map_out_path": str(folder / "out"), "resamplings": 50}
+    values = read_constants(vars(get_map)) | {"map_out_path": str(folder / "out"), "resamplings": 50}
     values |= {"gt": str(folder / "gt"), "det": str(folder / "det")}
     return SimpleNamespace(**(values | changes))
 
@@ -75,6 +71,7 @@ def test_public_samples_have_their_known_scores(real_data, tmp_path, arguments, 
     truth, found, box_format, iou = arguments
     folder = real_data / "oracles/map"
     changes = {"box_format": box_format, "MINOVERLAP": iou, "map_out_path": str(tmp_path / "out"), "resamplings": 0}
+    changes["plus_one"] = True
     scores = get_map.main(settings(tmp_path, gt=str(folder / truth), det=str(folder / found), **changes))
     assert {name: scores[name] for name in expected} == pytest.approx(expected, abs=1e-6)
 
@@ -252,7 +249,10 @@ def test_no_text_files(folders):
 
 def test_the_command(folders):
     """Prevents constants that the command line cannot reach."""
-    command = [sys.executable, "tools/get_map.py", f"--gt={folders / 'gt'}", f"--map_out_path={folders / 'out'}"]
-    result = subprocess.run([*command, f"--det={folders / 'det'}"], cwd=PROJECT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert "VOC mAP@0.5, area under the curve   1.000\n" in result.stdout
+    arguments = f"--gt={folders / 'gt'}", f"--det={folders / 'det'}", f"--map_out_path={folders / 'out'}"
+    finished = run_here("tools/get_map.py", *arguments)
+    assert finished.status == 0, finished.error
+    assert "VOC mAP@0.5, area under the curve  1.000\n" in finished.said
+    assert "+1 pixel" not in finished.said
+    finished = run_here("tools/get_map.py", *arguments, "--plus_one=True")
+    assert "VOC mAP@0.5, 11-point, +1 pixel    1.000\n" in finished.said

@@ -185,4 +185,4 @@ def test_command(settings, monkeypatch, capsys):
         runpy.run_path(str(ROOT / "tools/kmeans_for_anchors.py"), run_name="__main__")
     assert stop.value.code == 1
     said = capsys.readouterr().err
-    assert re.search(r"\nError: new.my_anchors\.txt and new.my_anchors\.png would be replaced", said)
+    assert re.match(r"Error: new.my_anchors\.txt and new.my_anchors\.png would be replaced", said)

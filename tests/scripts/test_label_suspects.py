@@ -1,6 +1,3 @@
-import csv
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,18 +5,15 @@ import numpy as np
 import pytest
 
 from nets import build_model
-from tests.evaluation.test_matching_voc import found, truth
+from tests.evaluation.tables import found, truth
 from tools import label_suspects
 from tools.label_suspects import draw, find_suspects, sets_of, summary, usual_iou, write_rows
-from utils.config.cli import script_constants
-from utils.data.annotations import read_annotations
-from utils.evaluation.matching import paired_iou
+from utils.config.cli import read_constants
 from utils.image.codec import write_image
-from utils.weights.metadata import make_contract
+from utils.weights.metadata import make_metadata
 from utils.weights.save import save_weights
 
 PROJECT = Path(__file__).resolve().parents[2]
-SAMPLE = PROJECT / "VOCdevkit/Sample/ImageSets/Main"
 # Images 0 to 3 hold a box of class 0 each, which is found with 0.9: so sure are labels of this class found.
 RIGHT = [[image, 0, 0, 40, 40, 0, 0] for image in range(4)]
 FOUND = [[image, 0, 0, 40, 40, 0.9, 0] for image in range(4)]
@@ -159,7 +153,7 @@ def test_a_picture_of_a_suspect(tmp_path):
 
 
 def settings(**changes):
-    values = script_constants(vars(label_suspects)) | {"Cuda": False}
+    values = read_constants(vars(label_suspects)) | {"Cuda": False}
     return SimpleNamespace(**(values | changes))
 
 
@@ -169,7 +163,7 @@ def test_files_are_written(tmp_path, capsys):
     for layer in model.head.obj_preds:
         layer.bias.data.fill_(-20)
     names = ["fish", "leaf", "mushroom"]
-    save_weights(tmp_path / "a.pth", model, make_contract(model, names, (64, 64), {"mode": "topleft", "pad": 114}))
+    save_weights(tmp_path / "a.pth", model, make_metadata(model, names, (64, 64), {"mode": "topleft", "pad": 114}))
     (tmp_path / "val.txt").write_text(f"{PROJECT}/VOCdevkit/Sample/JPEGImages/000150.jpg 20,30,120,140,0\n")
     changes = {"model_path": str(tmp_path / "a.pth"), "annotation_path": str(tmp_path / "val.txt")}
     assert label_suspects.main(settings(**changes, save_dir=str(tmp_path / "out"), lowest_score=0.5)) == []
@@ -184,80 +178,4 @@ def test_files_are_written(tmp_path, capsys):
 def test_impossible_constants(changes):
     """Prevents a run that cannot show anything."""
     with pytest.raises(ValueError, match="expected a share from 0 to 1"):
-        label_suspects.check(script_constants(vars(label_suspects)) | changes)
-
-
-def plant(annotation_path, list_path, random):
-    """Write the labels of a set into a list file, 5 % of them removed, moved by half of their size or renamed.
-
-    Returns [(image, box before, box after or None)] of those.
-    """
-    records, _ = read_annotations(annotation_path, ["fish", "leaf", "mushroom"])
-    images = np.repeat(np.arange(len(records)), np.diff(records.first))
-    boxes_xyxy, classes = records.boxes_xyxy.copy(), records.classes.copy()
-    planted, kept = [], np.ones(len(images), bool)
-    for number, row in enumerate(random.permutation(len(images))[: round(0.05 * len(images))]):
-        before = boxes_xyxy[row].copy()
-        if number % 3 == 0:
-            kept[row] = False
-        elif number % 3 == 1:
-            height, width = records.sizes_hw[images[row]]
-            half = (before[2:] - before[:2]) / 2
-            # Towards the middle of the image, so that it stays within.
-            direction = np.where((before[:2] + before[2:]) / 2 < (width / 2, height / 2), 1, -1)
-            boxes_xyxy[row] += np.tile(direction * half * [1, 0], 2)
-        else:
-            classes[row] = (classes[row] + random.integers(1, 3)) % 3
-        planted.append((records.path(images[row]), before, boxes_xyxy[row] if kept[row] else None))
-    with open(list_path, "w", encoding="utf-8") as file:
-        for image in range(len(records)):
-            rows = np.flatnonzero((images == image) & kept)
-            boxes = (",".join(f"{value:.0f}" for value in [*boxes_xyxy[row], classes[row]]) for row in rows)
-            file.write(" ".join([str(PROJECT / records.path(image)), *boxes]) + "\n")
-    return planted
-
-
-def is_planted(row, planted):
-    """Whether a row of suspects.csv is about one of the planted errors: the label itself, or the one that is gone."""
-    corners = ("x1", "y1", "x2", "y2")
-    label_xyxy, found_xyxy = (
-        np.array([float(row[f"{name}_{corner}"]) for corner in corners]) if row[name] else None
-        for name in ("label", "found")
-    )
-    for image, before_xyxy, after_xyxy in planted:
-        if Path(image).name != Path(row["image"]).name:
-            continue
-        if label_xyxy is not None:
-            if after_xyxy is not None and np.abs(label_xyxy - after_xyxy).max() < 1:
-                return True
-        elif paired_iou(before_xyxy[None], found_xyxy[None])[0] >= 0.5:
-            return True
-    return False
-
-
-@pytest.mark.slow
-def test_half_of_the_first_suspects_are_planted(tmp_path):
-    """Prevents a list that a person reads in vain. The detector has learned the wrong labels, as it would in life."""
-    random, planted, lists = np.random.default_rng(5), [], {}
-    for name in ("train", "val"):
-        lists[name] = str(tmp_path / f"{name}.txt")
-        planted += plant(str(SAMPLE / f"{name}.txt"), lists[name], random)
-    assert len(planted) == 38
-    for command in (
-        [
-            *("train.py", f"--train_annotation_path={lists['train']}", f"--val_annotation_path={lists['val']}"),
-            *("--UnFreeze_Epoch=40", "--input_shape=[160,160]", "--eval_period=40", "--Cuda=False"),
-            f"--save_dir={tmp_path / 'logs'}",
-        ],
-        [
-            *("tools/label_suspects.py", f"--model_path={tmp_path / 'logs/last_epoch_weights.pth'}", "--Cuda=False"),
-            *(f"--annotation_path={lists['train']},{lists['val']}", f"--save_dir={tmp_path / 'out'}"),
-        ],
-    ):
-        process = subprocess.run([sys.executable, *command], cwd=PROJECT, capture_output=True, text=True, timeout=1200)
-        assert process.returncode == 0, process.stderr
-    with open(tmp_path / "out/suspects.csv", newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    hits = [is_planted(row, planted) for row in rows[: len(planted)]]
-    print(f"{sum(hits)} of the first {len(planted)} suspects are planted")
-    assert len(hits) == len(planted) and sum(hits) >= len(planted) / 2
+        label_suspects.check(read_constants(vars(label_suspects)) | changes)

@@ -14,7 +14,7 @@ import predict
 from nets import build_model
 from tests.inference.test_detector import with_statistics
 from tools import get_map
-from utils.config.cli import run_script, script_constants
+from utils.config.cli import read_constants, run_script
 from utils.config.rules import check_prediction
 from utils.image.codec import write_image
 from utils.image.opencv import cv2
@@ -22,7 +22,7 @@ from utils.inference.detector import Detector
 from utils.modes import images as pictures
 from utils.modes import onnx as from_onnx
 from utils.modes import video
-from utils.weights.metadata import make_contract
+from utils.weights.metadata import make_metadata
 from utils.weights.save import save_weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +40,7 @@ def made(tmp_path_factory):
             torch.nn.init.normal_(level.weight)
             torch.nn.init.zeros_(level.bias)
     save_weights(
-        folder / "best.pth", model, make_contract(model, ["cat", "狗"], (64, 96), {"mode": "topleft", "pad": 114})
+        folder / "best.pth", model, make_metadata(model, ["cat", "狗"], (64, 96), {"mode": "topleft", "pad": 114})
     )
     rng = np.random.default_rng(0)
     (folder / "in").mkdir()
@@ -51,7 +51,7 @@ def made(tmp_path_factory):
 
 
 def settings(folder, tmp_path, **changes):
-    values = script_constants(vars(predict)) | {"model_path": str(folder / "best.pth"), "show": False, "Cuda": False}
+    values = read_constants(vars(predict)) | {"model_path": str(folder / "best.pth"), "show": False, "Cuda": False}
     values |= {"dir_origin_path": str(folder / "in"), "dir_save_path": str(tmp_path / "out"), "confidence": LOWEST}
     return check_prediction(values | changes)
 
@@ -107,7 +107,7 @@ def test_all_ways_find_the_same_boxes(made, tmp_path, monkeypatch, options):
 
     lines = [f"{path} 0,0,30,1,0\n" for path in paths]
     (tmp_path / "val.txt").write_text("".join(lines), encoding="utf-8")
-    values = script_constants(vars(get_map)) | options | {"annotation_path": str(tmp_path / "val.txt"), "Cuda": False}
+    values = read_constants(vars(get_map)) | options | {"annotation_path": str(tmp_path / "val.txt"), "Cuda": False}
     values |= {"model_path": str(made / "best.pth"), "confidence": LOWEST, "nms_iou": 0.5, "batch_size": 2}
     measured = get_map.detect(SimpleNamespace(**values)).detections
     for number, item in enumerate(by_two):
@@ -187,9 +187,9 @@ def test_a_folder_with_a_failure_ends_with_status_1(made, tmp_path, monkeypatch,
     ]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as stop:
-        run_script(predict.main, script_constants(vars(predict)), check_prediction)
+        run_script(predict.main, read_constants(vars(predict)), check_prediction)
     said = capsys.readouterr().err
-    assert stop.value.code == 1 and "\nError: 1 of 3 pictures failed:\n  " in said
+    assert stop.value.code == 1 and said.startswith("Error: 1 of 3 pictures failed:\n  ")
     assert "notes.jpg cannot be decoded as an image" in said
     content = json.loads((tmp_path / "out/detections.json").read_text(encoding="utf-8"))
     assert [image["file_name"] for image in content["images"]] == ["0.png", "1.png"]

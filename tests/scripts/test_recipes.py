@@ -1,4 +1,4 @@
-"""Runs every recipe of README.md for two epochs on a few images of the sample, in small."""
+"""Builds what every recipe of docs/recipes.md trains, and trains some of them for two epochs, in small."""
 
 import csv
 import math
@@ -12,18 +12,30 @@ import torch
 import train
 from nets import build_model
 from nets.backbones.torchvision import IMAGENET_PIXEL_RULE
+from tests.scripts.programs import CLASSES
 from tests.test_docs import recipes, text_of
-from utils.config.cli import script_constants
+from utils.checkpoint.checkpointer import Progress
+from utils.config.cli import read_constants
 from utils.config.rules import check_training
+from utils.runtime.device import init_runtime
+from utils.training import build
+from utils.training.lr_schedule import LRSchedule
+from utils.training.phases import build_phases, remaining_epochs, unfreeze
 from utils.weights.download import is_release
 from utils.weights.read import WeightFile
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-SAMPLE = ROOT / "VOCdevkit/Sample"
-RECIPES = recipes(text_of("README.md"))
-TRAINED, VALIDATED = 8, 4
+RECIPES = recipes(text_of("docs/recipes.md"))
+# One of each kind: both phases, another network, frozen blocks, the frozen phase alone, a later first epoch.
+TRAINED = (
+    "The weights of a whole model, hundreds of images",
+    "YOLOv4-tiny from Darknet's weights",
+    "Few, and different",
+    "A weak GPU, or a CPU",
+    "Go on from weights in logs/",
+)
 # What all runs have in common, so that two epochs take a second or two.
 SMALL = {
     "Cuda": False,
@@ -40,8 +52,8 @@ BLOCKS = tuple(f"{BACKBONE}{name}." for name in ("stem", "dark2", "dark3"))
 PREFIX_NUMBERS = 42509664
 BOTH, FROZEN, UNFROZEN = ["frozen", "unfrozen"], ["frozen", "frozen"], ["unfrozen", "unfrozen"]
 # By situation: the phase of each epoch trained; the learning rate at the end of the first of them, which lies in the
-# middle of the course, half of the highest and lowest rate for batches of 4 (frozen) or 2 images (highest: batch *
-# accumulate / 64 * Init_lr, within the limits); how the names begin of what rests to the end.
+# middle of the schedule, half of the highest and lowest rate for batches of 4 (frozen) or 2 images (highest: batch *
+# accumulate / 64 * Init_lr, within the limits); how the names begin of what is frozen to the end.
 EXPECTED = {
     "The weights of a whole model, hundreds of images": (BOTH, 2.525e-3, ()),
     "The same, thousands of images": (BOTH, 3.15625e-4, ()),
@@ -65,24 +77,6 @@ EXPECTED = {
     # Only the second epoch is trained, and it ends at the lowest rate.
     "Go on from weights in logs/": (["unfrozen"], 2.5e-5, ()),
 }
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """A VOC folder with twelve images of the sample: the paths of its two splits, as train.py's constants."""
-    root = tmp_path_factory.mktemp("data")
-    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
-        (root / name).mkdir(parents=True)
-    stems = (SAMPLE / "ImageSets/Main/trainval.txt").read_text().split()[: TRAINED + VALIDATED]
-    for stem in stems:
-        shutil.copy(SAMPLE / f"Annotations/{stem}.xml", root / "Annotations")
-        shutil.copy(SAMPLE / f"JPEGImages/{stem}.jpg", root / "JPEGImages")
-    constants = {}
-    for split, part in (("train", stems[:TRAINED]), ("val", stems[TRAINED:])):
-        path = root / f"ImageSets/Main/{split}.txt"
-        path.write_text("\n".join(part))
-        constants[f"{split}_annotation_path"] = str(path)
-    return constants
 
 
 def write_darknet(path, state, count=None):
@@ -149,12 +143,32 @@ def in_small(recipe):
     return small
 
 
-def settings_of(recipe, data, start_files, save_dir):
-    """train.py's constants as this recipe has them, in small."""
-    changes = in_small(recipe) | data | {"save_dir": str(save_dir)}
-    if recipe.get("model_path") and not is_release(recipe["model_path"]):
-        changes["model_path"] = str(start_files[recipe["model_path"]][0])
-    return check_training(script_constants(vars(train)) | changes)
+@pytest.fixture
+def start_of(start_files, few_images, save_dir, monkeypatch):
+    """start_of(recipe): train.py's constants as this recipe has them, in small, and the tensors {key: tensor} of the
+    weights that it starts from, {} for none."""
+
+    def settings_and_start(recipe):
+        changes = in_small(recipe) | few_images | {"save_dir": str(save_dir)}
+        start = start_files[recipe["model_path"]][1] if recipe.get("model_path") else {}
+        if start and not is_release(recipe["model_path"]):
+            changes["model_path"] = str(start_files[recipe["model_path"]][0])
+        settings = check_training(read_constants(vars(train)) | changes)
+        if is_release(settings.model_path):
+            monkeypatch.setattr(build, "find_weights", lambda name: str(start_files[name][0]))
+        if settings.pretrained:
+            assert settings.pretrained is True
+            model = build_model(settings.model_name, 3, backbone=settings.backbone)
+            prefix = model.extractor_prefix()
+            start = {key: value for key, value in model.state_dict().items() if key.startswith(prefix)}
+            published = {key.removeprefix(prefix): value for key, value in start.items()}
+            weights = WeightFile(
+                "a.pth", published, {"pixel_rule": IMAGENET_PIXEL_RULE}, "a stand-in", is_backbone=True
+            )
+            monkeypatch.setattr(build, "read_pretrained", lambda *named: {(settings.backbone, True): weights}[named])
+        return settings, start
+
+    return settings_and_start
 
 
 def test_each_recipe_has_its_expectation():
@@ -162,27 +176,61 @@ def test_each_recipe_has_its_expectation():
     assert [situation for situation, _ in RECIPES] == list(EXPECTED)
 
 
+def phase_by_phase(optim, settings, phases):
+    """Let a training come to each of its epochs without a step: [(name of the phase, rate at the end of the epoch,
+    names of the frozen parameters, whether the optimiser has all others)]."""
+    schedule, epochs = LRSchedule(settings), []
+    for phase, epoch, begins in remaining_epochs(phases, Progress(settings.Init_Epoch)):
+        if begins:
+            unfreeze(optim, phase, settings)
+        rate = schedule.of_epoch(optim.optimizer, phase, epoch)(1.0)
+        moved = {id(parameter) for group in optim.optimizer.param_groups for parameter in group["params"]}
+        frozen = {name for name, parameter in optim.model.named_parameters() if not parameter.requires_grad}
+        has_all = all(
+            id(parameter) in moved for name, parameter in optim.model.named_parameters() if name not in frozen
+        )
+        epochs.append((phase.name, rate, frozen, has_all))
+        schedule.end_epoch()
+    return epochs
+
+
 @pytest.mark.parametrize(("situation", "recipe"), RECIPES, ids=[situation for situation, _ in RECIPES])
-def test_a_recipe_trains(situation, recipe, data, start_files, save_dir, monkeypatch):
+def test_a_recipe_is_built_as_it_says(situation, recipe, start_of):
+    """Prevents a recipe that ends in an error, starts from other weights, trains other epochs or layers than it says,
+    or at another rate."""
+    names, rate, prefixes = EXPECTED[situation]
+    settings, start = start_of(recipe)
+    runtime, phases = init_runtime(settings), build_phases(settings)
+    model = build.build_detector(settings, CLASSES, runtime)
+    state = model.state_dict()
+    arrived = {
+        key for key, value in start.items() if state[key].shape == value.shape and torch.equal(state[key], value)
+    }
+    # What predicts classes of another number or of other names is made anew.
+    assert all("cls_preds" in key or "yolo_head" in key for key in start.keys() - arrived)
+    assert len(arrived) >= 0.9 * len(start)
+    optim = build.build_optim(settings, model, build.build_loss(settings, model), phases, runtime, images=10)
+    assert type(optim.optimizer).__name__.lower() == settings.optimizer_type
+    epochs = phase_by_phase(optim, settings, phases)
+    assert {group["lr_scale"] for group in optim.optimizer.param_groups} == {1.0, *settings.lr_scale.values()}
+    assert [name for name, *_ in epochs] == names
+    assert epochs[0][1] == pytest.approx(rate, rel=1e-6)
+    for name, _, frozen, has_all in epochs:
+        wanted = (*prefixes, model.extractor_prefix()) if name == "frozen" else prefixes
+        assert frozen == {key for key, _ in model.named_parameters() if wanted and key.startswith(wanted)}
+        assert has_all
+
+
+@pytest.mark.parametrize("situation", TRAINED)
+def test_a_recipe_trains(situation, start_of, save_dir, without_pictures):
     """Prevents a recipe that ends in an error, trains other epochs or layers than it says, or at another rate."""
-    phases, rate, resting = EXPECTED[situation]
-    settings = settings_of(recipe, data, start_files, save_dir)
-    start = start_files[recipe["model_path"]][1] if recipe.get("model_path") else {}
-    if is_release(settings.model_path):
-        monkeypatch.setattr(train, "find_weights", lambda name: str(start_files[name][0]))
-    if settings.pretrained:
-        assert settings.pretrained is True
-        model = build_model(settings.model_name, 3, backbone=settings.backbone)
-        prefix = model.extractor_prefix()
-        start = {key: value for key, value in model.state_dict().items() if key.startswith(prefix)}
-        published = {key.removeprefix(prefix): value for key, value in start.items()}
-        weights = WeightFile("a.pth", published, {"pixel_rule": IMAGENET_PIXEL_RULE}, "a stand-in", is_backbone=True)
-        monkeypatch.setattr(train, "read_pretrained", lambda *named: {(settings.backbone, True): weights}[named])
+    names, rate, prefixes = EXPECTED[situation]
+    settings, start = start_of(dict(RECIPES)[situation])
     folder, scores = train.main(settings)
 
     with open(folder / "results.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [row["phase"] for row in rows] == phases
+    assert [row["phase"] for row in rows] == names
     assert rows[-1]["epoch"] == "2"
     assert all(math.isfinite(float(row[loss])) for row in rows for loss in ("loss", "val_loss"))
     assert float(rows[0]["lr"]) == pytest.approx(rate, rel=1e-6)
@@ -192,12 +240,10 @@ def test_a_recipe_trains(situation, recipe, data, start_files, save_dir, monkeyp
     )
     assert best.keys() == last.keys()
 
-    if start:
-        unchanged = {key for key, value in start.items() if torch.equal(value, last[key])}
-        assert {key for key in start if resting and key.startswith(resting)} <= unchanged
-        # A map on which no object lies teaches its class branch, and what predicts its boxes, nothing.
-        kernels = {key for key, value in start.items() if value.ndim == 4}
-        taught = {key for key in kernels if "cls_convs" not in key and "_preds" not in key}
-        learns = {key for key in taught if not (resting and key.startswith(resting))}
-        # Random numbers let so little gradient down the layers of yolov4 that a kernel's step may be lost in rounding.
-        assert learns and len(learns & unchanged) <= 0.02 * len(learns)
+    unchanged = {key for key, value in start.items() if torch.equal(value, last[key])}
+    assert {key for key in start if prefixes and key.startswith(prefixes)} <= unchanged
+    # A map on which no object lies teaches its class branch, and what predicts its boxes, nothing.
+    kernels = {key for key, value in start.items() if value.ndim == 4}
+    taught = {key for key in kernels if "cls_convs" not in key and "_preds" not in key}
+    learns = {key for key in taught if not (prefixes and key.startswith(prefixes))}
+    assert learns and len(learns & unchanged) <= 0.02 * len(learns)

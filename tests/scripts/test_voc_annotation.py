@@ -138,12 +138,12 @@ def test_lists_hold_the_same_data_as_the_splits(settings):
     """Prevents two forms of the same data that train different models; the folder's name has a space."""
     voc_annotation.main(settings)
     for name in ("train", "val"):
-        records, _ = read_annotations(f"2007_{name}.txt", ["cat", "dog"])
+        annotations, _ = read_annotations(f"2007_{name}.txt", ["cat", "dog"])
         expected, _ = read_annotations(f"my voc/ImageSets/Main/{name}.txt", ["cat", "dog"])
-        assert os.path.isabs(records.path(0))
-        assert [Path(records.path(i)).name for i in range(9)] == [Path(expected.path(i)).name for i in range(9)]
-        assert records.boxes_xyxy.tolist() == expected.boxes_xyxy.tolist()
-        assert records.classes.tolist() == expected.classes.tolist()
+        assert os.path.isabs(annotations.path(0))
+        assert [Path(annotations.path(i)).name for i in range(9)] == [Path(expected.path(i)).name for i in range(9)]
+        assert annotations.boxes_xyxy.tolist() == expected.boxes_xyxy.tolist()
+        assert annotations.classes.tolist() == expected.classes.tolist()
     number = int(ids("train")[0])
     line = Path("2007_train.txt").read_text().splitlines()[0]
     assert line == f"{os.getcwd()}/my voc/JPEGImages/{number:02d}.jpg {number},2,50.5,40,{int(number >= 15)}"

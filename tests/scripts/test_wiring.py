@@ -8,26 +8,31 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from voc_folder import box_xml, make_voc
 
 import train
-from nets import build_model
+from nets import build_criterion, build_model
 from nets.losses import LossOptions
 from utils.checkpoint.resume import read_checkpoint
-from utils.config.cli import script_constants
+from utils.config.cli import read_constants
 from utils.config.rules import check_training
-from utils.data.annotations import Records
-from utils.data.augment import AugmentSettings
-from utils.data.image_cache import RamCache
-from utils.data.sampling import TrainShapes
+from utils.data.annotations import Annotations
+from utils.data.augment import AugmentOptions
+from utils.data.image_cache import ImageCache, RamCache
+from utils.data.loader import LoaderOptions
+from utils.data.sampling import MultiScale
+from utils.io.errors import UserError
 from utils.reporting import run_logger
-from utils.runtime import distributed as processes
-from utils.runtime.device import Place, Precision
-from utils.runtime.distributed import Ranks
-from utils.weights.metadata import make_contract
+from utils.runtime.device import Precision, RuntimeContext
+from utils.runtime.distributed import DistInfo
+from utils.training import build, phases
+from utils.training.build import TrainingData
+from utils.weights.metadata import make_metadata
 from utils.weights.save import save_weights
 
 PROJECT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
+RUNTIME = RuntimeContext(CPU, DistInfo(), Precision(torch.float32, False, ""))
 CLASSES = ["fish", "leaf", "mushroom"]
 # No two of a kind are equal, so that none can stand in another's place.
 CONSTANTS = dict.fromkeys(("Cuda", "fp16", "mixup"), False)
@@ -77,13 +82,9 @@ def written_down(calls, monkeypatch, owner, name, change=None, stand_in=None):
 
 
 def watch_epoch(call):
-    call.use_l1, call.loader = call.criterion.use_l1, SeenBatches(call.loader)
+    call.criterion, call.accumulate = call.optim.criterion, call.optim.accumulate
+    call.loader = SeenBatches(call.loader)
     return {"loader": call.loader}
-
-
-def watch_evaluation(call):
-    call.use_l1 = call.criterion.use_l1
-    return {}
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +96,9 @@ def constants(tmp_path_factory):
     (folder / "val.txt").write_text(lines[6])
     torch.manual_seed(0)
     model, rule = build_model("yolov4_tiny", 3), {"mode": "topleft", "pad": 114}
-    save_weights(folder / "start.pth", model, make_contract(model, CLASSES, (64, 96), rule))
+    save_weights(folder / "start.pth", model, make_metadata(model, CLASSES, (64, 96), rule))
     return (
-        script_constants(vars(train))
+        read_constants(vars(train))
         | CONSTANTS
         | {f"{split}_annotation_path": str(folder / f"{split}.txt") for split in ("train", "val")}
         | {"classes_path": str(PROJECT / CONSTANTS["classes_path"]), "model_path": str(folder / "start.pth")}
@@ -107,26 +108,38 @@ def constants(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def training(constants):
-    """A frozen and an unfrozen epoch: who got what, as {name: calls in their order}, and the folder of the run."""
-    calls, no_processes, asked_for = {}, {"num_workers": 0}, set()
+    """A frozen and an unfrozen epoch: who got what, as {name: calls in their order}, and the folder of the run; has_l1:
+    of each batch that the criterion judged, whether YOLOX would have added L1."""
+    calls, asked_for, has_l1 = {}, set(), []
+
+    def no_processes(call):
+        return {"options": call.options._replace(num_workers=0)}
 
     class Settings(SimpleNamespace):
         def __getattribute__(self, name):
             asked_for.add(name)
             return super().__getattribute__(name)
 
+    def watched(*arguments):
+        criterion = build_criterion(*arguments)
+        criterion.use_l1 = False
+        criterion.register_forward_pre_hook(lambda own, _: has_l1.append(own.use_l1 and own.training))
+        return criterion
+
     with pytest.MonkeyPatch.context() as monkeypatch:
-        for name in ("build_criterion", "Stepper", "parameter_groups", "build_optimizer", "Keeper"):
-            written_down(calls, monkeypatch, train, name)
+        written_down(calls, monkeypatch, build, "build_criterion", stand_in=watched)
+        for name in ("OptimWrapper", "parameter_groups", "build_optimizer", "convert_sync_bn"):
+            written_down(calls, monkeypatch, build, name)
+        written_down(calls, monkeypatch, phases, "parameter_groups")
+        written_down(calls, monkeypatch, train, "Checkpointer")
         for name in ("build_train_loader", "build_val_loader"):
-            written_down(calls, monkeypatch, train, name, lambda call: no_processes)
+            written_down(calls, monkeypatch, build, name, no_processes)
         written_down(calls, monkeypatch, train, "train_one_epoch", watch_epoch)
-        written_down(calls, monkeypatch, train, "evaluate", watch_evaluation)
-        written_down(calls, monkeypatch, train, "compile_if_faster", stand_in=lambda model, *_: model)
-        written_down(calls, monkeypatch, processes, "with_sync_bn")
-        written_down(calls, monkeypatch, run_logger, "WeightFiles")
+        written_down(calls, monkeypatch, train, "evaluate")
+        written_down(calls, monkeypatch, phases, "compile_network", stand_in=lambda network, *_: network)
+        written_down(calls, monkeypatch, run_logger, "WeightSaver")
         folder, _ = train.main(Settings(**vars(check_training(constants))))
-    return SimpleNamespace(**calls, folder=folder, asked_for=asked_for)
+    return SimpleNamespace(**calls, folder=folder, asked_for=asked_for, has_l1=has_l1)
 
 
 def test_every_constant_is_read(training, constants):
@@ -153,14 +166,15 @@ def test_the_loss_gets_its_block(training):
 
 def test_l1_comes_when_mosaic_ends_and_not_in_validation(training):
     """Prevents the term for the last epochs from joining too early, and validation losses that do not compare."""
-    assert [epoch.use_l1 for epoch in training.train_one_epoch] == [False, True]
-    assert [evaluation.use_l1 for evaluation in training.evaluate] == [False, False]
+    first, second, validation = [False] * 2, [True] * 3, [False]
+    preflight, epochs = training.has_l1[:-7], training.has_l1[-7:]
+    assert epochs == [*first, *validation, *second, *validation] and preflight and not any(preflight)
 
 
 def test_the_augmentation_gets_its_block(training):
     """Prevents probabilities and gains that change places; half of two epochs are augmented."""
     (call,) = training.build_train_loader
-    assert call.settings == AugmentSettings(
+    assert call.augment == AugmentOptions(
         augment_epochs=1,
         mosaic=True,
         mosaic_prob=0.9,
@@ -178,14 +192,14 @@ def test_the_augmentation_gets_its_block(training):
 def test_the_loaders_get_theirs(training):
     """Prevents other images, sizes, seeds or workers than the constants say; 0.6 to 1.4 times 96 hold 64, 96, 128."""
     (call,), (val,) = training.build_train_loader, training.build_val_loader
-    assert call.shapes == TrainShapes([(64, 96), (32, 64), (96, 128)], 3, 1)
-    assert (len(call.records), call.seed, call.batch_size, call.num_workers) == (6, 5, 3, 3)
-    assert (call.rank, call.world_size, call.pin_memory) == (0, 1, False)
+    assert call.multi_scale == MultiScale([(64, 96), (32, 64), (96, 128)], 3, 1)
+    assert (len(call.annotations), call.seed, call.batch_size) == (6, 5, 3)
+    assert call.options == LoaderOptions(num_workers=3, pin_memory=False, timeout=77, rank=0, world_size=1)
     # 224 x 224 and 288 x 224 pixels at most fit into 96 x 128.
     assert isinstance(call.load_image, RamCache) and call.load_image(0).shape[0] <= 96
-    assert (len(val.records), val.input_shape, val.rule["mode"]) == (1, (64, 96), "topleft")
-    assert (val.batch_size, val.num_workers, val.pin_memory) == (4, 2, False)
-    assert (call.worker_timeout, val.worker_timeout) == (77, 77)
+    assert (len(val.annotations), val.input_shape, val.rule["mode"]) == (1, (64, 96), "topleft")
+    assert val.batch_size == 4
+    assert val.options == LoaderOptions(num_workers=2, pin_memory=False, timeout=77, rank=0, world_size=1)
 
 
 def test_each_phase_has_its_batches(training):
@@ -193,38 +207,39 @@ def test_each_phase_has_its_batches(training):
     batches of 3, of a size that multi_scale draws, then three of 2."""
     assert [epoch.accumulate for epoch in training.train_one_epoch] == [2, 2]
     frozen, unfrozen = (epoch.loader.shapes for epoch in training.train_one_epoch)
-    drawn = TrainShapes([(64, 96), (32, 64), (96, 128)], 3, 1).at(0, 0, 5)
+    drawn = MultiScale([(64, 96), (32, 64), (96, 128)], 3, 1).at(0, 0, 5)
     assert frozen == [(3, 3, *drawn)] * 2
     assert unfrozen == [(2, 3, 64, 96)] * 3
 
 
 def test_each_phase_is_compiled_once(training):
     """Prevents a network that is compiled for the batches of the other phase, for (width, height), or not at all."""
-    assert [call.shape for call in training.compile_if_faster] == [(3, 3, 64, 96), (2, 3, 64, 96)]
-    (stepper,) = training.Stepper
-    assert all(call.model is call.stepper.model is stepper.model for call in training.compile_if_faster)
+    assert [call.shape for call in training.compile_network] == [(3, 3, 64, 96), (2, 3, 64, 96)]
+    (optim,) = training.OptimWrapper
+    assert all(call.network.network is call.optim.model is optim.model for call in training.compile_network)
 
 
 def test_the_step_gets_its_constants(training):
     """Prevents clipping, average, momentum and decay without effect."""
-    (stepper,), (made,) = training.Stepper, training.build_optimizer
-    assert (stepper.clip_grad_norm, stepper.clip_norm_type) == (7.0, 3.0)
-    assert (stepper.precision.dtype, stepper.device) == (torch.float32, CPU)
+    (optim,), (made,) = training.OptimWrapper, training.build_optimizer
+    assert (optim.clip_grad_norm, optim.clip_norm_type) == (7.0, 3.0)
+    assert (optim.runtime.precision.dtype, optim.runtime.device) == (torch.float32, CPU)
     assert (made.optimizer_type, made.momentum) == ("sgd", 0.8)
-    groups = stepper.optimizer.param_groups
-    assert {(group["momentum"], group["factor"], group["weight_decay"]) for group in groups} == {
-        (0.8, factor, decay) for factor in (0.5, 1.0) for decay in (3e-4, 0.0)
+    groups = optim.optimizer.param_groups
+    assert {(group["momentum"], group["lr_scale"], group["weight_decay"]) for group in groups} == {
+        (0.8, lr_scale, decay) for lr_scale in (0.5, 1.0) for decay in (3e-4, 0.0)
     }
-    assert [(call.weight_decay, call.joined) for call in training.parameter_groups] == [(3e-4, 0), (3e-4, 0), (3e-4, 1)]
-    assert [call.model is stepper.ema.model for call in training.evaluate] == [True, True]
+    found = [(call.weight_decay, call.start_epoch) for call in training.parameter_groups]
+    assert found == [(3e-4, 0), (3e-4, 0), (3e-4, 1)]
+    assert [call.model is optim.ema.model for call in training.evaluate] == [True, True]
 
 
 def test_the_optimiser_has_all_but_the_frozen_block(training):
-    """Prevents layers that stay behind at the unfreeze epoch, and freeze_blocks without effect; the backbone joins in
-    epoch 1."""
-    (stepper,) = training.Stepper
-    joined = {id(p): group["joined"] for group in stepper.optimizer.param_groups for p in group["params"]}
-    found = {name: joined.get(id(parameter)) for name, parameter in stepper.model.named_parameters()}
+    """Prevents layers that stay behind at the unfreeze epoch, and freeze_blocks without effect; the backbone begins
+    in epoch 1."""
+    (optim,) = training.OptimWrapper
+    begins = {id(p): group["start_epoch"] for group in optim.optimizer.param_groups for p in group["params"]}
+    found = {name: begins.get(id(parameter)) for name, parameter in optim.model.named_parameters()}
     frozen = {"backbone.conv1.conv.weight", "backbone.conv1.bn.weight", "backbone.conv1.bn.bias"}
     assert {name for name, epoch in found.items() if epoch is None} == frozen
     assert {name for name, epoch in found.items() if epoch == 1} == {
@@ -245,27 +260,23 @@ def test_rates_follow_the_batches_of_the_phases(training):
 def test_evaluation_and_files_get_theirs(training, constants):
     """Prevents eval_period and save_period that change places, and sync_bn that nobody asks."""
     assert [call.scored for call in training.evaluate] == [False, True]
-    (files,), (sync,) = training.WeightFiles, training.with_sync_bn
-    assert files.save_period == 4 and str(files.folder).startswith(constants["save_dir"])
-    assert files.keep_checkpoints == 6
+    (saver,), (sync,) = training.WeightSaver, training.convert_sync_bn
+    assert saver.save_period == 4 and str(saver.folder).startswith(constants["save_dir"])
+    assert saver.keep_checkpoints == 6
     assert sync.sync_bn is True
 
 
 def test_the_checkpoint_gets_its_settings(training, constants):
     """Prevents save_minutes without effect, and a checkpoint that cannot tell the command line from train.py."""
-    (keeper,) = training.Keeper
-    assert (keeper.settings.save_minutes, keeper.order) == (21.0, [5, 6])
-    of_file = script_constants(vars(train))
-    assert {name: keeper.constants[name] for name in constants} == of_file and of_file["save_minutes"] != 21.0
+    (checkpointer,) = training.Checkpointer
+    assert (checkpointer.settings.save_minutes, checkpointer.order) == (21.0, [5, 6])
+    of_file = read_constants(vars(train))
+    assert {name: checkpointer.constants[name] for name in constants} == of_file and of_file["save_minutes"] != 21.0
     content = read_checkpoint(training.folder / "last_checkpoint.pth")
     assert content["run"]["settings"] == constants
     assert (content["run"]["epoch"], content["run"]["images"], content["run"]["is_over"]) == (2, 0, True)
-    (stepper,) = training.Stepper
-    assert all(torch.equal(value, content["model"][key]) for key, value in stepper.model.state_dict().items())
-
-
-def place_that_says(lines):
-    return Place(CPU, Ranks(), Precision(torch.float32, False, ""), lines.append)
+    (optim,) = training.OptimWrapper
+    assert all(torch.equal(value, content["model"][key]) for key, value in optim.model.state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -276,12 +287,13 @@ def place_that_says(lines):
         ("", [], ""),  # the network's own anchors, of which it has always left out the first
     ],
 )
-def test_anchors_that_no_map_has_are_said(constants, tmp_path, file, masks, note):
+def test_anchors_that_no_map_has_are_said(constants, tmp_path, capsys, file, masks, note):
     """Prevents one of the user's anchors from being left out without a word."""
-    path, lines = tmp_path / "own.txt", []
+    path = tmp_path / "own.txt"
     path.write_text("5,7 9,11 14,17 20,20 34,42 60,58\n")
     changes = {"anchors_path": str(path) if file else "", "anchors_mask": masks, "model_path": ""}
-    train.make_model(SimpleNamespace(**constants | changes), CLASSES, place_that_says(lines), None)
+    build.build_detector(SimpleNamespace(**constants | changes), CLASSES, RUNTIME)
+    lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if "no map" in line] == ([note.format(path=path)] if note else [])
 
 
@@ -300,37 +312,55 @@ def test_anchors_that_no_map_has_are_said(constants, tmp_path, file, masks, note
         ),
     ],
 )
-def test_the_sizes_of_multi_scale_are_said(constants, changes, shapes, lines):
+def test_the_sizes_of_multi_scale_are_said(constants, capsys, changes, shapes, lines):
     """Prevents multi_scale that changes nothing, and says so nowhere."""
-    settings, said = SimpleNamespace(**constants | changes), []
-    assert train.train_shapes(settings, train.augmentation(settings), said.append).shapes == shapes
-    assert said == lines
+    assert build.build_multi_scale(SimpleNamespace(**constants | changes)).shapes == shapes
+    assert capsys.readouterr().out.splitlines() == lines
 
 
-@pytest.mark.parametrize(("keep_difficult", "expected"), [(True, [0, 1, 2]), (False, [0, 2])])
-def test_difficult_boxes_follow_their_constant(constants, keep_difficult, expected):
-    """Prevents boxes that nobody can make out, and crowds, from being learned against the user's will, or lost."""
-    records = Records(["a.jpg"], [(9, 9)], [3], [[0, 0, 5, 5]] * 3, [0, 1, 2], [False, True, False])
-    settings = SimpleNamespace(**constants | {"keep_difficult": keep_difficult})
-    assert train.chosen_boxes(records, settings).classes.tolist() == expected
+@pytest.mark.parametrize(("keep_difficult", "learned"), [(True, [0, 1, 2]), (False, [0, 2])])
+def test_difficult_boxes_follow_their_constant(constants, tmp_path, keep_difficult, learned):
+    """Prevents boxes that nobody can make out, and crowds, from being learned against the user's will, or lost; scores
+    look at all of them."""
+    boxes = [box_xml(name, (1, 1, 30, 30 + number), number == 1) for number, name in enumerate(CLASSES)]
+    path = make_voc(tmp_path, {"a": boxes})
+    paths = dict.fromkeys(("train_annotation_path", "val_annotation_path"), path)
+    settings = SimpleNamespace(**constants | paths | {"keep_difficult": keep_difficult, "cache": "", "num_workers": 0})
+    data = build.load_dataset(settings)
+    _, val_loader = build.build_loaders(settings, data, RUNTIME)
+    assert data.train.classes.tolist() == val_loader.dataset.annotations.classes.tolist() == learned
+    assert (data.val.classes.tolist(), data.val.difficult.tolist()) == ([0, 1, 2], [False, True, False])
 
 
-def test_a_cache_that_does_not_fit_is_done_without(constants, monkeypatch):
+@pytest.mark.parametrize("cache", ["ram", ""])
+def test_a_cache_that_does_not_fit_is_done_without(constants, monkeypatch, capsys, cache):
     """Prevents a training that ends where it could go on without the cache, or that drops it without a word."""
-    said = []
-    monkeypatch.setattr(train, "cache_fits", lambda records, scales, shared, copies: (False, f"{shared} {copies}"))
-    settings, place = SimpleNamespace(**constants), SimpleNamespace(say=said.append, device=CPU, ranks=Ranks())
-    records = Records(["a.jpg"], [(9, 9)], [0], [], [])
-    shapes = TrainShapes([(64, 96)])
-    assert train.images_in_memory(settings, records, train.augmentation(settings), shapes, 3, place) is None
-    settings.cache = ""
-    assert train.images_in_memory(settings, records, train.augmentation(settings), shapes, 3, place) is None
-    assert said == ["True 1"]
+    asked_for = []
+
+    def fits(annotations, scales, shared, copies):
+        asked_for.append((shared, copies))
+        return False, "it does not fit"
+
+    monkeypatch.setattr(build, "cache_fits", fits)
+    settings = SimpleNamespace(**constants | {"cache": cache, "num_workers": 2})
+    annotations = Annotations(["a.jpg"], [(9, 9)], [0], [], [])
+    train_loader, _ = build.build_loaders(settings, TrainingData(CLASSES, annotations, annotations, []), RUNTIME)
+    assert isinstance(train_loader.dataset.load_image.load_image, ImageCache)
+    assert asked_for == ([(True, 1)] if cache else [])
+    assert ("note: it does not fit\n" in capsys.readouterr().out) == bool(cache)
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused_by_its_constant(constants):
+    """Prevents a sentence that names no constant, from the loader, which meets such a batch first."""
+    annotations = Annotations(["a.jpg"], [(9, 9)], [0], [], [])
+    data, two = TrainingData(CLASSES, annotations, annotations, []), RUNTIME._replace(dist=DistInfo(0, 0, 2))
+    with pytest.raises(UserError, match=r"^Freeze_batch_size is 3, which 2 processes cannot share evenly; set it to 2"):
+        build.build_loaders(SimpleNamespace(**constants | {"cache": ""}), data, two)
 
 
 def test_constants_of_other_networks_are_refused_before_an_image_is_read(constants, monkeypatch):
     """Prevents map_weights with YOLOX from being ignored, or from being found after the first epochs."""
-    monkeypatch.setattr(train, "build_train_loader", None)
+    monkeypatch.setattr(build, "build_train_loader", None)
     changes = {"model_name": "yolox_nano", "model_path": "", "multi_scale": False}
     with pytest.raises(ValueError, match=r"^map_weights concerns networks with anchors, and yolox_nano has none"):
         train.main(check_training(constants | changes))

@@ -7,25 +7,35 @@ from launched import on_ranks
 from torch import nn
 
 from nets import build_criterion, build_model
-from nets.base import DetectionNetwork
-from utils.runtime import distributed as machine
-from utils.runtime.device import Precision
+from nets.base import DetectorBase
+from nets.losses import Criterion
+from utils.runtime import distributed
+from utils.runtime.device import Precision, RuntimeContext
+from utils.runtime.distributed import DistInfo, MixedPrecision
 from utils.training import engine
-from utils.training.engine import Stepper, Tally, train_one_epoch
-from utils.training.nonfinite import NotFiniteError, Verdicts
-from utils.training.optim import ModelEma, build_optimizer, parameter_groups
+from utils.training.engine import LossMeter, OptimWrapper, train_one_epoch
+from utils.training.nonfinite import DelayedFlag, NonFiniteLossError
+from utils.training.optim import ModelEMA, build_optimizer, parameter_groups
 
-CPU = torch.device("cpu")
 FLOAT32 = Precision(torch.float32, False, "")
+NAN, INF = float("nan"), float("inf")
 PARTS = ("loss", "box", "obj", "cls", "l1")
 
 
-def batch_of(*images, unreadable=(), cut_off=()):
+def batch_of(*images, unreadable=(), truncated=()):
     """A batch whose images are rows of numbers; targets are not looked at."""
     targets = torch.zeros(len(images))
     return SimpleNamespace(
-        images=torch.tensor(images), targets=targets, unreadable=list(unreadable), cut_off=list(cut_off)
+        images=torch.tensor(images), targets=targets, unreadable=list(unreadable), truncated=list(truncated)
     )
+
+
+class CriterionOf(Criterion):
+    """A loss out of a function of (raw, targets)."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.forward = function
 
 
 def mean_loss(raw, _targets):
@@ -41,10 +51,14 @@ def loss_per_positive(raw, targets):
     return {"loss": raw.sum() / count.max(), "count": count}
 
 
-def make_stepper(network, ema=None, precision=FLOAT32, rate=1.0, **clipping):
+def runtime_of(precision=FLOAT32):
+    return RuntimeContext(torch.device("cpu"), DistInfo(), precision)
+
+
+def make_optim(model, criterion=mean_loss, ema=None, runtime=None, accumulate=1, rate=1.0, **clipping):
     """Plain gradient descent with the given rate."""
-    optimizer = torch.optim.SGD(network.parameters(), lr=rate)
-    return Stepper(network, optimizer, ema, precision, CPU, **clipping)
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    return OptimWrapper(model, CriterionOf(criterion), optimizer, ema, runtime or runtime_of(), accumulate, **clipping)
 
 
 def linear(inputs=1):
@@ -53,28 +67,33 @@ def linear(inputs=1):
     return network
 
 
-def train(network, batches, accumulate=1, set_rates=lambda share: share, criterion=mean_loss, **options):
-    stepper = make_stepper(network, **options)
-    return train_one_epoch(network, criterion, batches, stepper, set_rates, accumulate, "epoch")
+def run_epoch(optim, batches, set_lr=lambda fraction: 0.1, meter=None, **options):
+    """An epoch with the optimiser's own model, in the run's precision."""
+    network = MixedPrecision(optim.model, optim.runtime)
+    return train_one_epoch(network, batches, optim, set_lr, meter or LossMeter(), title="epoch", **options)
+
+
+def train(model, batches, set_lr=lambda fraction: fraction, precision=FLOAT32, **options):
+    return run_epoch(make_optim(model, runtime=runtime_of(precision), **options), batches, set_lr)
 
 
 def test_two_batches_of_four_step_like_one_of_eight():
     """Prevents accumulated gradients that are summed instead of averaged, or cleared in between."""
-    shares, gathered, whole = [], linear(), linear()
+    fractions, gathered, whole = [], linear(), linear()
     batches = [batch_of([1.0], [2.0], [3.0], [4.0]), batch_of([5.0], [6.0], [7.0], [8.0])]
-    result = train(gathered, batches, accumulate=2, set_rates=lambda share: shares.append(share) or 0.25)
+    result = train(gathered, batches, accumulate=2, set_lr=lambda fraction: fractions.append(fraction) or 0.25)
     train(whole, [batch_of(*([float(x)] for x in range(1, 9)))])
     assert gathered.weight.item() == whole.weight.item() == -4.5
-    assert shares == [1.0]
+    assert fractions == [1.0]
     assert result.learning_rate == 0.25
 
 
 def test_the_last_window_of_an_epoch_may_be_short():
     """Prevents leftover batches from being dropped, stepping at half their strength, or leaking into the next epoch."""
-    shares, network = [], linear()
+    fractions, network = [], linear()
     batches = [batch_of([1.0], [3.0]), batch_of([5.0], [7.0]), batch_of([9.0])]
-    train(network, batches, accumulate=2, set_rates=lambda share: shares.append(share) or 1.0)
-    assert shares == [pytest.approx(2 / 3), 1.0]
+    train(network, batches, accumulate=2, set_lr=lambda fraction: fractions.append(fraction) or 1.0)
+    assert fractions == [pytest.approx(2 / 3), 1.0]
     assert network.weight.item() == -13.0  # the mean of 2 and 6, then 9
     assert network.weight.grad is None
 
@@ -93,7 +112,7 @@ def test_a_window_divides_by_the_counts_of_all_its_batches():
     def step(network, batches, counts, accumulate):
         for batch, positives in zip(batches, counts, strict=True):
             batch.targets = torch.tensor(positives)
-        train(network, batches, accumulate, criterion=loss_per_positive)
+        train(network, batches, accumulate=accumulate, criterion=loss_per_positive)
         return -network.weight.item()
 
     few, many = batch_of([1.0], [3.0]), batch_of([5.0], [7.0])
@@ -151,13 +170,10 @@ def test_losses_are_means_over_images():
     network = linear()
     nn.init.ones_(network.weight)
     full = batch_of([1.0], [1.0], [1.0], [1.0])
-    batches = [full, batch_of([4.0], [4.0], unreadable=["a.jpg", "b.jpg"], cut_off=["c.jpg"])]
+    batches = [full, batch_of([4.0], [4.0], unreadable=["a.jpg", "b.jpg"], truncated=["c.jpg"])]
     result = train(network, batches, rate=0.0)
     assert result.losses == pytest.approx({"loss": 2.0, "box": 4.0, "obj": 6.0, "cls": 8.0, "l1": 10.0})
-    assert (result.unreadable, result.cut_off, result.skipped) == (["a.jpg", "b.jpg"], ["c.jpg"], 0)
-
-
-NAN, INF = float("nan"), float("inf")
+    assert (result.unreadable, result.truncated, result.skipped) == (["a.jpg", "b.jpg"], ["c.jpg"], 0)
 
 
 class Scaled(torch.autograd.Function):
@@ -188,19 +204,19 @@ def batches_with(*faults):
     return batches
 
 
-def late_stepper(model, kind, is_late, **options):
-    """A stepper as on a GPU (late: the optimiser leaves a step out by itself), or one that knows at once."""
+def late_optim(model, kind, is_late, criterion=bad_loss, accumulate=1, **options):
+    """An OptimWrapper as on a GPU (late: the optimiser skips a step by itself), or one that knows at once."""
     optimizer = kind(model.parameters(), lr=0.1, **options, fused=is_late)
-    average = ModelEma(model, 1000) if list(model.buffers()) else None
-    stepper = Stepper(model, optimizer, average, FLOAT32, CPU)
-    stepper.verdicts = Verdicts(is_late)
-    return stepper
+    ema = ModelEMA(model, 1000) if list(model.buffers()) else None
+    optim = OptimWrapper(model, CriterionOf(criterion), optimizer, ema, runtime_of(), accumulate)
+    optim.found_inf = DelayedFlag(is_late)
+    return optim
 
 
-def everything(stepper):
+def everything(optim):
     """All that a step moves, as one list of tensors: weights, statistics, momenta and the average of the weights."""
-    momenta = (value for state in stepper.optimizer.state.values() for value in state.values())
-    tensors = [*stepper.model.state_dict().values(), *momenta, *stepper.ema.model.state_dict().values()]
+    momenta = (value for state in optim.optimizer.state.values() for value in state.values())
+    tensors = [*optim.model.state_dict().values(), *momenta, *optim.ema.model.state_dict().values()]
     return [value.clone() for value in tensors if isinstance(value, torch.Tensor) and value.is_floating_point()]
 
 
@@ -212,35 +228,33 @@ def everything(stepper):
 @pytest.mark.parametrize("is_late", [False, True])
 def test_a_step_that_is_not_finite_leaves_no_trace(is_late, kind, options, accumulate, fault):
     """Prevents NaN in weights, momenta, statistics, the average or the logged losses; one bad batch of a step spoils
-    all of it. Where the device must not be waited for, the optimiser leaves the step out by itself."""
+    all of it. Where the device must not be waited for, the optimiser skips the step by itself."""
     model = nn.Sequential(nn.Linear(1, 2), nn.BatchNorm1d(2), nn.Linear(2, 1))
-    stepper = late_stepper(model.train(), kind, is_late, **options)
+    optim = late_optim(model.train(), kind, is_late, accumulate=accumulate, **options)
 
     def epoch(*faults):
-        batches = batches_with(*faults)
-        return train_one_epoch(model, bad_loss, batches, stepper, lambda share: 0.1, accumulate, "")
+        return run_epoch(optim, batches_with(*faults))
 
     assert epoch(0, 0).skipped == 0
-    before, bias = everything(stepper), model[2].bias.item()
+    before, bias = everything(optim), model[2].bias.item()
     result = epoch(*[0] * (accumulate - 1), fault)
-    after = everything(stepper)
+    after = everything(optim)
     assert len(before) > 15 and all(map(torch.equal, before, after))
-    assert (result.skipped, stepper.bad_in_a_row) == (1, 1)
+    assert (result.skipped, optim.bad_in_a_row) == (1, 1)
     assert math.isnan(result.losses["loss"])  # of no step there is a loss
     result = epoch(*[0] * accumulate)
-    assert (result.skipped, stepper.bad_in_a_row) == (0, 0)
+    assert (result.skipped, optim.bad_in_a_row) == (0, 0)
     assert model[2].bias.item() < bias
-    assert all(value.isfinite().all() for value in everything(stepper))
+    assert all(value.isfinite().all() for value in everything(optim))
 
 
 @pytest.mark.parametrize("is_late", [False, True])
 def test_losses_are_those_of_the_finite_batches(is_late):
     """Prevents one batch of NaN from hiding the loss of an epoch; counted once, whenever it becomes known."""
-    stepper = late_stepper(linear(), torch.optim.SGD, is_late)
-    nn.init.ones_(stepper.model.weight)
-    stepper.optimizer.param_groups[0]["lr"] = 0.0
-    batches = [batch_of([1.0]), batch_of([NAN]), batch_of([5.0]), batch_of([INF])]
-    result = train_one_epoch(stepper.model, mean_loss, batches, stepper, lambda share: 0.0, 1, "")
+    optim = late_optim(linear(), torch.optim.SGD, is_late, mean_loss)
+    nn.init.ones_(optim.model.weight)
+    optim.optimizer.param_groups[0]["lr"] = 0.0
+    result = run_epoch(optim, [batch_of([1.0]), batch_of([NAN]), batch_of([5.0]), batch_of([INF])])
     assert (result.losses["loss"], result.losses["box"], result.skipped) == (3.0, 6.0, 2)
 
 
@@ -249,11 +263,11 @@ def test_losses_are_those_of_the_finite_batches(is_late):
 def test_the_fifth_bad_step_in_a_row_ends_the_training(is_late, accumulate):
     """Prevents hours of steps that change nothing, and a search in the wrong images: those of the last bad step are
     handed over, also where it is learned of a step later."""
-    stepper = late_stepper(linear(), torch.optim.SGD, is_late)
+    optim = late_optim(linear(), torch.optim.SGD, is_late, accumulate=accumulate)
     steps = [0, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 0, 0]
     batches = batches_with(*(fault for step in steps for fault in [0] * (accumulate - 1) + [step]))
-    with pytest.raises(NotFiniteError) as error:
-        train_one_epoch(stepper.model, bad_loss, batches, stepper, lambda share: 0.1, accumulate, "")
+    with pytest.raises(NonFiniteLossError) as error:
+        run_epoch(optim, batches)
     assert error.value.batches == batches[10 * accumulate : 11 * accumulate]
     assert str(error.value) == "The loss or its gradient was no finite number in 5 steps in a row."
     assert error.value.exit_status == 3
@@ -262,18 +276,17 @@ def test_the_fifth_bad_step_in_a_row_ends_the_training(is_late, accumulate):
 @pytest.mark.parametrize("is_late", [False, True])
 def test_bad_steps_are_counted_over_the_end_of_an_epoch(is_late):
     """Prevents epochs of few steps from beginning the count anew, so that such a run never ends."""
-    stepper = late_stepper(linear(), torch.optim.SGD, is_late)
+    optim = late_optim(linear(), torch.optim.SGD, is_late)
 
     def epoch(*faults):
         batches.extend(batches_with(*faults))
-        part = batches[-len(faults) :]
-        return train_one_epoch(stepper.model, bad_loss, part, stepper, lambda share: 0.1, 1, "").skipped
+        return run_epoch(optim, batches[-len(faults) :]).skipped
 
     batches = []
-    assert (epoch(1, 1), stepper.bad_in_a_row) == (2, 2)
-    assert (epoch(0), stepper.bad_in_a_row) == (0, 0)
-    assert (epoch(1, 1), epoch(1, 1), stepper.bad_in_a_row) == (2, 2, 4)
-    with pytest.raises(NotFiniteError) as error:
+    assert (epoch(1, 1), optim.bad_in_a_row) == (2, 2)
+    assert (epoch(0), optim.bad_in_a_row) == (0, 0)
+    assert (epoch(1, 1), epoch(1, 1), optim.bad_in_a_row) == (2, 2, 4)
+    with pytest.raises(NonFiniteLossError) as error:
         epoch(1)
     assert error.value.batches == batches[-1:]
 
@@ -282,13 +295,13 @@ def test_a_loss_scale_is_lowered_before_a_training_is_given_up():
     """Prevents float16 from ending a good training: its scale of 65,536 is halved with each step that overflows."""
     float16 = Precision(torch.float32, True, "")
     model = nn.Sequential(linear(), nn.BatchNorm1d(1).eval())
-    stepper = make_stepper(model, precision=float16, ema=ModelEma(model, 1000))
-    assert stepper.most_in_a_row == 21
-    train_one_epoch(stepper.model, bad_loss, batches_with(*[1] * 20), stepper, lambda share: 1.0, 1, "")
-    assert stepper.scaler.get_scale() == 65536 / 2**20
-    assert model[0].weight.item() == stepper.ema.model[0].weight.item() == 0.0
-    with pytest.raises(NotFiniteError):
-        train_one_epoch(stepper.model, bad_loss, batches_with(1), stepper, lambda share: 1.0, 1, "")
+    optim = make_optim(model, bad_loss, ModelEMA(model, 1000), runtime_of(float16))
+    assert optim.max_in_a_row == 21
+    run_epoch(optim, batches_with(*[1] * 20))
+    assert optim.scaler.get_scale() == 65536 / 2**20
+    assert model[0].weight.item() == optim.ema.model[0].weight.item() == 0.0
+    with pytest.raises(NonFiniteLossError):
+        run_epoch(optim, batches_with(1))
 
 
 @pytest.mark.parametrize("cut", [0, 2, 4])
@@ -296,48 +309,59 @@ def test_an_epoch_taken_up_again_tells_what_a_whole_one_tells(tmp_path, cut):
     """Prevents losses, counts and rates of a resumed epoch that are those of its second half: equal bit for bit."""
     values = torch.rand(5, 2, 1, generator=torch.Generator().manual_seed(1)).tolist()
     batches = [batch_of(*part, unreadable=["a.jpg"][number:]) for number, part in enumerate(values)]
-    batches[3].cut_off.append("b.jpg")
+    batches[3].truncated.append("b.jpg")
     batches[1].targets[0] = 1
     seen = []
 
-    def part_of(batches, stepper, tally=None, first=0, stop=9):
+    def part_of(batches, optim, meter, first=0, stop=9):
         def after_step(done):
             seen.append(done)
             if done == stop:
                 raise InterruptedError
 
-        def rate(share):
-            return 0.1 * share
+        return run_epoch(optim, batches, lambda fraction: 0.1 * fraction, meter, first=first, after_step=after_step)
 
-        return train_one_epoch(stepper.model, bad_loss, batches, stepper, rate, 2, "", tally, first, after_step)
-
-    whole = part_of(batches, make_stepper(linear()))
+    whole = part_of(batches, make_optim(linear(), bad_loss, accumulate=2), LossMeter())
     assert seen == [2, 4, 5]
-    assert (whole.skipped, whole.unreadable, whole.cut_off) == (1, ["a.jpg"], ["b.jpg"])
+    assert (whole.skipped, whole.unreadable, whole.truncated) == (1, ["a.jpg"], ["b.jpg"])
 
-    stepper, tally = make_stepper(linear()), Tally()
+    optim, meter = make_optim(linear(), bad_loss, accumulate=2), LossMeter()
     if cut:
         with pytest.raises(InterruptedError):
-            part_of(batches, stepper, tally, stop=cut)
-    torch.save(tally.state(), tmp_path / "tally.pth")
-    again = Tally(torch.load(tmp_path / "tally.pth", weights_only=True))
+            part_of(batches, optim, meter, stop=cut)
+    torch.save(meter.state_dict(), tmp_path / "meter.pth")
+    again = LossMeter()
+    again.load_state_dict(torch.load(tmp_path / "meter.pth", weights_only=True))
     seen.clear()
-    resumed = part_of(batches[cut:], stepper, again, first=cut)
+    resumed = part_of(batches[cut:], optim, again, first=cut)
     assert seen == [done for done in (2, 4, 5) if done > cut]
-    for name in ("losses", "learning_rate", "unreadable", "cut_off", "skipped"):
+    for name in ("losses", "learning_rate", "unreadable", "truncated", "skipped"):
         assert getattr(resumed, name) == getattr(whole, name)
-    assert resumed.seconds >= again.state()["waited"] > 0
+    assert resumed.seconds >= again.state_dict()["waited"] > 0
 
 
-def test_a_tally_of_nothing_and_its_state():
+def test_a_meter_of_nothing_and_its_state():
     """Prevents a state that goes on changing, and a loss of an epoch in which no batch was finite."""
-    assert Tally(Tally().state()).result().losses == {}
-    tally = Tally()
-    state = tally.state()
-    tally.unreadable.append("a.jpg")
+    meter, again = LossMeter(), LossMeter()
+    state = meter.state_dict()
+    again.load_state_dict(state)
+    assert again.result().losses == {}
+    meter.unreadable.append("a.jpg")
     assert state["unreadable"] == []
-    tally.add({"loss": torch.tensor(NAN), "count": torch.ones(2)}, 4)
-    assert math.isnan(tally.result().losses["loss"])
+    meter.update({"loss": torch.tensor(NAN), "count": torch.ones(2)}, 4)
+    assert math.isnan(meter.result().losses["loss"]) and math.isnan(meter.mean_loss())
+
+
+def test_the_state_of_a_meter_has_the_keys_of_all_versions():
+    """Prevents checkpoints of the version before, and their epoch that is not done, from becoming unreadable."""
+    meter = LossMeter()
+    meter.truncated.append("a.jpg")
+    keys = {"parts", "sums", "images", "seconds", "waited", "learning_rate", "skipped", "unreadable", "cut_off"}
+    state = meter.state_dict()
+    assert set(state) == keys and state["cut_off"] == ["a.jpg"]
+    again = LossMeter()
+    again.load_state_dict(state)
+    assert vars(again) == vars(meter)
 
 
 def test_an_epoch_without_batches():
@@ -387,14 +411,30 @@ def test_the_forward_pass_alone_runs_in_low_precision():
     assert network.weight.item() == -2.0
 
 
+def test_a_criterion_may_feed_the_network():
+    """Prevents a detector with queries from being trained without them: they come from the targets, before the loss."""
+
+    class Fed(CriterionOf):
+        def extra_inputs(self, targets):
+            return (targets + 1,)
+
+    class Adds(nn.Module):
+        def forward(self, images, extra):
+            return images + extra[:, None]
+
+    optim = OptimWrapper(Adds(), Fed(mean_loss), make_optim(linear()).optimizer, None, runtime_of())
+    losses = optim.compute_loss(optim.model, torch.tensor([[1.0], [2.0]]), torch.tensor([3.0, 4.0]))
+    assert losses["loss"].item() == (1 + 4 + 2 + 5) / 2
+
+
 def test_the_average_follows_every_step():
     """Prevents an average of weights that misses steps, or follows batches instead of steps."""
     network = linear()
-    average = ModelEma(nn.Sequential(network, nn.BatchNorm1d(1)), total_steps=1000)
+    average = ModelEMA(nn.Sequential(network, nn.BatchNorm1d(1)), total_steps=1000)
     model = nn.Sequential(network, nn.BatchNorm1d(1))
-    stepper = make_stepper(model, ema=average)
+    optim = make_optim(model, ema=average, accumulate=2)
     batches = [batch_of([1.0]) for _ in range(4)]
-    train_one_epoch(network, mean_loss, batches, stepper, lambda share: share, 2, "epoch")
+    train_one_epoch(network, batches, optim, lambda fraction: fraction, LossMeter())
     assert average.steps == 2
     assert network.weight.item() == -2.0
     # Weights -1, then -2, with shares 1/2 and 1/2.1 of the average.
@@ -418,23 +458,23 @@ def scene():
 @pytest.mark.parametrize("name", ["yolox_nano", "yolov4_tiny"])
 def test_four_batches_of_two_step_like_one_of_eight(name):
     """Prevents accumulation that averages the batches' losses: their normalisers belong to the whole window. BatchNorm
-    rests, because it sees the small batches."""
+    is frozen, because it sees the small batches."""
     model, (images, targets) = build_model(name, 3), scene()
     criterion = build_criterion(model)
     norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
-    resting = {id(parameter) for norm in norms for parameter in norm.parameters()}
-    model.freeze({key for key, parameter in model.named_parameters() if id(parameter) in resting})
+    of_norms = {id(parameter) for norm in norms for parameter in norm.parameters()}
+    model.freeze({key for key, parameter in model.named_parameters() if id(parameter) in of_norms})
     start = {key: value.clone() for key, value in model.state_dict().items()}
 
     def batches(size):
         parts = zip(images.split(size), targets.split(size), strict=True)
-        return [SimpleNamespace(images=part, targets=boxes, unreadable=[], cut_off=[]) for part, boxes in parts]
+        return [SimpleNamespace(images=part, targets=boxes, unreadable=[], truncated=[]) for part, boxes in parts]
 
     def movement(size, accumulate):
         model.load_state_dict(start)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        stepper = Stepper(model, torch.optim.SGD(trained, lr=0.1), None, FLOAT32, CPU)
-        train_one_epoch(model.train(), criterion, batches(size), stepper, lambda share: 0.1, accumulate, "")
+        optim = OptimWrapper(model, criterion, torch.optim.SGD(trained, lr=0.1), None, runtime_of(), accumulate)
+        train_one_epoch(model.train(), batches(size), optim, lambda fraction: 0.1, LossMeter())
         return torch.cat([(value - start[key]).flatten() for key, value in model.state_dict().items()])
 
     def naive_movement():
@@ -453,7 +493,7 @@ def test_four_batches_of_two_step_like_one_of_eight(name):
     assert (naive_movement() - whole).norm() > 0.1 * whole.norm()
 
 
-def steps_and_losses(place):
+def steps_and_losses(runtime):
     """What two ranks step and tell, see test_two_ranks_step_like_one_process."""
     positives = torch.tensor([0.0, 5.0, 1.0, 0.0, 0.0, 9.0, 0.0, 1.0])
     images, found, results = torch.arange(1.0, 9.0).view(8, 1), {"steps": []}, []
@@ -461,24 +501,25 @@ def steps_and_losses(place):
     def epoch(start, rate, criterion, batches, accumulate=1):
         model = linear()
         nn.init.constant_(model.weight, start)
-        network, stepper = machine.parallel(model, place), make_stepper(model, rate=rate)
-        result = train_one_epoch(network, criterion, batches, stepper, lambda share: 1.0, accumulate, "")
+        network = distributed.wrap_model(model, runtime)
+        optim = make_optim(model, criterion, runtime=runtime, accumulate=accumulate, rate=rate)
+        result = train_one_epoch(network, batches, optim, lambda fraction: 1.0, LossMeter())
         return model.weight.item(), result
 
     for batch_size, accumulate in ((8, 1), (4, 2)):
-        mine = [slice(start + place.ranks.rank, start + batch_size, 2) for start in range(0, 8, batch_size)]
+        mine = [slice(start + runtime.dist.rank, start + batch_size, 2) for start in range(0, 8, batch_size)]
         batches = [batch_of(*images[part].tolist()) for part in mine]
         for batch, part in zip(batches, mine, strict=True):
             batch.targets = positives[part]
         found["steps"].append(-epoch(0.0, 1.0, loss_per_positive, batches, accumulate)[0])
     for values in ([[[1.0], [2.0], [3.0]]], [[[10.0]]]), ([[[1.0]], [[4.0]]], [[[NAN]], [[1.0]]]):
-        batches = [batch_of(*images) for images in values[place.ranks.rank]]
+        batches = [batch_of(*images) for images in values[runtime.dist.rank]]
         weight, result = epoch(1.0, 1.0, mean_loss, batches)
         results.append((result.losses["loss"], result.losses["box"], result.skipped, weight))
     norm = nn.BatchNorm2d(1)
-    norm.running_mean += place.ranks.rank + 5
-    machine.follow_main(norm)
-    return found | {"results": results, "statistics": norm.running_mean.item(), "ranks": machine.world_size()}
+    norm.running_mean += runtime.dist.rank + 5
+    distributed.broadcast_buffers(norm)
+    return found | {"results": results, "statistics": norm.running_mean.item(), "world_size": distributed.world_size()}
 
 
 def test_two_ranks_step_like_one_process(tmp_path):
@@ -494,10 +535,10 @@ def test_two_ranks_step_like_one_process(tmp_path):
         first, second = result.pop("results")
         assert first == pytest.approx((4.0, 8.0, 0, -3.0))
         assert second == pytest.approx((2.5, 5.0, 1, -1.5))
-        assert result == {"ranks": 2, "statistics": 5}  # statistics: those of rank 0
+        assert result == {"world_size": 2, "statistics": 5}  # statistics: those of rank 0
 
 
-class Toy(DetectionNetwork):
+class Toy(DetectorBase):
     """The smallest network with a part to freeze."""
 
     def __init__(self):
@@ -517,17 +558,17 @@ def test_the_frozen_part_stays_to_the_last_bit():
     optimizer = build_optimizer("sgd", parameter_groups(model, 0.1, 0), 0.9)
     for group in optimizer.param_groups:
         group["lr"] = 0.1
-    average = ModelEma(model, 100)
-    stepper = Stepper(model, optimizer, average, FLOAT32, CPU, 1.0)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    images = torch.randint(0, 256, (4, 3, 2, 2), dtype=torch.uint8)
-    batch = SimpleNamespace(images=images, targets=torch.zeros(4), unreadable=[], cut_off=[])
+    average = ModelEMA(model, 100)
 
     def criterion(raw, targets):
         return mean_loss(raw**2, targets)
 
-    model.train()
-    train_one_epoch(model, criterion, [batch] * 3, stepper, lambda share: 0.1, 1, "epoch")
+    optim = OptimWrapper(model, CriterionOf(criterion), optimizer, average, runtime_of(), clip_grad_norm=1.0)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    images = torch.randint(0, 256, (4, 3, 2, 2), dtype=torch.uint8)
+    batch = SimpleNamespace(images=images, targets=torch.zeros(4), unreadable=[], truncated=[])
+
+    train_one_epoch(model.train(), [batch] * 3, optim, lambda fraction: 0.1, LossMeter())
     for state in (model.state_dict(), average.model.state_dict()):
         same = {key for key, value in state.items() if torch.equal(value, before[key])}
         assert same == {key for key in before if key.startswith("feature_extractor.")}

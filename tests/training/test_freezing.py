@@ -1,25 +1,30 @@
+import copy
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from nets import build_criterion, build_model
-from utils.runtime.device import Precision
-from utils.training.engine import Stepper, train_one_epoch
+from utils.runtime.device import Precision, RuntimeContext
+from utils.runtime.distributed import DistInfo
+from utils.training import freezing
+from utils.training.engine import LossMeter, OptimWrapper, train_one_epoch
 from utils.training.freezing import (
     first_blocks,
-    frozen_parameters,
-    joining_groups,
-    rate_factors,
+    frozen_parameter_names,
+    lr_groups,
+    lr_scales,
+    recalibrate_batch_norm,
     select,
-    stuck_at_random,
-    training_table,
+    trainable_table,
+    warn_untrained_frozen,
 )
-from utils.training.lr_schedule import Schedule
-from utils.training.optim import ModelEma, build_optimizer, parameter_groups, take_in
+from utils.training.lr_schedule import LRSchedule
+from utils.training.optim import ModelEMA, add_param_groups, build_optimizer, parameter_groups
 from utils.training.phases import Phase
 
 CPU = torch.device("cpu")
+RUNTIME = RuntimeContext(CPU, DistInfo(), Precision(torch.float32, False, ""))
 # How the parameters of each part begin in both families.
 BACKBONE, HEAD = "backbone.backbone.", "head."
 NECK = tuple(
@@ -33,7 +38,7 @@ TINY_PARTS = {
     "head": ("yolo_headP4.", "yolo_headP5."),
 }
 BELOW_HEAD = (*TINY_PARTS["backbone"], *TINY_PARTS["neck"])
-COURSE = SimpleNamespace(lr_decay_type="constant", lr_gamma=None, UnFreeze_Epoch=100, Init_Epoch=0)
+SCHEDULE = SimpleNamespace(lr_decay_type="constant", lr_gamma=None, UnFreeze_Epoch=100, Init_Epoch=0)
 PHASES = [Phase(True, 0, 10, 16), Phase(False, 10, 100, 8)]
 
 
@@ -124,7 +129,7 @@ def test_the_error_names_the_constant(nano, changes, constant):
     """Prevents a search through all the constants for a mistyped name, which is found whatever the phase."""
     for backbone_frozen in (True, False):
         with pytest.raises(ValueError, match=f"^{constant} names 'backbon'"):
-            frozen_parameters(nano, settings_of(**changes), backbone_frozen)
+            frozen_parameter_names(nano, settings_of(**changes), backbone_frozen)
 
 
 def test_the_first_blocks(nano, tiny):
@@ -169,11 +174,11 @@ def test_too_many_blocks_are_an_error(nano, tiny):
         ({"lr_scale": {"neck": 0.1}}, (BACKBONE,), ()),
     ],
 )
-def test_what_rests_in_which_phase(nano, changes, in_first_phase, in_second_phase):
-    """Prevents layers that rest in the wrong phase: named ones add to the backbone, or stand in its place."""
+def test_what_is_frozen_in_which_phase(nano, changes, in_first_phase, in_second_phase):
+    """Prevents layers that are frozen in the wrong phase: named ones add to the backbone, or stand in its place."""
     settings = settings_of(**changes)
-    assert frozen_parameters(nano, settings, True) == names_of(nano, *in_first_phase)
-    assert frozen_parameters(nano, settings, False) == names_of(nano, *in_second_phase)
+    assert frozen_parameter_names(nano, settings, True) == names_of(nano, *in_first_phase)
+    assert frozen_parameter_names(nano, settings, False) == names_of(nano, *in_second_phase)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +194,7 @@ def test_what_rests_in_which_phase(nano, changes, in_first_phase, in_second_phas
 def test_everything_frozen_is_an_error(nano, changes, backbone_frozen, phase):
     """Prevents hours of training that change nothing, and an optimiser without parameters."""
     with pytest.raises(ValueError) as error:
-        frozen_parameters(nano, settings_of(**changes), backbone_frozen)
+        frozen_parameter_names(nano, settings_of(**changes), backbone_frozen)
     assert str(error.value) == (
         f"Everything is frozen {phase}: Freeze_Train, freeze_layers, freeze_blocks, train_only and lr_scale leave no "
         "parameter to train. Free one of backbone, neck and head."
@@ -208,14 +213,14 @@ def test_everything_frozen_is_an_error(nano, changes, backbone_frozen, phase):
     ],
 )
 def test_the_longest_name_that_means_a_parameter_counts(nano, lr_scale, stem, dark5, head):
-    """Prevents factors that multiply, and a general entry that overrules a special one because it stands later."""
-    factor_of = rate_factors(nano, lr_scale)
+    """Prevents entries that multiply, and a general entry that overrules a special one because it stands later."""
+    lr_scale_of = lr_scales(nano, lr_scale)
     names = (
         "backbone.backbone.stem.conv.conv.weight",
         "backbone.backbone.dark5.1.conv1.bn.bias",
         "head.stems.0.bn.bias",
     )
-    assert [factor_of(name) for name in names] == [stem, dark5, head]
+    assert [lr_scale_of(name) for name in names] == [stem, dark5, head]
 
 
 def test_the_name_of_a_part_counts_least():
@@ -223,8 +228,8 @@ def test_the_name_of_a_part_counts_least():
     model = SimpleNamespace(name="toy", parts=("backbone", "neck", "head"), part_of=lambda name: "backbone")
     model.named_parameters = lambda: [("stem.weight", None), ("body.weight", None)]
     for lr_scale in ({"stem": 0.5, "backbone": 0.1}, {"backbone": 0.1, "stem": 0.5}):
-        factor_of = rate_factors(model, lr_scale)
-        assert (factor_of("stem.weight"), factor_of("body.weight")) == (0.5, 0.1)
+        lr_scale_of = lr_scales(model, lr_scale)
+        assert (lr_scale_of("stem.weight"), lr_scale_of("body.weight")) == (0.5, 0.1)
 
 
 @pytest.mark.parametrize(("name", "prefix"), [("yolox_nano", BACKBONE), ("yolov4_tiny", "backbone.")])
@@ -232,9 +237,9 @@ def test_rates_of_every_parameter(name, prefix):
     """Prevents lr_scale from reaching the wrong parameters: past the warm-up of a rate of 0.02, 0.002 for those of the
     backbone, and decay on convolutions and head predictions alone."""
     model = build_model(name, 3)
-    groups = parameter_groups(model, 5e-4, 0, rate_factors(model, {"backbone": 0.1}))
+    groups = parameter_groups(model, 5e-4, 0, lr_scales(model, {"backbone": 0.1}))
     optimizer = build_optimizer("sgd", groups, 0.9)
-    assert Schedule(COURSE).set_rates(optimizer, 50, 0.02, 0.0) == 0.02
+    assert LRSchedule(SCHEDULE).set_lr(optimizer, 50, 0.02, 0.0) == 0.02
     assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [
         (0.02, 5e-4),
         (0.02, 0.0),
@@ -251,8 +256,8 @@ def test_rates_of_every_parameter(name, prefix):
 
 def test_the_table_says_what_trains(nano):
     """Prevents layers that are frozen, or crawl, without the user knowing. The stem has 1,728 weights and 32 numbers of
-    BatchNorm, dark2 752 in its first convolution and 2,928 in the rest: 5,440 of 459,968 rest."""
-    assert training_table(nano, settings_of(freeze_blocks=2), PHASES) == (
+    BatchNorm, dark2 752 in its first convolution and 2,928 in the rest: 5,440 of 459,968 are frozen."""
+    assert trainable_table(nano, settings_of(freeze_blocks=2), PHASES) == (
         "part      parameters  epochs 1-10     epochs 11-100\n"
         "backbone  459,968     frozen          454,528 at 1.0e-02, rest frozen\n"
         "neck      347,424     all at 2.0e-02  all at 1.0e-02\n"
@@ -260,7 +265,7 @@ def test_the_table_says_what_trains(nano):
     )
     settings = settings_of(lr_scale={"backbone": 0.1, "head.cls_preds": 0.5, "neck": 0}, accumulate=2)
     # Three class predictions of 64 weights for 3 classes and 3 biases: 585 numbers.
-    assert training_table(nano, settings, PHASES[1:]) == (
+    assert trainable_table(nano, settings, PHASES[1:]) == (
         "part      parameters  epochs 11-100\n"
         "backbone  459,968     all at 2.0e-03\n"
         "neck      347,424     frozen\n"
@@ -271,7 +276,7 @@ def test_the_table_says_what_trains(nano):
 def test_the_table_of_an_impossible_plan_is_an_error(nano):
     """Prevents a run that fails at the unfreeze epoch, after hours."""
     with pytest.raises(ValueError, match="Everything is frozen in the unfrozen phase"):
-        training_table(nano, settings_of(freeze_layers=["backbone", "neck", "head"]), PHASES[1:])
+        trainable_table(nano, settings_of(freeze_layers=["backbone", "neck", "head"]), PHASES[1:])
 
 
 def batches():
@@ -283,7 +288,7 @@ def batches():
     targets[1, :2] = torch.tensor([[10.0, 12, 30, 28, 2], [5, 30, 50, 62, 0]])
     for _ in range(2):
         images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=generator)
-        yield SimpleNamespace(images=images, targets=targets, unreadable=[], cut_off=[])
+        yield SimpleNamespace(images=images, targets=targets, unreadable=[], truncated=[])
 
 
 def untouched(model, before):
@@ -297,8 +302,8 @@ def train_phase(model, optimizer, ema):
     before = [{key: value.clone() for key, value in part.state_dict().items()} for part in models]
     for group in optimizer.param_groups:
         group["lr"] = 0.05
-    stepper = Stepper(model, optimizer, ema, Precision(torch.float32, False, ""), CPU, 10.0)
-    train_one_epoch(model.train(), build_criterion(model), list(batches()), stepper, lambda share: 0.05, 1, "")
+    optim = OptimWrapper(model, build_criterion(model), optimizer, ema, RUNTIME, clip_grad_norm=10.0)
+    train_one_epoch(model.train(), list(batches()), optim, lambda fraction: 0.05, LossMeter())
     return [untouched(part, state) for part, state in zip(models, before, strict=True)]
 
 
@@ -320,13 +325,13 @@ def test_frozen_tensors_stay_to_the_last_bit(name, changes, in_first_phase, in_s
     """Prevents frozen weights and statistics from drifting by gradients, weight decay, momentum, BatchNorm or the
     average, and free ones from staying behind, over both phases of a training."""
     model, settings = build_model(name, 3), settings_of(**changes)
-    model.freeze(frozen_parameters(model, settings, True))
-    factor_of = rate_factors(model, settings.lr_scale)
-    optimizer = build_optimizer("sgd", parameter_groups(model, 0.1, 0, factor_of), 0.9)
-    ema = ModelEma(model, 100)
+    model.freeze(frozen_parameter_names(model, settings, True))
+    lr_scale_of = lr_scales(model, settings.lr_scale)
+    optimizer = build_optimizer("sgd", parameter_groups(model, 0.1, 0, lr_scale_of), 0.9)
+    ema = ModelEMA(model, 100)
     for is_first, prefixes in ((True, in_first_phase), (False, in_second_phase)):
-        model.freeze(frozen_parameters(model, settings, is_first))
-        take_in(optimizer, parameter_groups(model, 0.1, 0, factor_of))
+        model.freeze(frozen_parameter_names(model, settings, is_first))
+        add_param_groups(optimizer, parameter_groups(model, 0.1, 0, lr_scale_of))
         same, same_average = train_phase(model, optimizer, ema)
         frozen = {key for key in model.state_dict() if prefixes and key.startswith(prefixes)}
         assert frozen <= same and frozen <= same_average
@@ -348,13 +353,13 @@ def test_frozen_tensors_stay_to_the_last_bit(name, changes, in_first_phase, in_s
     ],
 )
 def test_the_rates_to_draw_are_those_of_what_trains(nano, changes, expected):
-    """Prevents a picture that shows a rate for layers that rest, or shows one that joins later from the start."""
-    assert joining_groups(nano, settings_of(**changes), PHASES) == expected
-    assert joining_groups(nano, settings_of(**changes), []) == {}
+    """Prevents a picture that shows a rate for frozen layers, or shows one that trains later from the start."""
+    assert lr_groups(nano, settings_of(**changes), PHASES) == expected
+    assert lr_groups(nano, settings_of(**changes), []) == {}
 
 
 @pytest.mark.parametrize(
-    ("changes", "fresh", "count", "first"),
+    ("changes", "uninitialised", "count", "first"),
     [
         ({"freeze_layers": ["neck"]}, ("",), 90, "backbone.lateral_conv0.conv.weight"),
         ({"freeze_blocks": 1}, ("",), 3, "backbone.backbone.stem.conv.conv.weight"),
@@ -366,18 +371,131 @@ def test_the_rates_to_draw_are_those_of_what_trains(nano, changes, expected):
         ({"freeze_layers": ["neck"], "freeze_whole_run": False}, ("",), 0, ""),
     ],
 )
-def test_layers_that_stay_random_are_named(nano, changes, fresh, count, first):
+def test_layers_that_stay_random_are_named(nano, capsys, changes, uninitialised, count, first):
     """Prevents layers that no weights filled from staying at random numbers to the end: 30 convolutions with scale and
-    shift in the neck, 47 in the backbone; and a warning where what rests came from the weights."""
-    sentence = stuck_at_random(nano, settings_of(**changes), PHASES, names_of(nano, *fresh))
+    shift in the neck, 47 in the backbone; and a warning where what is frozen came from the weights."""
+    warn_untrained_frozen(nano, settings_of(**changes), PHASES, names_of(nano, *uninitialised))
     expected = (
-        f"{count} tensors that start fresh, from no weights, are frozen to the end and stay random (the first: "
-        f"{first}). Let them train, or start from weights that hold them."
+        f"note: {count} tensors that start from no weights are frozen to the end and stay random (the first: {first}). "
+        "Let them train, or start from weights that hold them.\n"
     )
-    assert sentence == (expected if count else "")
+    assert capsys.readouterr().out == (expected if count else "")
 
 
-def test_a_run_that_ends_frozen_leaves_a_fresh_backbone_random(nano):
+def test_a_run_that_ends_frozen_leaves_an_untrained_backbone_random(nano, capsys):
     """Prevents a warning that looks at the first phase alone, or at a phase that never comes."""
-    assert stuck_at_random(nano, settings_of(), PHASES[:1], names_of(nano, BACKBONE)).startswith("141 tensors")
-    assert stuck_at_random(nano, settings_of(), PHASES[:1], names_of(nano, *NECK)) == ""
+    warn_untrained_frozen(nano, settings_of(), PHASES[:1], names_of(nano, BACKBONE))
+    assert capsys.readouterr().out.startswith("note: 141 tensors")
+    warn_untrained_frozen(nano, settings_of(), PHASES[:1], names_of(nano, *NECK))
+    assert capsys.readouterr().out == ""
+
+
+def dim_batches(count):
+    """Batches of dim images, unlike the unit statistics of a fresh network."""
+    generator = torch.Generator().manual_seed(1)
+    shape = (4, 3, 64, 64)
+    images = [torch.randint(20, 90, shape, dtype=torch.uint8, generator=generator) for _ in range(count)]
+    return [SimpleNamespace(images=part) for part in images]
+
+
+def norms_of(model, prefix="backbone.backbone."):
+    """Names of the BatchNorm layers, those of the backbone as usual."""
+    return [
+        name
+        for name, part in model.named_modules()
+        if isinstance(part, torch.nn.BatchNorm2d) and name.startswith(prefix)
+    ]
+
+
+def test_the_network_computes_the_same_before_and_after():
+    """Prevents the loss from leaping at the unfreeze epoch: in eval mode nothing changes, in train mode little."""
+    model, images = build_model("yolox_nano", 3).eval(), dim_batches(1)[0].images
+    extractor, pixels = model.feature_extractor, model.normalize(images)
+    with torch.no_grad():
+        before, frozen = model(images), extractor(pixels)[0]
+        leap = (copy.deepcopy(extractor).train()(pixels)[0] - frozen).abs().mean()
+        recalibrate_batch_norm(model, norms_of(model), dim_batches(8), CPU)
+        after = model(images)
+        noise = (extractor.train()(pixels)[0] - frozen).abs().mean()
+    for old, new in zip(before, after, strict=True):
+        torch.testing.assert_close(old, new, rtol=1e-3, atol=1e-3)
+    assert noise < 0.3 * frozen.abs().mean()
+    assert leap > 3 * noise
+
+
+def test_the_statistics_are_those_of_the_data():
+    """Prevents running statistics of one batch only, or of the pretraining data: the first layer's are known."""
+    model, data = build_model("yolox_nano", 3), dim_batches(4)
+    first = model.get_submodule(norms_of(model)[0])
+    seen = []
+    first.register_forward_pre_hook(lambda _layer, inputs: seen.append(inputs[0]))
+    recalibrate_batch_norm(model, norms_of(model), data, CPU)
+    values = torch.cat(seen).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(first.running_mean, values.mean(1), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(first.running_var, values.var(1, correction=0), rtol=1e-3, atol=1e-3)
+
+
+def test_ranks_that_share_the_batches_find_what_one_finds(monkeypatch):
+    """Prevents layers, and averages of them, that differ from rank to rank: each measures its own images alone. One has
+    more of them than the other."""
+    model, data = build_model("yolox_nano", 3), dim_batches(2)
+    names = norms_of(model)
+    shares = [[SimpleNamespace(images=batch.images[part]) for batch in data] for part in (slice(3), slice(3, 4))]
+    sums = []
+
+    def measured_on(share, exchange):
+        other = copy.deepcopy(model)
+        monkeypatch.setattr(freezing, "all_reduce_sum", exchange)
+        recalibrate_batch_norm(other, names, share, CPU)
+        return other.state_dict()
+
+    for share in shares:
+        measured_on(share, lambda values: sums.append(values) or values)
+    together = measured_on(shares[0], lambda values: sum(sums))
+    alone = measured_on(data, lambda values: values)
+    for key, value in alone.items():
+        torch.testing.assert_close(together[key], value, rtol=1e-5, atol=1e-5)
+    key = f"{names[0]}.running_mean"
+    assert not torch.allclose(measured_on(shares[0], lambda values: values)[key], alone[key], rtol=1e-3)
+
+
+def test_only_the_named_layers_change():
+    """Prevents layers that stay frozen, or learned all the time, from being given other scales; in a network with
+    anchors, and between frozen layers, the output stays as well."""
+    model, images = build_model("yolov4_tiny", 3).eval(), dim_batches(1)[0].images
+    unfrozen_norms = norms_of(model, "backbone.resblock_body2.") + norms_of(model, "conv_for_P5.")
+    assert len(unfrozen_norms) == 5
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with torch.no_grad():
+        old = model(images)
+        recalibrate_batch_norm(model, unfrozen_norms, dim_batches(4), CPU)
+        new = model(images)
+    changed = {
+        key.rpartition(".")[0] for key, value in model.state_dict().items() if not torch.equal(value, before[key])
+    }
+    assert changed == set(unfrozen_norms)
+    for first, second in zip(old, new, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-3)
+
+
+def test_the_layers_that_the_first_unfrozen_step_trains():
+    """Prevents layers that learn without new statistics, and hooks that stay on the network and cost time for ever."""
+    model = build_model("yolox_nano", 3)
+    parameters = {name for name, _ in model.named_parameters()}
+    assert model.freeze({name for name in parameters if name.startswith("backbone.")}) == []
+    unfrozen_norms = model.freeze({name for name in parameters if name.startswith("backbone.backbone.stem.")})
+    assert unfrozen_norms == [
+        name for name in norms_of(model, "backbone.") if not name.startswith("backbone.backbone.stem.")
+    ]
+    recalibrate_batch_norm(model, unfrozen_norms, dim_batches(1), CPU)
+    assert not any(part._forward_pre_hooks for part in model.modules())
+    assert model.freeze(set()) == ["backbone.backbone.stem.conv.bn"]
+    recalibrate_batch_norm(model, [], dim_batches(1), CPU)
+
+
+def test_no_batches_change_no_statistics():
+    """Prevents NaN statistics from an empty loader."""
+    model = build_model("yolox_nano", 3)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    recalibrate_batch_norm(model, norms_of(model), [], CPU)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.training.lr_schedule import Schedule, cosine, planned_rates, rates_of, scaled_rates, warmup_epochs
+from utils.training.lr_schedule import LRSchedule, cosine, lr_range, preview_lr, scale_lr, warmup_epochs
 from utils.training.optim import build_optimizer
 from utils.training.phases import Phase
 
@@ -17,9 +17,9 @@ def settings_of(kind="cos", epochs=100, **changes):
     return SimpleNamespace(**values | changes)
 
 
-def course(settings, epochs, lowest=0.0, val_losses=()):
+def rates_of(settings, epochs, lowest=0.0, val_losses=()):
     """The rate at the start of each epoch, for a highest rate of 1."""
-    schedule, rates = Schedule(settings), []
+    schedule, rates = LRSchedule(settings), []
     for epoch in range(epochs):
         rates.append(schedule.rate(epoch, 1.0, lowest))
         schedule.end_epoch(val_losses[epoch] if epoch < len(val_losses) else None)
@@ -51,14 +51,14 @@ def course(settings, epochs, lowest=0.0, val_losses=()):
 )
 def test_rates_follow_the_batch_within_limits(initial, minimum, optimizer_type, batch_size, highest, lowest):
     """Prevents small batches from diverging, and tiny or huge ones from leaving the range in which training works."""
-    rates = scaled_rates(initial, minimum, optimizer_type, batch_size)
+    rates = scale_lr(initial, minimum, optimizer_type, batch_size)
     assert rates == (pytest.approx(highest, rel=1e-9), pytest.approx(lowest, rel=1e-9))
 
 
 @pytest.mark.parametrize(("batch_size", "accumulate", "highest"), [(8, 1, 1.25e-3), (8, 4, 5e-3), (2, 16, 5e-3)])
 def test_the_rate_follows_batch_times_accumulate(batch_size, accumulate, highest):
     """Prevents accumulated steps, which are those of a large batch, from being as short as those of a small one."""
-    rates = rates_of(settings_of(accumulate=accumulate), Phase(False, 0, 5, batch_size))
+    rates = lr_range(settings_of(accumulate=accumulate), Phase(False, 0, 5, batch_size))
     assert rates == (pytest.approx(highest), pytest.approx(highest / 100))
 
 
@@ -86,7 +86,7 @@ def test_the_rate_follows_batch_times_accumulate(batch_size, accumulate, highest
 def test_shape_of_the_cosine(progress, epochs, share):
     """Prevents a schedule that never reaches its lowest rate, or divides by zero in very short runs."""
     assert cosine(progress, epochs) == pytest.approx(share, abs=1e-6)
-    schedule = Schedule(settings_of("cos", epochs))
+    schedule = LRSchedule(settings_of("cos", epochs))
     assert schedule.rate(progress, 1.0, 0.2) == pytest.approx(0.2 + 0.8 * share, abs=1e-6)
 
 
@@ -116,17 +116,17 @@ def halves(epoch):
         (halves, 4, {}, [1, 0.5, 2, 0]),
     ],
 )
-def test_courses_that_change_between_epochs(kind, epochs, changes, expected):
+def test_schedules_that_change_between_epochs(kind, epochs, changes, expected):
     """Prevents steps in the wrong epoch, defaults that do not follow the length of the run, and a clipped function."""
-    assert course(settings_of(kind, epochs, **changes), epochs) == pytest.approx(expected, rel=1e-6)
+    assert rates_of(settings_of(kind, epochs, **changes), epochs) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(("minimum", "lowest"), [(None, 5e-5), (2e-4, 1e-4)])
 def test_the_exponential_ends_at_the_lowest_rate(minimum, lowest):
     """Prevents a last epoch above Min_lr, or several of them at it: 20 epochs, a batch of half the nominal size."""
     settings = settings_of("exp", 20, Min_lr=minimum)
-    rates = rates_of(settings, Phase(False, 0, 20, 32))
-    schedule, used = Schedule(settings), []
+    rates = lr_range(settings, Phase(False, 0, 20, 32))
+    schedule, used = LRSchedule(settings), []
     for epoch in range(20):
         used.append(schedule.rate(epoch, *rates))
         schedule.end_epoch()
@@ -136,19 +136,19 @@ def test_the_exponential_ends_at_the_lowest_rate(minimum, lowest):
 
 @pytest.mark.parametrize("kind", ["step", "multistep", "exp", "constant", halves])
 def test_the_rate_stays_within_an_epoch(kind):
-    """Prevents courses that torch steps per epoch from being stepped per batch."""
-    schedule = Schedule(settings_of(kind, 4))
+    """Prevents schedules that torch steps per epoch from being stepped per batch."""
+    schedule = LRSchedule(settings_of(kind, 4))
     for epoch in range(4):
         assert {schedule.rate(epoch + share, 1.0, 0.0) for share in (0.0, 0.5, 1.0)} == {schedule.rate(0, 1.0, 0.0)}
         schedule.end_epoch()
 
 
-def test_no_course_falls_below_the_lowest_rate():
+def test_no_schedule_falls_below_the_lowest_rate():
     """Prevents a rate that vanishes after a few steps; a function of the user is taken at its word."""
-    assert course(settings_of("step", 9), 9, lowest=0.05) == pytest.approx([1, 1, 1, 0.1, 0.1, 0.1, 0.05, 0.05, 0.05])
-    assert course(settings_of(halves, 4), 4, lowest=0.05) == [1, 0.5, 2, 0]
+    assert rates_of(settings_of("step", 9), 9, lowest=0.05) == pytest.approx([1, 1, 1, 0.1, 0.1, 0.1, 0.05, 0.05, 0.05])
+    assert rates_of(settings_of(halves, 4), 4, lowest=0.05) == [1, 0.5, 2, 0]
     # A lowest rate above the highest, which limits of the optimiser can bring about, lifts nothing.
-    assert course(settings_of("constant", 1), 1, lowest=2.0) == [1]
+    assert rates_of(settings_of("constant", 1), 1, lowest=2.0) == [1]
 
 
 @pytest.mark.parametrize(
@@ -160,9 +160,9 @@ def test_no_course_falls_below_the_lowest_rate():
         ("constant", [1, 1, 1]),
     ],
 )
-def test_a_continued_run_continues_its_course(kind, expected):
+def test_a_continued_run_continues_its_schedule(kind, expected):
     """Prevents a run that goes on after epoch 6 of 10 from starting at the full rate again."""
-    schedule, rates = Schedule(settings_of(kind, 10, Init_Epoch=6)), []
+    schedule, rates = LRSchedule(settings_of(kind, 10, Init_Epoch=6)), []
     for epoch in (6, 7, 8):
         rates.append(schedule.rate(epoch, 1.0, 0.0))
         schedule.end_epoch()
@@ -171,7 +171,7 @@ def test_a_continued_run_continues_its_course(kind, expected):
 
 def test_a_function_continues_too():
     """Prevents a function of the user from being asked for the first epochs again."""
-    assert Schedule(settings_of(halves, 4, Init_Epoch=2)).rate(2, 1.0, 0.0) == 2.0
+    assert LRSchedule(settings_of(halves, 4, Init_Epoch=2)).rate(2, 1.0, 0.0) == 2.0
 
 
 @pytest.mark.parametrize(
@@ -192,48 +192,58 @@ def test_a_function_continues_too():
 def test_plateau_waits_for_the_validation_loss(val_losses, changes, expected):
     """Prevents a rate that falls too early, falls twice in a row, or falls where a loss could not be measured."""
     settings = settings_of("plateau", 20, **{"lr_patience": 2} | changes)
-    assert course(settings, len(expected), val_losses=val_losses) == pytest.approx(expected)
+    assert rates_of(settings, len(expected), val_losses=val_losses) == pytest.approx(expected)
 
 
 def test_plateau_starts_anew_where_a_run_continues():
     """Prevents the epochs already done, whose losses are unknown, from counting as epochs without a better loss."""
-    assert course(settings_of("plateau", 20, Init_Epoch=15, lr_patience=0), 2) == [1, 1]
+    assert rates_of(settings_of("plateau", 20, Init_Epoch=15, lr_patience=0), 2) == [1, 1]
 
 
 @pytest.mark.parametrize("value", [None, "fast", True, -0.1, math.nan, math.inf])
 def test_a_function_that_gives_no_factor_is_named(value):
     """Prevents a forgotten return, or a rate that is NaN, from being found after hours: all epochs are asked before."""
 
-    def my_course(epoch):
+    def my_schedule(epoch):
         return value if epoch == 2 else 1.0
 
     with pytest.raises(ValueError) as error:
-        Schedule(settings_of(my_course, 4))
+        LRSchedule(settings_of(my_schedule, 4))
     assert str(error.value) == (
-        f"lr_decay_type is your function my_course, and my_course(2) is {value!r}; expected the factor of Init_lr in "
-        "that epoch, a number of 0 or more, for each epoch from 0 to 3."
+        f"lr_decay_type is your function my_schedule, and my_schedule(2) is {value!r}; expected the factor of Init_lr "
+        "in that epoch, a number of 0 or more, for each epoch from 0 to 3."
     )
-    assert course(settings_of(my_course, 2), 2) == [1, 1]  # what it says beyond the last epoch is nobody's business
+    assert rates_of(settings_of(my_schedule, 2), 2) == [1, 1]  # what it says beyond the last epoch is nobody's business
 
 
 def optimizer_of(*groups):
-    """An optimiser with one parameter for each (joined, factor)."""
+    """An optimiser with one parameter for each (start_epoch, lr_scale)."""
     groups = [
-        {"params": [nn.Parameter(torch.zeros(1))], "joined": joined, "factor": factor} for joined, factor in groups
+        {"params": [nn.Parameter(torch.zeros(1))], "start_epoch": start_epoch, "lr_scale": lr_scale}
+        for start_epoch, lr_scale in groups
     ]
     return build_optimizer("sgd", groups, 0.9)
 
 
 @pytest.mark.parametrize("kind", ["cos", "step", "multistep", "exp", "plateau", "constant", lambda epoch: 1.0])
-def test_groups_that_join_later_warm_up_on_their_own(kind):
-    """Prevents the unfrozen backbone from starting at the full rate, the others from warming up twice, and courses
-    without a warm-up: 3 of 80 epochs, quadratically."""
+def test_groups_that_start_later_warm_up_on_their_own(kind):
+    """Prevents the unfrozen backbone from starting at the full rate, the others from warming up twice, and
+    schedules without a warm-up: 3 of 80 epochs, quadratically."""
     optimizer = optimizer_of((0, 1.0), (10, 1.0))
-    schedule = Schedule(settings_of(kind, 80))
+    schedule = LRSchedule(settings_of(kind, 80))
     expected = {0: (0.0, 0.0), 1.5: (0.025, 0.0), 3: (0.1, 0.0), 10: (0.1, 0.0), 11: (0.1, 0.1 / 9), 13: (0.1, 0.1)}
     for progress, rates in expected.items():
-        assert schedule.set_rates(optimizer, progress, 0.1, 0.1) == pytest.approx(max(rates))
+        assert schedule.set_lr(optimizer, progress, 0.1, 0.1) == pytest.approx(max(rates))
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(rates)
+
+
+def test_the_rates_of_an_epoch():
+    """Prevents the rates of another phase, or of another epoch: 80 epochs warm up for 3, the phase has half of 1e-2."""
+    schedule, optimizer = LRSchedule(settings_of("constant", 80)), optimizer_of((0, 1.0), (2, 0.1))
+    set_lr = schedule.of_epoch(optimizer, Phase(False, 2, 80, 32), 2)
+    assert set_lr(0.25) == pytest.approx(5e-3 * 0.75**2)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([5e-3 * 0.75**2, 5e-4 / 144])
+    assert set_lr(1.0) == pytest.approx(5e-3)
 
 
 @pytest.mark.parametrize(("epochs", "expected"), [(1, 0.25), (2, 0.5), (4, 1), (20, 1), (40, 2), (60, 3), (400, 3)])
@@ -242,20 +252,20 @@ def test_length_of_the_warm_up(epochs, expected):
     assert warmup_epochs(epochs) == expected
 
 
-def test_each_group_gets_its_factor():
-    """Prevents lr_scale without effect, or a factor that counts again with every step."""
+def test_each_group_gets_its_lr_scale():
+    """Prevents lr_scale without effect, or one that counts again with every step."""
     optimizer = optimizer_of((0, 1.0), (0, 0.1), (0, 2.0))
-    schedule = Schedule(settings_of("constant", 20))
+    schedule = LRSchedule(settings_of("constant", 20))
     for _ in range(3):
-        assert schedule.set_rates(optimizer, 10, 0.02, 0.0) == pytest.approx(0.04)
+        assert schedule.set_lr(optimizer, 10, 0.02, 0.0) == pytest.approx(0.04)
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.02, 0.002, 0.04])
 
 
-def test_the_plan_by_hand():
-    """Prevents a plan that misses the batch size of a phase, a factor, or the second warm-up: 4 epochs, of which each
-    group joins within one."""
+def test_the_preview_by_hand():
+    """Prevents a preview that misses the batch size of a phase, lr_scale, or the second warm-up: 4 epochs, of which
+    each group warms up within one."""
     phases, groups = [Phase(True, 0, 2, 64), Phase(False, 2, 4, 32)], {(1.0, 0): [], (0.1, 0): [], (1.0, 2): []}
-    progress, rates = planned_rates(settings_of("constant", 4), phases, groups)
+    progress, rates = preview_lr(settings_of("constant", 4), phases, groups)
     assert progress == pytest.approx([step / 10 for step in range(1, 41)])
     assert list(rates) == list(groups)
     # After 0.1, 0.5, 2, 2.5 and 4 epochs. The first is a hundredth of 1e-2, the second phase has half the rate.
@@ -265,12 +275,12 @@ def test_the_plan_by_hand():
     assert [rates[1.0, 2][point] for point in at] == pytest.approx([0, 0, 0, 1.25e-3, 5e-3])
 
 
-def test_a_plan_of_nothing():
+def test_a_preview_of_nothing():
     """Prevents a failure where no epoch is left, or no group is asked for."""
     settings = settings_of("constant", 4)
-    assert planned_rates(settings, [], {}) == ([], {})
-    assert planned_rates(settings, [], {(1.0, 0): ["head"]}) == ([], {(1.0, 0): []})
-    progress, rates = planned_rates(settings, [Phase(False, 3, 4, 64)], {})
+    assert preview_lr(settings, [], {}) == ([], {})
+    assert preview_lr(settings, [], {(1.0, 0): ["head"]}) == ([], {(1.0, 0): []})
+    progress, rates = preview_lr(settings, [Phase(False, 3, 4, 64)], {})
     assert (len(progress), rates) == (10, {})
 
 
@@ -278,22 +288,22 @@ def test_a_plan_of_nothing():
     "kind", ["cos", "step", "multistep", "exp", "plateau", "constant", lambda epoch: 1 / (1 + epoch)]
 )
 @pytest.mark.parametrize("first", [0, 3])
-def test_the_plan_is_what_happens(kind, first):
-    """Prevents a picture of rates that the training does not use; 10 steps per epoch, as in the plan."""
+def test_the_preview_is_what_happens(kind, first):
+    """Prevents a picture of rates that the training does not use; 10 steps per epoch, as in the preview."""
     phases, groups = [Phase(True, first, 5, 32), Phase(False, 5, 12, 16)], [(1.0, first), (0.1, first), (1.0, 5)]
     settings = settings_of(kind, 12, Init_Epoch=first, accumulate=2)
-    schedule, optimizer = Schedule(settings), optimizer_of(*((joined, factor) for factor, joined in groups))
-    steps, used = [], {group: [] for group in groups}
+    schedule, optimizer = LRSchedule(settings), optimizer_of(*((start, lr_scale) for lr_scale, start in groups))
+    steps, used = [], {key: [] for key in groups}
     for phase in phases:
-        rates = rates_of(settings, phase)
+        rates = lr_range(settings, phase)
         for epoch in range(phase.first, phase.last):
             for step in range(10):
                 steps.append(epoch + (step + 1) / 10)
-                schedule.set_rates(optimizer, steps[-1], *rates)
-                for group, settings_of_group in zip(groups, optimizer.param_groups, strict=True):
-                    used[group].append(settings_of_group["lr"])
+                schedule.set_lr(optimizer, steps[-1], *rates)
+                for key, group in zip(groups, optimizer.param_groups, strict=True):
+                    used[key].append(group["lr"])
             schedule.end_epoch(10.0 - epoch)
-    assert planned_rates(settings, phases, dict.fromkeys(groups)) == (steps, used)
+    assert preview_lr(settings, phases, dict.fromkeys(groups)) == (steps, used)
 
 
 LOSSES = [5.0, 4.0, 4.5, float("nan"), 4.2, 4.1, 3.0, 3.5]
@@ -302,23 +312,23 @@ LOSSES = [5.0, 4.0, 4.5, float("nan"), 4.2, 4.1, 3.0, 3.5]
 @pytest.mark.parametrize("epoch", [0, 1, 4, 8])
 @pytest.mark.parametrize("start", [0, 2])
 @pytest.mark.parametrize("kind", ["cos", "step", "multistep", "exp", "plateau", "constant", lambda epoch: 0.9**epoch])
-def test_a_resumed_course_is_the_whole_one(tmp_path, kind, start, epoch):
+def test_a_resumed_schedule_is_the_whole_one(tmp_path, kind, start, epoch):
     """Prevents a rate that leaps at a resume: after going to an epoch all rates are those of a run never stopped."""
     settings = settings_of(kind, 12, Init_Epoch=start, lr_patience=1, lr_cooldown=1)
-    whole = Schedule(settings)
+    whole = LRSchedule(settings)
     for done in range(start, max(epoch, start)):
         whole.end_epoch(LOSSES[done])
-    torch.save(whole.state(), tmp_path / "state.pth")
-    resumed = Schedule(settings)
-    resumed.go_to(epoch, torch.load(tmp_path / "state.pth", weights_only=True))
+    torch.save(whole.state_dict(), tmp_path / "state.pth")
+    resumed = LRSchedule(settings)
+    resumed.load_state_dict(torch.load(tmp_path / "state.pth", weights_only=True), epoch)
     for later in range(max(epoch, start), 12):
         assert resumed.rate(later + 0.5, 1.0, 0.01) == whole.rate(later + 0.5, 1.0, 0.01)
         for schedule in (whole, resumed):
             schedule.end_epoch(LOSSES[later % 8])
 
 
-def test_an_extended_course_is_that_of_the_longer_run():
+def test_an_extended_schedule_is_that_of_the_longer_run():
     """Prevents an extended run that goes on at the lowest rate of the shorter one."""
-    extended = Schedule(settings_of("cos", 40))
-    extended.go_to(20, Schedule(settings_of("cos", 20)).state())
-    assert extended.rate(20, 1.0, 0.0) == Schedule(settings_of("cos", 40)).rate(20, 1.0, 0.0) > 0.4
+    extended = LRSchedule(settings_of("cos", 40))
+    extended.load_state_dict(LRSchedule(settings_of("cos", 20)).state_dict(), 20)
+    assert extended.rate(20, 1.0, 0.0) == LRSchedule(settings_of("cos", 40)).rate(20, 1.0, 0.0) > 0.4

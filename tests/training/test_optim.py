@@ -2,22 +2,29 @@ import pytest
 import torch
 from torch import nn
 
-from utils.training.optim import ModelEma, build_optimizer, leaves_out_by_itself, parameter_groups, restore, take_in
+from utils.training.optim import (
+    ModelEMA,
+    add_param_groups,
+    build_optimizer,
+    load_optimizer_state,
+    parameter_groups,
+    skips_on_device,
+)
 
 
 def test_only_weights_decay():
     """Prevents decay on BatchNorm and biases, which costs accuracy, and frozen parameters in the optimiser."""
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Sequential(nn.Linear(4, 2)), nn.Conv2d(2, 2, 1))
     module[3].requires_grad_(False)
-    decayed, others = parameter_groups(module, 5e-4, joined=7)
-    assert (decayed["factor"], others["factor"]) == (1.0, 1.0)
+    decayed, others = parameter_groups(module, 5e-4, start_epoch=7)
+    assert (decayed["lr_scale"], others["lr_scale"]) == (1.0, 1.0)
     conv, norm, (linear,), _ = module
     assert [id(parameter) for parameter in decayed["params"]] == [id(conv.weight), id(linear.weight)]
     assert [id(parameter) for parameter in others["params"]] == [
         id(parameter) for parameter in (conv.bias, norm.weight, norm.bias, linear.bias)
     ]
     assert (decayed["weight_decay"], others["weight_decay"]) == (5e-4, 0.0)
-    assert (decayed["joined"], others["joined"]) == (7, 7)
+    assert (decayed["start_epoch"], others["start_epoch"]) == (7, 7)
 
 
 def test_groups_without_parameters_are_left_out():
@@ -28,12 +35,12 @@ def test_groups_without_parameters_are_left_out():
     assert len(only["params"]) == 1
 
 
-def test_parameters_of_one_factor_form_a_group():
-    """Prevents a factor that is asked for under half a name, and groups in an order that changes from run to run."""
+def test_parameters_of_one_lr_scale_form_a_group():
+    """Prevents an lr_scale that is asked for under half a name, and groups in an order that changes from run to run."""
     module = nn.Sequential(nn.Linear(1, 1), nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1)))
-    factors = {"1.0.weight": 0.1, "1.0.bias": 0.1, "0.bias": 2.0}
-    groups = parameter_groups(module, 5e-4, 0, lambda name: factors.get(name, 1.0))
-    assert [(group["factor"], group["weight_decay"]) for group in groups] == [
+    scales = {"1.0.weight": 0.1, "1.0.bias": 0.1, "0.bias": 2.0}
+    groups = parameter_groups(module, 5e-4, 0, lambda name: scales.get(name, 1.0))
+    assert [(group["lr_scale"], group["weight_decay"]) for group in groups] == [
         (2.0, 0.0),
         (1.0, 5e-4),
         (1.0, 0.0),
@@ -44,10 +51,10 @@ def test_parameters_of_one_factor_form_a_group():
     expected = [[first.bias], [first.weight], [norm.weight, norm.bias], [second.weight], [second.bias]]
     assert [[id(x) for x in group["params"]] for group in groups] == [[id(x) for x in part] for part in expected]
     (alone,) = parameter_groups(nn.Linear(1, 1, bias=False), 5e-4, 0, {"weight": 0.3}.get)
-    assert alone["factor"] == 0.3  # a name without a prefix
+    assert alone["lr_scale"] == 0.3  # a name without a prefix
 
 
-def test_new_parameters_join_and_the_others_keep_their_state():
+def test_new_parameters_are_added_and_the_others_keep_their_state():
     """Prevents a loss that leaps at the unfreeze epoch because the momentum of all weights is thrown away."""
     backbone, head = nn.Linear(2, 2), nn.Linear(2, 1)
     model = nn.Sequential(backbone, head)
@@ -57,12 +64,14 @@ def test_new_parameters_join_and_the_others_keep_their_state():
     optimizer.step()
     momentum = optimizer.state[head.weight]["momentum_buffer"].clone()
 
-    take_in(optimizer, parameter_groups(model, 5e-4, 10))
+    add_param_groups(optimizer, parameter_groups(model, 5e-4, 10))
     assert len(optimizer.param_groups) == 2  # nothing is new while the backbone is frozen
     backbone.requires_grad_(True)
     for _ in range(2):  # the second time, nothing is new again
-        take_in(optimizer, parameter_groups(model, 5e-4, 10))
-        shown = [(len(group["params"]), group["weight_decay"], group["joined"]) for group in optimizer.param_groups]
+        add_param_groups(optimizer, parameter_groups(model, 5e-4, 10))
+        shown = [
+            (len(group["params"]), group["weight_decay"], group["start_epoch"]) for group in optimizer.param_groups
+        ]
         assert shown == [(1, 5e-4, 0), (1, 0.0, 0), (1, 5e-4, 10), (1, 0.0, 10)]
     assert optimizer.param_groups[2]["params"][0] is backbone.weight
     assert optimizer.param_groups[3]["params"][0] is backbone.bias
@@ -71,7 +80,7 @@ def test_new_parameters_join_and_the_others_keep_their_state():
 
 
 @pytest.mark.parametrize("optimizer_type", ["sgd", "adam", "adamw", "rmsprop", "adagrad"])
-def test_every_optimizer_moves_what_joins(optimizer_type):
+def test_every_optimizer_moves_what_is_added(optimizer_type):
     """Prevents a crash, or a backbone that stays still, at the unfreeze epoch."""
     backbone, head = nn.Linear(2, 2), nn.Linear(2, 1)
     model = nn.Sequential(backbone, head)
@@ -89,21 +98,21 @@ def test_every_optimizer_moves_what_joins(optimizer_type):
 
     assert step() == [False, False, True, True]
     backbone.requires_grad_(True)
-    take_in(optimizer, parameter_groups(model, 0.0, 3))
+    add_param_groups(optimizer, parameter_groups(model, 0.0, 3))
     if optimizer_type == "adagrad":  # whose state some versions of torch fill only where it is made
         assert torch.equal(optimizer.state[backbone.weight]["sum"], torch.zeros(2, 2))
         assert optimizer.state[head.bias]["sum"].item() == 1.0
     assert step() == [True, True, True, True]
 
 
-def test_nothing_to_take_in():
+def test_nothing_to_add():
     """Prevents an empty group where nothing is unfrozen."""
     optimizer = build_optimizer("sgd", parameter_groups(nn.Linear(1, 1), 0.0, 0), 0.9)
-    take_in(optimizer, [])
+    add_param_groups(optimizer, [])
     assert len(optimizer.param_groups) == 2
 
 
-def steps_of(optimizer_type, momentum, gradients, weight_decay=0.0, rate=0.1):
+def values_under(optimizer_type, momentum, gradients, weight_decay=0.0, rate=0.1):
     """The values that a weight of 1.0 takes under these gradients."""
     weight = nn.Parameter(torch.ones(1))
     optimizer = build_optimizer(optimizer_type, [{"params": [weight], "weight_decay": weight_decay}], momentum)
@@ -118,14 +127,14 @@ def steps_of(optimizer_type, momentum, gradients, weight_decay=0.0, rate=0.1):
 
 def test_sgd_looks_ahead():
     """Prevents plain momentum in the place of Nesterov's: 1 - 0.1 * 1.9, then - 0.1 * (1 + 0.9 * 1.9)."""
-    assert steps_of("sgd", 0.9, [1.0, 1.0]) == pytest.approx([0.81, 0.539])
-    assert steps_of("sgd", 0.0, [1.0, 1.0]) == pytest.approx([0.9, 0.8])
+    assert values_under("sgd", 0.9, [1.0, 1.0]) == pytest.approx([0.81, 0.539])
+    assert values_under("sgd", 0.0, [1.0, 1.0]) == pytest.approx([0.9, 0.8])
 
 
 def test_adams_differ_in_their_decay():
     """Prevents adam in the place of adamw: under a gradient of 0, adamw shrinks by lr * decay, adam steps by lr."""
-    assert steps_of("adamw", 0.9, [0.0], weight_decay=0.1, rate=0.01) == pytest.approx([0.999])
-    assert steps_of("adam", 0.9, [0.0], weight_decay=0.1, rate=0.01) == pytest.approx([0.99])
+    assert values_under("adamw", 0.9, [0.0], weight_decay=0.1, rate=0.01) == pytest.approx([0.999])
+    assert values_under("adam", 0.9, [0.0], weight_decay=0.1, rate=0.01) == pytest.approx([0.99])
     optimizer = build_optimizer("adamw", [{"params": [nn.Parameter(torch.ones(1))]}], 0.8)
     assert optimizer.param_groups[0]["betas"] == (0.8, 0.999)
 
@@ -135,20 +144,20 @@ def test_rmsprop_by_hand():
 
     Steps of 1 / 0.1, then 0.9 * 10 + 1 / 0.1410674, times the rate of 0.01.
     """
-    assert steps_of("rmsprop", 0.9, [1.0, 1.0], rate=0.01) == pytest.approx([0.9, 0.7391119], abs=1e-6)
-    assert steps_of("rmsprop", 0.0, [1.0, 1.0], rate=0.01) == pytest.approx([0.9, 0.8291119], abs=1e-6)
+    assert values_under("rmsprop", 0.9, [1.0, 1.0], rate=0.01) == pytest.approx([0.9, 0.7391119], abs=1e-6)
+    assert values_under("rmsprop", 0.0, [1.0, 1.0], rate=0.01) == pytest.approx([0.9, 0.8291119], abs=1e-6)
 
 
 def test_adagrad_by_hand():
     """Prevents another optimiser in its place: 3 / sqrt(9), then 4 / sqrt(9 + 16), whatever the momentum."""
-    assert steps_of("adagrad", 0.9, [3.0, 4.0]) == pytest.approx([0.9, 0.82])
+    assert values_under("adagrad", 0.9, [3.0, 4.0]) == pytest.approx([0.9, 0.82])
 
 
 def test_average_by_hand():
     """Prevents a wrong decay (shares 1/2, 1/2.1, 1/5), and BatchNorm statistics that lag behind the weights."""
     model = nn.BatchNorm1d(1)
     nn.init.zeros_(model.weight)
-    average = ModelEma(model, total_steps=100)
+    average = ModelEMA(model, total_steps=100)
     assert average.horizon == 5.0
     assert average.model.weight.item() == 0.0
 
@@ -173,17 +182,17 @@ def test_average_by_hand():
     assert average.model.weight.item() == pytest.approx(1.7)  # 1.5 + 1.0 / 5
 
 
-def test_the_average_takes_over_layers_as_they_are():
+def test_the_average_copies_layers_as_they_are():
     """Prevents an average of a scale before and a shift after unfreezing, which belong to different statistics."""
     model = nn.Sequential(nn.BatchNorm1d(1), nn.BatchNorm1d(1))
-    average = ModelEma(model, 100)
+    average = ModelEMA(model, 100)
     with torch.no_grad():
         for layer in model:
             layer.weight.fill_(3.0)
             layer.running_mean.fill_(4.0)
-    average.take_over(model, [])
+    average.copy_layers(model, [])
     assert [layer.weight.item() for layer in average.model] == [1.0, 1.0]
-    average.take_over(model, ["1"])
+    average.copy_layers(model, ["1"])
     assert [layer.weight.item() for layer in average.model] == [1.0, 3.0]
     assert [layer.running_mean.item() for layer in average.model] == [0.0, 4.0]
 
@@ -192,7 +201,7 @@ def test_the_average_takes_over_layers_as_they_are():
 def test_the_horizon_follows_the_length_of_the_run(total_steps, horizon):
     """Prevents the average of a short run from staying at its untrained start."""
     model = nn.BatchNorm1d(1)
-    average = ModelEma(model, total_steps)
+    average = ModelEMA(model, total_steps)
     assert average.horizon == horizon
     if horizon == 1.0:
         with torch.no_grad():
@@ -204,7 +213,7 @@ def test_the_horizon_follows_the_length_of_the_run(total_steps, horizon):
 def test_the_average_is_a_model_of_its_own():
     """Prevents an average that shares memory with the model, trains along, or leaves the model in eval mode."""
     model = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
-    average = ModelEma(model, 1000)
+    average = ModelEMA(model, 1000)
     assert model.training and not average.model.training
     assert not any(parameter.requires_grad for parameter in average.model.parameters())
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -214,14 +223,14 @@ def test_the_average_is_a_model_of_its_own():
     assert average.model[0].weight.item() == before
 
 
-def joined_in_two_phases(optimizer_type, **changes):
-    """A head that trains from epoch 0 and a backbone that joined in epoch 3: (model, optimiser)."""
+def trained_in_two_phases(optimizer_type, **changes):
+    """A head that trains from epoch 0 and a backbone that trains from epoch 3 on: (model, optimiser)."""
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
     model[0].requires_grad_(False)
     optimizer = build_optimizer(optimizer_type, parameter_groups(model, 5e-4, 0), changes.get("momentum", 0.9))
     model[0].requires_grad_(True)
-    take_in(optimizer, parameter_groups(model, changes.get("weight_decay", 5e-4), 3))
+    add_param_groups(optimizer, parameter_groups(model, changes.get("weight_decay", 5e-4), 3))
     return model, optimizer
 
 
@@ -238,30 +247,30 @@ def take_steps(model, optimizer, first, last):
 
 @pytest.mark.parametrize("optimizer_type", ["sgd", "adam", "adamw", "rmsprop", "adagrad"])
 @pytest.mark.parametrize("cut", [0, 3])
-def test_a_restored_optimizer_goes_on_to_the_last_bit(tmp_path, optimizer_type, cut):
-    """Prevents momenta of other parameters after the phases have joined, and a state that torch refuses to load."""
-    whole, optimizer = joined_in_two_phases(optimizer_type)
+def test_a_loaded_optimizer_goes_on_to_the_last_bit(tmp_path, optimizer_type, cut):
+    """Prevents momenta of other parameters after both phases have begun, and a state that torch refuses to load."""
+    whole, optimizer = trained_in_two_phases(optimizer_type)
     take_steps(whole, optimizer, 0, 6)
 
-    model, optimizer = joined_in_two_phases(optimizer_type)
+    model, optimizer = trained_in_two_phases(optimizer_type)
     take_steps(model, optimizer, 0, cut)
     torch.save([model.state_dict(), optimizer.state_dict()], tmp_path / "state.pth")
     weights, state = torch.load(tmp_path / "state.pth", weights_only=True)
-    model, optimizer = joined_in_two_phases(optimizer_type)
+    model, optimizer = trained_in_two_phases(optimizer_type)
     model.load_state_dict(weights)
-    restore(optimizer, state)
-    assert [group["joined"] for group in optimizer.param_groups] == [0, 0, 3, 3]
+    load_optimizer_state(optimizer, state)
+    assert [group["start_epoch"] for group in optimizer.param_groups] == [0, 0, 3, 3]
     take_steps(model, optimizer, cut, 6)
     assert all(map(torch.equal, model.state_dict().values(), whole.state_dict().values()))
 
 
-def test_a_restored_optimizer_keeps_what_the_constants_say():
+def test_a_loaded_optimizer_keeps_what_the_constants_say():
     """Prevents weight_decay and momentum that are edited before a resume from having no effect; and a GPU's fused
     optimiser from becoming the slow one because its state was saved on a CPU."""
-    _, old = joined_in_two_phases("adamw")
-    model, new = joined_in_two_phases("adamw", momentum=0.8, weight_decay=0.05)
+    _, old = trained_in_two_phases("adamw")
+    model, new = trained_in_two_phases("adamw", momentum=0.8, weight_decay=0.05)
     new.param_groups[0]["fused"] = True
-    restore(new, old.state_dict())
+    load_optimizer_state(new, old.state_dict())
     assert [(group["betas"][0], group["weight_decay"], group["fused"]) for group in new.param_groups] == [
         (0.8, 5e-4, True),
         (0.8, 0.0, None),
@@ -273,10 +282,10 @@ def test_a_restored_optimizer_keeps_what_the_constants_say():
 
 def test_other_groups_than_those_of_the_checkpoint():
     """Prevents momenta that land on other parameters, or a trace, where what trains was changed before a resume."""
-    _, both = joined_in_two_phases("sgd")
+    _, both = trained_in_two_phases("sgd")
     head = build_optimizer("sgd", parameter_groups(nn.Linear(3, 1), 5e-4, 0), 0.9)
     with pytest.raises(ValueError) as error:
-        restore(head, both.state_dict())
+        load_optimizer_state(head, both.state_dict())
     assert str(error.value) == (
         "The checkpoint's optimiser moves 6 tensors in 4 groups, and now there are 2 in 2: Freeze_Epoch, train_only, "
         "freeze_layers, freeze_blocks or lr_scale are others. Set them back, or start a new training from its weights "
@@ -286,23 +295,23 @@ def test_other_groups_than_those_of_the_checkpoint():
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_fused_sgd_starts_with_momenta_of_zero(fused):
-    """Prevents momenta that nobody has written, where the first step of a fused optimiser is left out; the steps are
+    """Prevents momenta that nobody has written, where the first step of a fused optimiser is skipped; the steps are
     the same with them."""
     weight = nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9, nesterov=True, fused=fused)
-    take_in(optimizer, [{"params": [joining := nn.Parameter(torch.ones(1))]}])
-    assert leaves_out_by_itself(optimizer) is fused
-    assert (joining in optimizer.state) is fused
+    add_param_groups(optimizer, [{"params": [added := nn.Parameter(torch.ones(1))]}])
+    assert skips_on_device(optimizer) is fused
+    assert (added in optimizer.state) is fused
     for _ in range(2):
-        joining.grad = torch.ones(1)
+        added.grad = torch.ones(1)
         optimizer.step()
-    assert joining.item() == pytest.approx(0.539)
+    assert added.item() == pytest.approx(0.539)
 
 
-def test_the_average_stays_where_a_step_is_left_out():
+def test_the_average_stays_where_a_step_is_skipped():
     """Prevents an average that moves on while its model stands still."""
     model = nn.BatchNorm1d(1)
-    average = ModelEma(model, 1000)
+    average = ModelEMA(model, 1000)
     with torch.no_grad():
         model.weight.fill_(3.0)
     average.update(model, torch.tensor(True))
@@ -314,14 +323,14 @@ def test_the_average_stays_where_a_step_is_left_out():
 def test_the_average_goes_on_from_its_state():
     """Prevents an average that begins anew at a resume: with another share, from the present weights."""
     model = nn.BatchNorm1d(1)
-    whole, first = ModelEma(model, 1000), ModelEma(model, 1000)
+    whole, first = ModelEMA(model, 1000), ModelEMA(model, 1000)
     for step in range(6):
         with torch.no_grad():
             model.weight.fill_(step / 7)
         whole.update(model)
         if step == 3:
-            state = first.state()
-            first = ModelEma(nn.BatchNorm1d(1), 1000)
-            first.restore(state)
+            state = first.state_dict()
+            first = ModelEMA(nn.BatchNorm1d(1), 1000)
+            first.load_state_dict(state)
         first.update(model)
     assert (first.steps, first.model.weight.item()) == (6, whole.model.weight.item())

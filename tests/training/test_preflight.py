@@ -1,5 +1,4 @@
 import random
-import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,65 +7,70 @@ import torch
 
 import train
 from nets import build_criterion, build_model
-from tests.checkpoint.test_resume import CONTRACT
-from utils.checkpoint.run_folder import rehearse_disk
-from utils.config.cli import script_constants
-from utils.data.annotations import Records
-from utils.runtime.device import Place, Precision
-from utils.runtime.distributed import Ranks
-from utils.training.freezing import frozen_parameters
-from utils.training.optim import ModelEma
+from nets.losses import Criterion
+from utils.config.cli import read_constants
+from utils.data.annotations import Annotations
+from utils.io.errors import UserError
+from utils.runtime.device import Precision, RuntimeContext
+from utils.runtime.distributed import DistInfo
+from utils.training.engine import OptimWrapper
+from utils.training.freezing import frozen_parameter_names
+from utils.training.optim import ModelEMA, build_optimizer, parameter_groups
 from utils.training.phases import Phase
-from utils.training.preflight import is_out_of_memory, memory_words, most_boxes, rehearse_steps
-from utils.weights.save import save_content
+from utils.training.preflight import is_out_of_memory, max_boxes, out_of_memory_message, preflight, try_steps
 
-CPU = torch.device("cpu")
 FROZEN, UNFROZEN = Phase(True, 0, 2, 4), Phase(False, 2, 6, 2)
 SHAPES = [(32, 64), (64, 64), (32, 32)]
-PLACE = Place(CPU, Ranks(), Precision(torch.float32, False, ""), print)
+RUNTIME = RuntimeContext(torch.device("cpu"), DistInfo(), Precision(torch.float32, False, ""))
 
 
 def settings_of(**changes):
     values = {"input_shape": [64, 64], "Unfreeze_batch_size": 2, "Freeze_batch_size": 4, "Freeze_Train": True}
-    return SimpleNamespace(**script_constants(vars(train)) | values | changes)
+    return SimpleNamespace(**read_constants(vars(train)) | values | changes)
 
 
-def records_of(*counts):
+def annotations_of(*counts):
     boxes = [(5, 5, 30, 30)] * sum(counts)
-    return Records(["a.jpg"] * len(counts), [(64, 64)] * len(counts), counts, boxes, [0] * sum(counts))
+    return Annotations(["a.jpg"] * len(counts), [(64, 64)] * len(counts), counts, boxes, [0] * sum(counts))
 
 
-def everything(model, average):
-    """What a rehearsal must leave as it is: tensors; what trains and what rests; random numbers to come."""
-    tensors = [value.clone() for part in (model, average.model) for value in part.state_dict().values()]
+def everything(optim):
+    """What a preflight must leave as it is: tensors; what trains and what is frozen; random numbers to come."""
+    model, momenta = optim.model, [value for state in optim.optimizer.state.values() for value in state.values()]
+    tensors = [*model.state_dict().values(), *optim.ema.model.state_dict().values(), *momenta]
     trains = [parameter.requires_grad for parameter in model.parameters()]
     states = torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
-    return tensors, (trains, model.resting, model.extractor_rests, states)
+    of_optim = optim.total, list(optim.gathered), optim.bad_in_a_row, len(optim.optimizer.param_groups), optim.ema.steps
+    return [value.clone() for value in tensors], (trains, model.frozen_norms, model.backbone_frozen, states, of_optim)
 
 
-def rehearsed(criterion=None, settings=None, phases=(FROZEN, UNFROZEN), backbone_frozen=True):
-    """What is said of the rehearsal of a small training; holds that it leaves no trace, also where it fails."""
-    model, settings = build_model("yolox_nano", 2), settings or settings_of()
-    criterion = criterion or build_criterion(model)
-    model.freeze(frozen_parameters(model, settings, backbone_frozen))
-    average = ModelEma(model, 100)
-    tensors, others = everything(model, average)
+def optim_of(settings, criterion=None):
+    """What a small training steps with; criterion: None for the usual one."""
+    model = build_model("yolox_nano", 2)
+    model.freeze(frozen_parameter_names(model, settings, True))
+    optimizer = build_optimizer(settings.optimizer_type, parameter_groups(model, 5e-4, 0), 0.9)
+    return OptimWrapper(model, criterion or build_criterion(model), optimizer, ModelEMA(model, 100), RUNTIME)
+
+
+def tried(criterion=None, settings=None, phases=(FROZEN, UNFROZEN)):
+    """What is said of a small training's preflight; holds that it leaves no trace, also where it fails."""
+    settings = settings or settings_of()
+    optim = optim_of(settings, criterion)
+    tensors, others = everything(optim)
     try:
-        return rehearse_steps(
-            model, average.model, criterion, settings, phases, SHAPES, records_of(3, 1, 0, 2, 5), PLACE
-        )
+        return try_steps(optim, settings, phases, SHAPES, annotations_of(3, 1, 0, 2, 5))
     finally:
-        after, others_after = everything(model, average)
-        assert all(map(torch.equal, tensors, after))
+        tensors_after, others_after = everything(optim)
+        assert all(map(torch.equal, tensors, tensors_after))
         assert others == others_after
-        assert all(parameter.grad is None for parameter in model.parameters())
+        assert all(parameter.grad is None for parameter in optim.model.parameters())
 
 
 @pytest.mark.parametrize("optimizer_type", ["sgd", "adamw", "rmsprop"])
 def test_the_largest_steps_are_tried_and_leave_no_trace(optimizer_type):
     """Prevents memory that runs out at the unfreeze epoch, after hours; and a training that is another one for having
-    been rehearsed: weights, statistics, what is frozen and random numbers stay as they were."""
-    words = rehearsed(settings=settings_of(optimizer_type=optimizer_type)).split(", ")
+    been tried: weights, statistics, what is frozen and random numbers stay as they were."""
+    words = tried(settings=settings_of(optimizer_type=optimizer_type)).split(", ")
     assert [part.rsplit(" ", 2)[0] for part in words] == [
         "frozen step of 4 x 64 x 64",
         "unfrozen step of 2 x 64 x 64",
@@ -74,9 +78,9 @@ def test_the_largest_steps_are_tried_and_leave_no_trace(optimizer_type):
     ]
 
 
-def test_layers_that_rest_before_the_unfreeze_epoch_still_rest_after_it():
+def test_layers_that_are_frozen_before_the_unfreeze_epoch_still_are_after_it():
     """Prevents a run that goes on at its unfreeze epoch from skipping what eases it: there the frozen phase is past."""
-    assert rehearsed(phases=[UNFROZEN]).startswith("unfrozen step of 2")
+    assert tried(phases=[UNFROZEN]).startswith("unfrozen step of 2")
 
 
 @pytest.mark.parametrize(
@@ -108,13 +112,14 @@ def test_out_of_memory_names_what_to_lower(fails_at, error, name, phase):
     """Prevents a trace in epoch 51, and advice to lower the batch size of the other phase."""
     usual = build_criterion(build_model("yolox_nano", 2))
 
-    def criterion(raw, targets):
-        if len(targets) == fails_at:
-            raise error
-        return usual(raw, targets)
+    class Fails(Criterion):
+        def forward(self, raw, targets):
+            if len(targets) == fails_at:
+                raise error
+            return usual(raw, targets)
 
-    with pytest.raises(ValueError) as found:
-        rehearsed(criterion)
+    with pytest.raises(UserError) as found:
+        tried(Fails())
     assert str(found.value) == (
         f"Memory does not suffice for the {phase} phase with {name} and input_shape = [64, 64]: lower "
         f"{name.split()[0]} (and raise accumulate as much, for the same steps), or input_shape, or take a smaller "
@@ -125,16 +130,17 @@ def test_out_of_memory_names_what_to_lower(fails_at, error, name, phase):
 def test_other_errors_keep_their_words():
     """Prevents every failure of a step from being called a lack of memory."""
 
-    def criterion(raw, targets):
-        raise RuntimeError("The size of tensor a (3) must match")
+    class Fails(Criterion):
+        def forward(self, raw, targets):
+            raise RuntimeError("The size of tensor a (3) must match")
 
     with pytest.raises(RuntimeError, match="The size of tensor a"):
-        rehearsed(criterion)
+        tried(Fails())
 
 
 def test_multi_scale_is_named_where_memory_runs_out():
     """Prevents a search for the cause in input_shape alone."""
-    words = memory_words(settings_of(multi_scale=True, multi_scale_range=[0.5, 1.5]), UNFROZEN)
+    words = out_of_memory_message(settings_of(multi_scale=True, multi_scale_range=[0.5, 1.5]), UNFROZEN)
     assert "Unfreeze_batch_size = 2 and input_shape = [64, 64] times 1.5 by multi_scale_range: lower" in words
 
 
@@ -149,43 +155,17 @@ def test_multi_scale_is_named_where_memory_runs_out():
         ([], True, False, 0),
     ],
 )
-def test_the_most_boxes_of_a_sample(counts, mosaic, mixup, expected):
-    """Prevents a rehearsal with fewer boxes than a crowd will bring: memory of the assignment grows with them."""
-    assert most_boxes(records_of(*counts), settings_of(mosaic=mosaic, mixup=mixup)) == expected
+def test_the_largest_number_of_boxes_of_a_sample(counts, mosaic, mixup, expected):
+    """Prevents a preflight with fewer boxes than a crowd will bring: memory of the assignment grows with them."""
+    assert max_boxes(annotations_of(*counts), settings_of(mosaic=mosaic, mixup=mixup)) == expected
 
 
-def disk(monkeypatch, tmp_path, free, **changes):
-    """What is said of a disk with so many bytes free, for a checkpoint of a model of 4 MB."""
-    path, model = tmp_path / "last_checkpoint.pth", torch.nn.Linear(1000, 1000, bias=False)
-    content = {key: {} for key in ("run", "training", "ranks", "log")}
-    save_content(path, content | {"model": model.state_dict(), "contract": CONTRACT})
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free if folder == tmp_path else 0))
-    return rehearse_disk(path, settings_of(**changes), [FROZEN, UNFROZEN], model)
-
-
-def test_a_disk_that_suffices(monkeypatch, tmp_path):
-    """Prevents a run from being refused: six epochs keep 2, 4, 6 and one more; with best, last, their copies and a
-    file being written 9 of 4 MB, the checkpoint, and 67 MB for the rest."""
-    assert disk(monkeypatch, tmp_path, 10**9, save_period=2) == ("checkpoint of 4 MB, 107 MB to come, 1000 MB free")
-    assert "95 MB to come" in disk(monkeypatch, tmp_path, 10**9, save_period=2, keep_checkpoints=1)
-    assert "107 MB to come" in disk(monkeypatch, tmp_path, 10**9, save_period=2, keep_checkpoints=9)
-
-
-def test_a_disk_that_is_too_small_is_found_now(monkeypatch, tmp_path):
-    """Prevents a disk that is full at night; the sentence says how much is missing, and which constants change it."""
-    with pytest.raises(ValueError) as error:
-        disk(monkeypatch, tmp_path, 10**8, save_period=2)
-    assert str(error.value) == (
-        "save_dir is 'logs', whose disk has 100 MB free; this run will write about 107 MB (4 files ep*.pth of 4 MB "
-        "each among them). Free space, choose another save_dir, raise save_period, or set keep_checkpoints = 3."
+def test_the_preflight_of_a_loader(capsys):
+    """Prevents a preflight of other shapes or images than the loader's, or one that nobody sees."""
+    loader = SimpleNamespace(
+        batch_sampler=SimpleNamespace(multi_scale=SimpleNamespace(shapes=SHAPES)),
+        dataset=SimpleNamespace(annotations=annotations_of(3, 1)),
     )
-
-
-def test_a_checkpoint_that_cannot_be_read_back_is_found_now(monkeypatch, tmp_path):
-    """Prevents hours of training whose state turns out to be unreadable, or was never written."""
-    path = tmp_path / "last_checkpoint.pth"
-    with pytest.raises(ValueError, match=f"save_dir is 'logs', and {path} could not be written there, as said above;"):
-        rehearse_disk(path, settings_of(), [UNFROZEN], torch.nn.Linear(1, 1))
-    path.write_bytes(b"PK\x03\x04 half of it")
-    with pytest.raises(ValueError, match=f"{path} is cut off"):
-        rehearse_disk(path, settings_of(), [UNFROZEN], torch.nn.Linear(1, 1))
+    settings = settings_of()
+    preflight(optim_of(settings), settings, [FROZEN], loader)
+    assert capsys.readouterr().out.startswith("preflight: frozen step of 2 x 64 x 64 ")

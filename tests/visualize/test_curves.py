@@ -1,8 +1,8 @@
 import numpy as np
 
-from tests.evaluation.test_matching_coco import random_set
-from utils.evaluation.curves import draw_from
-from utils.evaluation.matching import voc_outcome
+from tests.evaluation.tables import random_set
+from utils.evaluation.curves import pr_curves
+from utils.evaluation.matching import match_voc
 from utils.image.codec import read_image
 from utils.image.draw import class_colour
 from utils.visualize.curves import draw_curves
@@ -13,8 +13,8 @@ NAMES = ("class_ap.png", "f1_curve.png", "pr_curve.png", "precision_curve.png", 
 def draw(folder, class_names, average_precisions):
     count = len(class_names)
     ground_truth, detections = random_set(0, classes=count)
-    outcome = voc_outcome(ground_truth, detections, count)
-    draw_curves(draw_from(outcome, ground_truth, detections, count, 6), class_names, average_precisions, folder)
+    matches = match_voc(ground_truth, detections, count)
+    draw_curves(pr_curves(matches, ground_truth, detections, count, 6), class_names, average_precisions, folder)
     return {path.name: read_image(str(path)) for path in sorted(folder.iterdir())}
 
 

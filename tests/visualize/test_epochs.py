@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from utils.visualize.epochs import draw_planned_rates, epoch_pictures, smooth
+from utils.visualize.epochs import draw_lr_preview, epoch_pictures, smooth
 
 BLUE, ORANGE, GREEN, RED = (0x00, 0x72, 0xCE), (0xF0, 0x78, 0x00), (0x2A, 0x9D, 0x3A), (0xD1, 0x00, 0x3F)
 
@@ -94,7 +94,7 @@ RATES = {
 def test_every_group_has_a_curve(tmp_path, count):
     """A picture without its curves is still a valid PNG, so look for the colours of the groups, and of no others."""
     path, groups = tmp_path / "planned_lr.png", dict(list(GROUPS.items())[:count])
-    draw_planned_rates(PROGRESS, RATES, groups, "cos", path)
+    draw_lr_preview(PROGRESS, RATES, groups, "cos", path)
     # Some edges of letters and of the dashed curve are grey, too.
     assert [pixels(path, colour) > 200 for colour in COLOURS] == [number < count for number in range(4)]
 
@@ -112,7 +112,7 @@ def test_the_picture_says_which_curve_is_which(tmp_path, monkeypatch, kind, titl
     epochs."""
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.append(figure.axes[0]))
-    draw_planned_rates(PROGRESS, RATES, GROUPS, kind, tmp_path / "planned_lr.png")
+    draw_lr_preview(PROGRESS, RATES, GROUPS, kind, tmp_path / "planned_lr.png")
     (axes,) = drawn
     curves = {line.get_label(): line for line in axes.get_lines()}
     labels = ["neck, head", "backbone, from epoch 3", "head, x 0.1", "backbone, neck, x 0.25, from epoch 3"]

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from utils.data.annotations import Records
+from utils.data.annotations import Annotations
 from utils.data.loader import Batch
-from utils.evaluation.types import Detections
+from utils.evaluation.types import DetectionTable
 from utils.image.codec import write_image
 from utils.image.draw import class_colour
 from utils.visualize.images import batch_picture, choose_images, image_tile, prediction_picture, sheet
@@ -21,10 +21,10 @@ def batches(sizes, shape=(64, 64)):
         yield Batch(torch.full((size, 3, *shape), 90, dtype=torch.uint8), targets, [0] * size, [None] * size, [])
 
 
-def records_of(count, boxes=()):
-    """Records of grey images that do not exist; boxes: (image, box, class)."""
+def annotations_of(count, boxes=()):
+    """Annotations of grey images that do not exist; boxes: (image, box, class)."""
     counts = np.bincount([image for image, _, _ in boxes], minlength=count)
-    return Records(
+    return Annotations(
         [f"no/{number}.png" for number in range(count)],
         np.full((count, 2), 64),
         counts,
@@ -33,7 +33,7 @@ def records_of(count, boxes=()):
     )
 
 
-NOTHING = Detections(np.zeros(0, int), np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))
+NOTHING = DetectionTable(np.zeros(0, int), np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))
 
 
 @pytest.mark.parametrize(
@@ -42,13 +42,13 @@ NOTHING = Detections(np.zeros(0, int), np.zeros((0, 4)), np.zeros(0), np.zeros(0
 )
 def test_batches_of_any_size_fill_the_page(sizes, columns, side):
     """Prevents a page of 64 stamps, and one stamp on a page of its own."""
-    image = batch_picture(batches(sizes), records_of(1), ["a", "b"])["train_batch"]
+    image = batch_picture(batches(sizes), annotations_of(1), ["a", "b"])["train_batch"]
     assert image.shape == (columns * (side + 36) + 8, columns * (side + 8) + 8, 3)
 
 
 def test_the_boxes_of_a_batch_are_where_the_targets_say():
     """Prevents boxes of the padding, class 0 in the corner, and boxes in the pixels of the input on a larger tile."""
-    image = batch_picture(batches([1]), records_of(1), ["a", "b"])["train_batch"]
+    image = batch_picture(batches([1]), annotations_of(1), ["a", "b"])["train_batch"]
     assert image[8 + 320, 8 + 80].tolist() == image[8 + 320, 8 + 400].tolist() == list(BLUE)
     assert image[8 + 320, 8 + 240].tolist() == [90, 90, 90]
     assert not (image == RED).all(2).any()
@@ -57,27 +57,27 @@ def test_the_boxes_of_a_batch_are_where_the_targets_say():
 def test_only_as_many_batches_as_needed_are_made():
     """Prevents a whole epoch from being prepared for sixteen images."""
     taken = []
-    batch_picture((taken.append(batch) or batch for batch in batches([8, 8, 8, 8])), records_of(1), ["a", "b"])
+    batch_picture((taken.append(batch) or batch for batch in batches([8, 8, 8, 8])), annotations_of(1), ["a", "b"])
     assert len(taken) == 2
 
 
 def test_images_with_boxes_are_chosen_first_and_always_the_same():
     """Prevents pictures that cannot be compared between epochs, and a page of empty images."""
-    records = records_of(10, [(3, [0, 0, 9, 9], 0), (7, [0, 0, 9, 9], 0)])
-    chosen = choose_images(records, 4, seed=1)
-    assert chosen[:2] == [3, 7] and len(set(chosen)) == 4 and chosen == choose_images(records, 4, seed=1)
-    assert choose_images(records, 1, seed=1) in ([3], [7])
-    assert choose_images(records_of(0), 4, seed=1) == []
+    annotations = annotations_of(10, [(3, [0, 0, 9, 9], 0), (7, [0, 0, 9, 9], 0)])
+    chosen = choose_images(annotations, 4, seed=1)
+    assert chosen[:2] == [3, 7] and len(set(chosen)) == 4 and chosen == choose_images(annotations, 4, seed=1)
+    assert choose_images(annotations, 1, seed=1) in ([3], [7])
+    assert choose_images(annotations_of(0), 4, seed=1) == []
 
 
 def test_labels_stand_left_and_predictions_right(tmp_path):
     """Prevents the two sides from being swapped, other images' boxes, and boxes under their class's confidence."""
     path = tmp_path / "a.png"
     write_image(str(path), np.full((380, 380, 3), 90, np.uint8))
-    records = Records([str(path)], [(380, 380)], [1], [[50, 100, 150, 200]], [0])
+    annotations = Annotations([str(path)], [(380, 380)], [1], [[50, 100, 150, 200]], [0])
     boxes = np.array([[50, 100, 150, 200], [200, 100, 300, 200], [0, 0, 9, 9]], float)
-    detections = Detections(np.array([0, 0, 1]), boxes, np.array([0.6, 0.6, 0.9]), np.array([1, 0, 0]))
-    image = prediction_picture(records, detections, ["a", "b"], np.array([0.7, 0.5]), 0)["val_pred"]
+    detections = DetectionTable(np.array([0, 0, 1]), boxes, np.array([0.6, 0.6, 0.9]), np.array([1, 0, 0]))
+    image = prediction_picture(annotations, detections, ["a", "b"], np.array([0.7, 0.5]), 0)["val_pred"]
     assert image.shape == (380 + 44, 2 * 388 + 8, 3)
     left, right = image[:, :392], image[:, 392:]
     assert left[8 + 150, 8 + 50].tolist() == list(RED) and not (left == BLUE).all(2).any()
@@ -86,13 +86,13 @@ def test_labels_stand_left_and_predictions_right(tmp_path):
 
 def test_without_images_there_is_no_picture():
     """Prevents a crash of a run whose validation set is empty."""
-    assert prediction_picture(records_of(0), NOTHING, ["a"], np.array([0.5]), 0) == {}
-    assert batch_picture(iter(()), records_of(0), ["a"]) == {}
+    assert prediction_picture(annotations_of(0), NOTHING, ["a"], np.array([0.5]), 0) == {}
+    assert batch_picture(iter(()), annotations_of(0), ["a"]) == {}
 
 
 def test_an_image_that_is_gone_is_grey():
     """Prevents one damaged file from taking the whole picture away."""
-    tile = image_tile(records_of(1), 0, (128, 128), (np.zeros((0, 4)), np.zeros(0, int), None), ["a"])
+    tile = image_tile(annotations_of(1), 0, (128, 128), (np.zeros((0, 4)), np.zeros(0, int), None), ["a"])
     assert tile.shape == (128, 128, 3) and (tile == 114).all()
 
 

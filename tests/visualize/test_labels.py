@@ -1,20 +1,20 @@
 import numpy as np
 import pytest
 
-from utils.data.annotations import Records
+from utils.data.annotations import Annotations
 from utils.visualize.labels import label_picture
 
 
-def records_of(classes, images=4):
-    """Records with so many boxes per class, each at the top of an image of 640 x 480, right of its middle."""
+def annotations_of(classes, images=4):
+    """Annotations with so many boxes per class, each at the top of an image of 640 x 480, right of its middle."""
     labels = np.repeat(np.arange(len(classes)), classes)
     counts = np.bincount(np.arange(len(labels)) % images, minlength=images)
     boxes = np.tile([330, 10, 394, 42], (len(labels), 1))
-    return Records(["a.png"] * images, np.tile([480, 640], (images, 1)), counts, boxes, labels)
+    return Annotations(["a.png"] * images, np.tile([480, 640], (images, 1)), counts, boxes, labels)
 
 
 def drawn(train, val, names):
-    image = label_picture(records_of(train), records_of(val), names, (224, 224))["labels"]
+    image = label_picture(annotations_of(train), annotations_of(val), names, (224, 224))["labels"]
     assert image.shape == (620, 1750, 3) and image.dtype == np.uint8
     return image
 
@@ -45,5 +45,5 @@ def test_boxes_are_drawn_where_they_are():
 def test_without_boxes():
     """Prevents a crash before a training that only wants to run its code."""
     drawn([0, 0], [0, 0], ["cat", "dog"])
-    nothing = Records([], np.zeros((0, 2)), [], [], [])
+    nothing = Annotations([], np.zeros((0, 2)), [], [], [])
     assert label_picture(nothing, nothing, ["cat"], (224, 224))["labels"].shape == (620, 1750, 3)

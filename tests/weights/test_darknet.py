@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from nets import build_model
+from tests.nets.decoded import packed
 from tests.weights.test_read import outputs, random_network
 from utils.inference.detector import open_network
 from utils.weights.darknet import PREFIXES, SIZES, darknet_state, looks_like_darknet, read_darknet
@@ -116,7 +117,7 @@ def test_the_header_is_as_long_as_its_version_says(tmp_path, tiny, version):
     path = write(tmp_path / "a.weights", numbers, version)
     assert path.stat().st_size == 4 * len(numbers) + (16 if version in ((0, 1, 0), (0, 0, 9)) else 20)
     assert np.array_equal(read_darknet(path).numbers, numbers)
-    assert read_weights(path).contract["num_classes"] == 3
+    assert read_weights(path).metadata["num_classes"] == 3
 
 
 def test_a_whole_file_computes_what_its_network_did(tiny, tiny_path):
@@ -133,13 +134,13 @@ def test_a_whole_file_computes_what_its_network_did(tiny, tiny_path):
 @pytest.mark.parametrize(
     ("name", "shape", "scales"), [("yolov4", [608, 608], [1.2, 1.1, 1.05]), ("yolov4_tiny", [416, 416], [1.05, 1.05])]
 )
-def test_the_contract_of_a_darknet_file(tmp_path, name, shape, scales):
+def test_the_metadata_of_a_darknet_file(tmp_path, name, shape, scales):
     """Prevents Darknet's weights from being fed BGR or padded images, or decoded without its scale of centres."""
     size, per_class = SIZES[name]
-    contract = read_weights(write_zeros(tmp_path / "a.weights", size + 80 * per_class)).contract
-    names = contract.pop("class_names")
+    metadata = read_weights(write_zeros(tmp_path / "a.weights", size + 80 * per_class)).metadata
+    names = metadata.pop("class_names")
     assert (len(names), names[0], names[79]) == (80, "person", "toothbrush")
-    assert contract == {
+    assert metadata == {
         "pixel_rule": RGB_1,
         "resize_rule": {"mode": "stretch", "pad": 128},
         "model_name": name,
@@ -183,19 +184,19 @@ def test_a_prefix_loads_exactly_its_convolutions(tiny, tmp_path):
     tiny_count = CONVOLUTIONS["yolov4_tiny"][1]
     path = write(tmp_path / "yolov4-tiny.conv.29", numbers_of(tiny, tiny_count))
     weights = read_weights(path)
-    assert "num_classes" not in weights.contract and "class_names" not in weights.contract
+    assert "num_classes" not in weights.metadata and "class_names" not in weights.metadata
     assert weights.source.startswith("Darknet file of yolov4_tiny, its first layers; ")
     model = build_model("yolov4_tiny", 7)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    fit = load_matching(model, weights, ["a"] * 7)
-    assert (fit.by_class, fit.unused, len(fit.loaded)) == ({}, [], 5 * tiny_count)
+    result = load_matching(model, weights, ["a"] * 7)
+    assert (result.by_class, result.unexpected_keys, len(result.loaded)) == ({}, [], 5 * tiny_count)
     own, parts = model.state_dict(), ("yolo_headP5.1.", "upsample.", "yolo_headP4.")
     for key, value in tiny.state_dict().items():
         if not key.endswith("num_batches_tracked"):
             expected = before[key] if key.startswith(parts) else value
             assert torch.equal(own[key], expected), key
-            assert (key in fit.missing) == key.startswith(parts)
-    assert set(fit.missing.values()) == {"not in the file"}
+            assert (key in result.missing_keys) == key.startswith(parts)
+    assert set(result.missing_keys.values()) == {"not in the file"}
 
 
 @pytest.mark.parametrize("change", [-1, 1, -2310 * 3 - 5, 2310 // 2, -(10**6)])
@@ -291,7 +292,7 @@ def test_other_rules_for_a_darknet_file_are_an_error(tiny_path, weights_format):
         ValueError, match=f"weights_format is '{weights_format}', but .* is a Darknet file: set it to ''"
     ):
         read_weights(tiny_path, weights_format)
-    assert read_weights(tiny_path, "darknet").contract["model_name"] == "yolov4_tiny"
+    assert read_weights(tiny_path, "darknet").metadata["model_name"] == "yolov4_tiny"
 
 
 @pytest.fixture
@@ -332,12 +333,12 @@ def test_boxes_are_those_of_an_independent_engine(oracle, monkeypatch, scratch, 
     """Prevents any departure from Darknet in the file's layout, layers, activations, epsilon, order of maps and
     anchors, or decoding: another program computed these boxes, objectness and classes from the same file and pixels."""
     weights = read_weights(make(oracle, monkeypatch, scratch, file))
-    model, contract = open_network(weights)
-    assert (contract["model_name"], contract["num_classes"]) == (name, 80)
+    model, metadata = open_network(weights)
+    assert (metadata["model_name"], metadata["num_classes"]) == (name, 80)
     pixels = np.random.default_rng(123).integers(0, 256, (416, 416, 3), dtype=np.uint8)
     with torch.no_grad():
         raw = model(torch.from_numpy(pixels).permute(2, 0, 1)[None])
-        maps = model.decode(raw)[0].split([3 * level.shape[2] * level.shape[3] for level in raw])
+        maps = packed(model.decode(raw))[0].split([3 * level.shape[2] * level.shape[3] for level in raw])
     with np.load(oracle[1] / f"{file}_seed1.npz") as expected:
         for head, decoded in zip(heads, maps, strict=True):
             decoded, rows = decoded[expected[f"{head}_rows"]].numpy(), expected[head]
@@ -360,7 +361,7 @@ def test_the_cut_off_counts_layers(oracle, monkeypatch, scratch, name, file, cut
     """Prevents a cut-off of 137 or 29 convolutions: the file holds the first 92 or 17 of the whole one, number by
     number, as the same seed writes the same numbers."""
     part = read_weights(make(oracle, monkeypatch, scratch, file, "--cutoff", str(cutoff)))
-    assert (part.contract["model_name"], "num_classes" in part.contract) == (name, False)
+    assert (part.metadata["model_name"], "num_classes" in part.metadata) == (name, False)
     whole = read_weights(make(oracle, monkeypatch, scratch, file))
     assert np.array_equal(part.numbers, whole.numbers[: len(part.numbers)])
     model = shapes_only(name, 80)

@@ -60,7 +60,7 @@ def test_the_rules_of_every_format():
     """Prevents a changed number, which costs accuracy and raises no error. Mean and deviation are ImageNet's, 0.485,
     0.456, 0.406 and 0.229, 0.224, 0.225, times 255."""
     imagenet = ("RGB", [123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
-    shares = ("RGB", [0, 0, 0], [255, 255, 255])
+    pixels = ("RGB", [0, 0, 0], [255, 255, 255])
     assert {
         name: (*rules.pixel_rule.values(), *rules.resize_rule.values(), rules.scale_x_y)
         for name, rules in FORMATS.items()
@@ -68,8 +68,8 @@ def test_the_rules_of_every_format():
         "yolox": ("BGR", [0, 0, 0], [1, 1, 1], "topleft", 114, None),
         "yolox_rgb": (*imagenet, "topleft", 114, None),
         "flat_yolox": (*imagenet, "center", 128, None),
-        "flat_yolov4": (*shares, "center", 128, 1.0),
-        "darknet": (*shares, "stretch", 128, None),
+        "flat_yolov4": (*pixels, "center", 128, 1.0),
+        "darknet": (*pixels, "stretch", 128, None),
         "torchvision": (*imagenet, "topleft", 114, None),
     }
     assert pytest.approx(imagenet[1]) == [0.485 * 255, 0.456 * 255, 0.406 * 255]

@@ -6,8 +6,8 @@ from torchvision.models import resnet18
 from nets import build_model
 from tests.weights.test_read import layout, outputs, random_network, saved, without_prefix
 from utils.inference.detector import open_network
-from utils.weights.load import Fit, carry_rows, load_matching, loading_table
-from utils.weights.metadata import make_contract
+from utils.weights.load import LoadResult, carry_rows, load_matching, loading_table
+from utils.weights.metadata import make_metadata
 from utils.weights.read import WeightFile, read_weights
 from utils.weights.save import save_weights
 
@@ -37,14 +37,14 @@ def tiny():
 def nano_path(nano, tmp_path_factory):
     """A weight file of this project for three classes."""
     path = tmp_path_factory.mktemp("weights") / "best.pth"
-    save_weights(path, nano, make_contract(nano, NAMES, (320, 416), TOP_LEFT))
+    save_weights(path, nano, make_metadata(nano, NAMES, (320, 416), TOP_LEFT))
     return path
 
 
 @pytest.fixture(scope="module")
 def tiny_path(tiny, tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "tiny.pth"
-    save_weights(path, tiny, make_contract(tiny, NAMES, (320, 416), TOP_LEFT))
+    save_weights(path, tiny, make_metadata(tiny, NAMES, (320, 416), TOP_LEFT))
     return path
 
 
@@ -100,8 +100,8 @@ def test_which_parameters_have_a_row_for_each_class():
 def test_all_tensors_load_into_the_same_network(nano, nano_path):
     """Prevents a start from noise where the user believes in trained weights."""
     other = build_model("yolox_nano", 3)
-    fit = load_matching(other, read_weights(nano_path), NAMES)
-    assert (len(fit.loaded), fit.by_class, fit.missing, fit.unused) == (642, {}, {}, [])
+    result = load_matching(other, read_weights(nano_path), NAMES)
+    assert (len(result.loaded), result.by_class, result.missing_keys, result.unexpected_keys) == (642, {}, {}, [])
     own = nano.state_dict()
     assert all(torch.equal(value, own[key]) for key, value in other.state_dict().items())
 
@@ -111,14 +111,14 @@ def test_classes_go_on_by_their_names(nano, nano_path):
     names = ["dog", "叶", "fish", "cat", "bird"]
     other = build_model("yolox_nano", 5)
     fresh = rows_of(other, YOLOX_ROWS)
-    fit = load_matching(other, read_weights(nano_path), names)
-    assert (fit.by_class, fit.missing, fit.unused) == (dict.fromkeys(YOLOX_ROWS, 2), {}, [])
-    assert len(fit.loaded) == 636 and not set(fit.loaded) & set(YOLOX_ROWS)
+    result = load_matching(other, read_weights(nano_path), names)
+    assert (result.by_class, result.missing_keys, result.unexpected_keys) == (dict.fromkeys(YOLOX_ROWS, 2), {}, [])
+    assert len(result.loaded) == 636 and not set(result.loaded) & set(YOLOX_ROWS)
     own, old = other.state_dict(), nano.state_dict()
     for key in YOLOX_ROWS:
         expected = [fresh[key][0], old[key][2], old[key][0], fresh[key][3], fresh[key][4]]
         assert all(torch.equal(row, wanted) for row, wanted in zip(own[key], expected, strict=True))
-    assert all(torch.equal(own[key], old[key]) for key in fit.loaded)
+    assert all(torch.equal(own[key], old[key]) for key in result.loaded)
 
 
 @pytest.mark.parametrize(
@@ -133,9 +133,9 @@ def test_the_same_count_of_other_classes(nano, nano_path, names, sources):
     """Prevents names that only changed their order, or became others, from keeping the rows at their positions."""
     other = build_model("yolox_nano", len(names))
     fresh = rows_of(other, YOLOX_ROWS)
-    fit = load_matching(other, read_weights(nano_path), names)
+    result = load_matching(other, read_weights(nano_path), names)
     overlap = sum(source is not None for source in sources)
-    assert (fit.by_class, fit.missing) == (dict.fromkeys(YOLOX_ROWS, overlap), {})
+    assert (result.by_class, result.missing_keys) == (dict.fromkeys(YOLOX_ROWS, overlap), {})
     for key in YOLOX_ROWS:
         for row, source in enumerate(sources):
             expected = fresh[key][row] if source is None else nano.state_dict()[key][source]
@@ -148,8 +148,8 @@ def test_anchors_keep_boxes_and_objectness(tiny, tiny_path, names, sources):
     other = build_model("yolov4_tiny", 2)
     keys = [f"yolo_headP{number}.1.{kind}" for number in (5, 4) for kind in ("weight", "bias")]
     fresh = rows_of(other, keys)
-    fit = load_matching(other, read_weights(tiny_path), names)
-    assert fit.by_class == dict.fromkeys(keys, sum(source is not None for source in sources))
+    result = load_matching(other, read_weights(tiny_path), names)
+    assert result.by_class == dict.fromkeys(keys, sum(source is not None for source in sources))
     for key in keys:
         own, old = other.state_dict()[key], tiny.state_dict()[key]
         for anchor in range(3):
@@ -164,8 +164,8 @@ def test_unknown_names_and_the_same_count(nano, tmp_path):
     as they stand."""
     weights = read_weights(saved({"model": nano.state_dict()}, tmp_path))
     other = build_model("yolox_nano", 3)
-    fit = load_matching(other, weights, ["a", "b", "c"])
-    assert (fit.by_class, len(fit.loaded)) == ({}, 642)
+    result = load_matching(other, weights, ["a", "b", "c"])
+    assert (result.by_class, len(result.loaded)) == ({}, 642)
     assert torch.equal(outputs(other.eval()), outputs(nano))
 
 
@@ -177,8 +177,8 @@ def test_unknown_names_and_another_count(request, tmp_path, name):
     weights = read_weights(saved(source.state_dict(), tmp_path))
     other = build_model(name, 2)
     fresh = rows_of(other, other.class_rows())
-    fit = load_matching(other, weights, ["a", "b"])
-    assert fit.by_class == dict.fromkeys(other.class_rows(), 0)
+    result = load_matching(other, weights, ["a", "b"])
+    assert result.by_class == dict.fromkeys(other.class_rows(), 0)
     for key, (groups, offset) in other.class_rows().items():
         own = other.state_dict()[key].unflatten(0, (groups, -1))
         old = source.state_dict()[key].unflatten(0, (groups, -1))
@@ -193,8 +193,8 @@ def test_names_of_coco_that_the_user_has_too(tmp_path):
     weights = read_weights(saved({"model": coco.state_dict()}, tmp_path))
     other = build_model("yolox_nano", 3)
     fresh = rows_of(other, YOLOX_ROWS)
-    fit = load_matching(other, weights, ["car", "fish", "person"])
-    assert fit.by_class == dict.fromkeys(YOLOX_ROWS, 2)
+    result = load_matching(other, weights, ["car", "fish", "person"])
+    assert result.by_class == dict.fromkeys(YOLOX_ROWS, 2)
     for key in YOLOX_ROWS:
         own, old = other.state_dict()[key], coco.state_dict()[key]
         assert torch.equal(own, torch.stack((old[2], fresh[key][1], old[0])))
@@ -207,10 +207,10 @@ def test_a_backbone_alone(request, tmp_path, name, prefix):
     other = build_model(name, 5)
     before = rows_of(other, other.state_dict())
     weights = read_weights(saved(without_prefix(source.state_dict(), prefix), tmp_path))
-    fit = load_matching(other, weights, list("abcde"))
-    assert (fit.by_class, fit.unused) == ({}, [])
-    assert all(key.startswith(prefix) for key in fit.loaded)
-    assert not any(key.startswith(prefix) for key in fit.missing)
+    result = load_matching(other, weights, list("abcde"))
+    assert (result.by_class, result.unexpected_keys) == ({}, [])
+    assert all(key.startswith(prefix) for key in result.loaded)
+    assert not any(key.startswith(prefix) for key in result.missing_keys)
     for key, value in other.state_dict().items():
         expected = source.state_dict()[key] if key.startswith(prefix) else before[key]
         assert torch.equal(value, expected), key
@@ -224,10 +224,10 @@ def test_a_backbone_of_torchvision(tmp_path, model_name):
         if isinstance(part, nn.BatchNorm2d):
             part.running_mean.normal_()
     model = build_model(model_name, 3, backbone="resnet18")
-    fit = load_matching(model, read_weights(saved(source.state_dict(), tmp_path)), NAMES)
+    result = load_matching(model, read_weights(saved(source.state_dict(), tmp_path)), NAMES)
     prefix = model.extractor_prefix()
-    assert fit.unused == [f"{prefix}fc.weight", f"{prefix}fc.bias"]
-    assert len(fit.loaded) == 120 and not any(model.part_of(key) == "backbone" for key in fit.missing)
+    assert result.unexpected_keys == [f"{prefix}fc.weight", f"{prefix}fc.bias"]
+    assert len(result.loaded) == 120 and not any(model.part_of(key) == "backbone" for key in result.missing_keys)
     own = model.feature_extractor.state_dict()
     assert all(torch.equal(value, own[key]) for key, value in source.state_dict().items() if not key.startswith("fc."))
 
@@ -255,8 +255,8 @@ def test_a_backbone_that_is_not_whole_needs_a_constant(nano, nano_path):
     with pytest.raises(ValueError, match=f"1 of the backbone's 235 tensors do not .first: {lost}, not in the file."):
         load_matching(build_model("yolox_nano", 3), weights, NAMES)
     other = build_model("yolox_nano", 3)
-    fit = load_matching(other, weights, NAMES, allow_partial_backbone=True)
-    assert fit.missing == {lost: "not in the file"}
+    result = load_matching(other, weights, NAMES, allow_partial_backbone=True)
+    assert result.missing_keys == {lost: "not in the file"}
     own = nano.state_dict()
     assert all(torch.equal(value, own[key]) for key, value in other.state_dict().items() if key != lost)
     head = {key: value for key, value in weights.state.items() if key.startswith("head.")}
@@ -268,8 +268,8 @@ def test_counters_of_batchnorm_may_be_missing(nano, nano_path):
     """Prevents files of older torch versions, which lack num_batches_tracked, from counting as not whole."""
     weights = read_weights(nano_path)
     state = {key: value for key, value in weights.state.items() if not key.endswith("num_batches_tracked")}
-    fit = load_matching(build_model("yolox_nano", 3), weights._replace(state=state), NAMES)
-    assert (fit.missing, fit.unused, len(fit.loaded)) == ({}, [], len(state))
+    result = load_matching(build_model("yolox_nano", 3), weights._replace(state=state), NAMES)
+    assert (result.missing_keys, result.unexpected_keys, len(result.loaded)) == ({}, [], len(state))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -293,14 +293,14 @@ def test_broken_rows_of_a_class_that_is_not_taken_do_no_harm(nano_path):
     weights = read_weights(nano_path)
     weights.state["head.cls_preds.0.bias"][0] = float("nan")  # fish
     weights.state["something.else"] = torch.full((1,), float("nan"))
-    fit = load_matching(build_model("yolox_nano", 1), weights, ["key"])
-    assert (fit.by_class["head.cls_preds.0.bias"], fit.unused) == (1, ["something.else"])
+    result = load_matching(build_model("yolox_nano", 1), weights, ["key"])
+    assert (result.by_class["head.cls_preds.0.bias"], result.unexpected_keys) == (1, ["something.else"])
 
 
-def test_the_table_of_a_whole_fit(nano, nano_path):
+def test_the_table_of_whole_weights(nano, nano_path):
     """Prevents a table whose columns do not add up, or that counts what no file needs to hold."""
-    fit = load_matching(build_model("yolox_nano", 3), read_weights(nano_path), NAMES)
-    assert loading_table(nano, fit) == (
+    result = load_matching(build_model("yolox_nano", 3), read_weights(nano_path), NAMES)
+    assert loading_table(nano, result) == (
         "    part  tensors  loaded  by class  fresh\n"
         "backbone      235     235         0      0\n"
         "    neck      150     150         0      0\n"
@@ -315,8 +315,8 @@ def test_the_table_says_what_was_skipped_and_why(nano, nano_path):
     state["head.obj_preds.0.bias"] = torch.zeros(2)
     state |= {"mask_head.weight": torch.zeros(1), "mask_head.bias": torch.zeros(1)}
     model = build_model("yolox_nano", 4)
-    fit = load_matching(model, weights._replace(state=state), ["key", "cat", "dog", "叶"])
-    assert loading_table(model, fit) == (
+    result = load_matching(model, weights._replace(state=state), ["key", "cat", "dog", "叶"])
+    assert loading_table(model, result) == (
         "    part  tensors  loaded  by class  fresh\n"
         "backbone      235     235         0      0\n"
         "    neck      150     150         0      0\n"
@@ -335,7 +335,7 @@ def test_the_table_says_what_was_skipped_and_why(nano, nano_path):
 
 def test_the_table_of_nothing(nano):
     """Prevents a trace where not a single tensor was loaded."""
-    lines = loading_table(nano, Fit([], {}, {}, [])).splitlines()
+    lines = loading_table(nano, LoadResult([], {}, {}, [])).splitlines()
     assert [line.split()[1:] for line in lines[1:]] == [[count, "0", "0", "0"] for count in ("235", "150", "153")]
 
 
@@ -350,8 +350,13 @@ def test_yolov4_loads_from_its_public_keys(tmp_path):
     model = build_model("yolov4", 2)
     state = {key: value + number for number, (key, value) in enumerate(layout("yolov4", 2).items())}
     state = {key: value[(0,) * value.ndim].expand(value.shape) for key, value in state.items()}
-    fit = load_matching(model, read_weights(saved(state, tmp_path)), ["a", "b"])
-    assert (len(fit.loaded), fit.by_class, fit.missing, fit.unused) == (len(state), {}, {}, [])
+    result = load_matching(model, read_weights(saved(state, tmp_path)), ["a", "b"])
+    assert (len(result.loaded), result.by_class, result.missing_keys, result.unexpected_keys) == (
+        len(state),
+        {},
+        {},
+        [],
+    )
     first = [value.flatten()[0].item() for value in model.state_dict().values()]
     assert first == list(range(len(state)))
 
@@ -360,7 +365,7 @@ def test_the_official_file_loads_whole(real_data):
     """Prevents public weights from starting with anything fresh but the classes that COCO does not have."""
     weights = read_weights(real_data / "weights/yolox_nano_coco.pth")
     model, _ = open_network(weights)
-    fit = load_matching(model, weights, weights.contract["class_names"])
-    assert (len(fit.loaded), fit.by_class, fit.missing, fit.unused) == (642, {}, {}, [])
-    fit = load_matching(build_model("yolox_nano", 3), weights, ["fish", "dog", "bus"])
-    assert (len(fit.loaded), fit.by_class, fit.missing) == (636, dict.fromkeys(YOLOX_ROWS, 2), {})
+    result = load_matching(model, weights, weights.metadata["class_names"])
+    assert (len(result.loaded), result.by_class, result.missing_keys, result.unexpected_keys) == (642, {}, {}, [])
+    result = load_matching(build_model("yolox_nano", 3), weights, ["fish", "dog", "bus"])
+    assert (len(result.loaded), result.by_class, result.missing_keys) == (636, dict.fromkeys(YOLOX_ROWS, 2), {})

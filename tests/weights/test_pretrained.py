@@ -75,9 +75,9 @@ def test_pixels_are_those_that_the_weights_saw(monkeypatch, backbone):
     """Prevents weights of any of the backbones from being fed other pixels than torchvision says, times 255, and an
     entry that says them under another name."""
     monkeypatch.setattr("torchvision.models.WeightsEnum.get_state_dict", lambda *_, **__: {"a": torch.ones(1)})
-    contract = read_pretrained(backbone, True).contract
-    assert list(contract) == ["pixel_rule"]
-    rule = contract["pixel_rule"]
+    metadata = read_pretrained(backbone, True).metadata
+    assert list(metadata) == ["pixel_rule"]
+    rule = metadata["pixel_rule"]
     assert (rule["channels"], rule["mean"], rule["std"]) == (
         "RGB",
         pytest.approx([123.675, 116.28, 103.53]),
@@ -92,9 +92,9 @@ def test_a_file_in_the_cache_is_enough(cache):
     torch.save(source.state_dict(), cache / FILE_NAME)
     weights = read_pretrained("resnet18", True)
     assert weights.path == str(cache / FILE_NAME)
-    model = build_model("yolov4_tiny", 3, weights.contract["pixel_rule"], backbone="resnet18")
-    fit = load_matching(model, weights, ["a", "b", "c"])
-    assert fit.unused == ["backbone.fc.weight", "backbone.fc.bias"]
+    model = build_model("yolov4_tiny", 3, weights.metadata["pixel_rule"], backbone="resnet18")
+    result = load_matching(model, weights, ["a", "b", "c"])
+    assert result.unexpected_keys == ["backbone.fc.weight", "backbone.fc.bias"]
     own = model.feature_extractor.state_dict()
     assert all(torch.equal(value, own[key]) for key, value in source.state_dict().items() if not key.startswith("fc."))
 

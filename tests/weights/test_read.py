@@ -11,8 +11,9 @@ from torch import nn
 from torchvision.models import resnet18
 
 from nets import build_model
+from tests.nets.decoded import packed
 from utils.inference.detector import open_network
-from utils.weights.read import foreign_contract, read_weights, unwrap
+from utils.weights.read import foreign_metadata, read_weights, unwrap
 
 ROOT = Path(__file__).resolve().parents[2]
 BGR = {"channels": "BGR", "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
@@ -37,7 +38,7 @@ def random_network(name, num_classes, **options):
 def outputs(model):
     """What a network says of one fixed image."""
     images = torch.randint(256, (1, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
-    return model.decode(model(images))
+    return packed(model.decode(model(images)))
 
 
 def layout(name, num_classes):
@@ -80,17 +81,17 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize(("model_name", "wrapper", "weights_format", "pixels", "resize", "decoding", "shape"), FOREIGN)
-def test_foreign_weights_get_the_contract_of_their_format(
+def test_foreign_weights_get_the_metadata_of_their_format(
     tmp_path, model_name, wrapper, weights_format, pixels, resize, decoding, shape
 ):
     """Prevents public weights from being fed pixels, sizes or padding that they were not trained with, which costs
     nothing but accuracy."""
     state = layout(model_name, 80)
     weights = read_weights(saved({wrapper: state} if wrapper else state, tmp_path), weights_format)
-    names = weights.contract.pop("class_names")
+    names = weights.metadata.pop("class_names")
     rules = {"pixel_rule": pixels, "resize_rule": resize} | decoding
     about = {"model_name": model_name, "backbone": "", "input_shape": shape, "num_classes": 80}
-    assert weights.contract == rules | about
+    assert weights.metadata == rules | about
     assert (len(names), names[0], names[2], names[79]) == (80, "person", "car", "toothbrush")
     assert list(weights.state) == list(state)
     assert (weights.path, weights.is_backbone, weights.numbers) == (str(tmp_path / "weights.pth"), False, None)
@@ -100,8 +101,8 @@ def test_foreign_weights_get_the_contract_of_their_format(
 @pytest.mark.parametrize("model_name", ["yolox_nano", "yolov4_tiny", "yolov4"])
 def test_names_of_other_classes_are_not_guessed(tmp_path, model_name, num_classes):
     """Prevents the detections of a network with three classes from being called person, bicycle and car."""
-    contract = read_weights(saved(layout(model_name, num_classes), tmp_path)).contract
-    assert (contract["num_classes"], "class_names" in contract) == (num_classes, False)
+    metadata = read_weights(saved(layout(model_name, num_classes), tmp_path)).metadata
+    assert (metadata["num_classes"], "class_names" in metadata) == (num_classes, False)
 
 
 @pytest.mark.parametrize(
@@ -116,8 +117,8 @@ def test_a_backbone_alone_is_recognised(tmp_path, model_name, prefix, pixels, fi
     """Prevents files of a backbone, whose keys lack the prefix, from being refused or taken for a whole network."""
     weights = read_weights(saved(without_prefix(layout(model_name, 1), prefix), tmp_path))
     assert weights.is_backbone and next(iter(weights.state)) == first
-    assert (weights.contract["model_name"], weights.contract["pixel_rule"]) == (model_name, pixels)
-    assert "num_classes" not in weights.contract and "class_names" not in weights.contract
+    assert (weights.metadata["model_name"], weights.metadata["pixel_rule"]) == (model_name, pixels)
+    assert "num_classes" not in weights.metadata and "class_names" not in weights.metadata
 
 
 def test_a_backbone_of_torchvision_says_its_pixels_and_no_network(tmp_path):
@@ -125,7 +126,7 @@ def test_a_backbone_of_torchvision_says_its_pixels_and_no_network(tmp_path):
     with torch.device("meta"):
         state = {key: torch.zeros(()).expand(value.shape) for key, value in resnet18().state_dict().items()}
     weights = read_weights(saved(state, tmp_path))
-    assert weights.contract == {"pixel_rule": RGB_IMAGENET, "resize_rule": TOP_LEFT}
+    assert weights.metadata == {"pixel_rule": RGB_IMAGENET, "resize_rule": TOP_LEFT}
     assert weights.is_backbone
     assert weights.source == "torchvision backbone: RGB pixels with ImageNet's mean and deviation"
 
@@ -168,7 +169,7 @@ def test_numbers_come_through_every_format(nano, tmp_path):
     assert torch.equal(outputs(model), outputs(tiny))
     # A centre that is pushed as far as it goes lies on the border of its cell of 16 pixels, and not beyond.
     raw = [torch.full((1, 255, 1, 1), 50.0), torch.zeros(1, 255, 0, 0)]
-    x1, _, x2, _ = model.decode(raw)[0, 0, :4].double().tolist()
+    x1, _, x2, _ = model.decode(raw).boxes_xyxy[0, 0].double().tolist()
     assert (x1 + x2) / 2 == pytest.approx(16, abs=1e-2)
 
 
@@ -199,7 +200,7 @@ def test_wrapped_state_dicts(nano, tmp_path, wrap):
     """Prevents weights from being refused because a training script saved them with other things, or from a wrapper."""
     state = nano.state_dict()
     weights = read_weights(saved(wrap(state), tmp_path))
-    assert weights.contract["model_name"] == "yolox_nano"
+    assert weights.metadata["model_name"] == "yolox_nano"
     model, _ = open_network(weights)
     own = model.state_dict()
     assert all(torch.equal(own[key], value) for key, value in state.items() if value.is_floating_point())
@@ -214,7 +215,7 @@ def test_only_the_first_key_of_a_release_makes_it_official(tmp_path):
         ({"state_dict": state}, "RGB"),
         ({"ema": {"model": state}}, "RGB"),
     ):
-        assert read_weights(saved(content, tmp_path)).contract["pixel_rule"]["channels"] == channels
+        assert read_weights(saved(content, tmp_path)).metadata["pixel_rule"]["channels"] == channels
 
 
 def test_unwrap_finds_nothing_where_nothing_is():
@@ -374,18 +375,18 @@ def test_a_format_that_does_not_fit_is_an_error(tmp_path, model_name, weights_fo
 
 def test_our_files_take_no_format(tmp_path):
     """Prevents a constant from overruling what a file says of itself."""
-    contract = {"format": 1, "model_name": "yolox_nano", "class_names": ["a"], "input_shape": [64, 64]}
-    contract |= {"resize_rule": TOP_LEFT, "pixel_rule": BGR}
-    path = saved({"model": layout("yolox_nano", 1), "contract": contract}, tmp_path)
-    assert read_weights(path).contract == contract
+    metadata = {"format": 1, "model_name": "yolox_nano", "class_names": ["a"], "input_shape": [64, 64]}
+    metadata |= {"resize_rule": TOP_LEFT, "pixel_rule": BGR}
+    path = saved({"model": layout("yolox_nano", 1), "contract": metadata}, tmp_path)
+    assert read_weights(path).metadata == metadata
     assert read_weights(path).source == "yolox_nano, 1 classes, written by this project"
     message = refused(path, "yolox")
     assert message.startswith(f"weights_format is 'yolox', but {path} says itself how it is used ({{'channels': 'BGR'")
     assert message.endswith("set weights_format = ''.")
 
 
-CONTRACT = {"format": 1, "model_name": "yolox_nano", "backbone": "", "class_names": ["a"], "input_shape": [64, 64]}
-CONTRACT |= {"resize_rule": TOP_LEFT, "pixel_rule": BGR, "decode_rule": {}}
+METADATA = {"format": 1, "model_name": "yolox_nano", "backbone": "", "class_names": ["a"], "input_shape": [64, 64]}
+METADATA |= {"resize_rule": TOP_LEFT, "pixel_rule": BGR, "decode_rule": {}}
 
 
 @pytest.mark.parametrize(
@@ -406,24 +407,24 @@ CONTRACT |= {"resize_rule": TOP_LEFT, "pixel_rule": BGR, "decode_rule": {}}
         ({"format": 2}, "is written in format 2, and this project reads 1"),
     ],
 )
-def test_a_contract_that_makes_no_sense_is_refused(tmp_path, change, found):
-    """Prevents a damaged, forged or newer contract from ending in a trace, or in boxes that are silently wrong."""
-    assert read_weights(saved({"model": layout("yolox_nano", 1), "contract": CONTRACT}, tmp_path)).contract == CONTRACT
-    path = saved({"model": layout("yolox_nano", 1), "contract": CONTRACT | change}, tmp_path)
+def test_metadata_that_make_no_sense_are_refused(tmp_path, change, found):
+    """Prevents damaged, forged or newer metadata from ending in a trace, or in boxes that are silently wrong."""
+    assert read_weights(saved({"model": layout("yolox_nano", 1), "contract": METADATA}, tmp_path)).metadata == METADATA
+    path = saved({"model": layout("yolox_nano", 1), "contract": METADATA | change}, tmp_path)
     assert found in refused(path)
 
 
-@pytest.mark.parametrize("contract", [{"model_name": "yolox_s"}, {}, None, "text"])
-def test_half_a_contract_is_refused(tmp_path, contract):
-    """Prevents a file of ours with a damaged contract from passing as an official release with other pixels."""
-    path = saved({"model": layout("yolox_nano", 80), "contract": contract}, tmp_path)
-    assert "its contract, which says how the weights are used, lacks " in refused(path)
+@pytest.mark.parametrize("metadata", [{"model_name": "yolox_s"}, {}, None, "text"])
+def test_half_of_the_metadata_is_refused(tmp_path, metadata):
+    """Prevents a file of ours with damaged metadata from passing as an official release with other pixels."""
+    path = saved({"model": layout("yolox_nano", 80), "contract": metadata}, tmp_path)
+    assert "its metadata, which say how the weights are used, lack " in refused(path)
 
 
 def test_numbers_of_numpy_beside_the_tensors_are_read(tmp_path):
     """Prevents checkpoints of the official trainer, which hold the best AP as numpy's float, from being refused."""
     content = {"model": layout("yolox_nano", 80), "best_ap": np.float64(0.3), "curr_ap": np.float32(0.2)}
-    assert read_weights(saved(content, tmp_path)).contract["model_name"] == "yolox_nano"
+    assert read_weights(saved(content, tmp_path)).metadata["model_name"] == "yolox_nano"
 
 
 def test_code_behind_a_number_of_numpy_does_not_run(tmp_path):
@@ -453,9 +454,9 @@ def test_a_tensor_of_another_shape_is_no_network(tmp_path):
     assert "a network that is not known here" in refused(saved({"model": state}, tmp_path))
 
 
-def test_a_contract_of_nothing():
+def test_metadata_of_nothing():
     """Prevents class names, a size or a network from being made up where the file holds none."""
-    assert foreign_contract("torchvision", "", None) == {"pixel_rule": RGB_IMAGENET, "resize_rule": TOP_LEFT}
+    assert foreign_metadata("torchvision", "", None) == {"pixel_rule": RGB_IMAGENET, "resize_rule": TOP_LEFT}
 
 
 def calls_of(source):
@@ -489,8 +490,8 @@ def test_nothing_loads_without_weights_only():
 def test_the_official_file_is_recognised(real_data):
     """Prevents state-dict keys or rules that differ from the public weights."""
     weights = read_weights(real_data / "weights/yolox_nano_coco.pth")
-    assert (weights.contract["model_name"], weights.contract["num_classes"]) == ("yolox_nano", 80)
-    assert (weights.contract["pixel_rule"], weights.contract["resize_rule"]) == (BGR, TOP_LEFT)
-    model, contract = open_network(weights)
+    assert (weights.metadata["model_name"], weights.metadata["num_classes"]) == ("yolox_nano", 80)
+    assert (weights.metadata["pixel_rule"], weights.metadata["resize_rule"]) == (BGR, TOP_LEFT)
+    model, metadata = open_network(weights)
     assert len(weights.state) == len(model.state_dict()) == 642
-    assert contract["class_names"][0] == "person"
+    assert metadata["class_names"][0] == "person"

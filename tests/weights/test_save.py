@@ -11,8 +11,8 @@ from torch import nn
 
 from nets import build_model
 from utils.io.files import remove_temporaries, replace_file
-from utils.weights import save as checkpoint
-from utils.weights.metadata import make_contract
+from utils.weights import save as save_module
+from utils.weights.metadata import make_metadata
 from utils.weights.read import read_weights
 from utils.weights.save import copy_weights, save_content, save_state, save_weights, snapshot
 
@@ -30,13 +30,13 @@ def model():
 def weights_path(model, tmp_path_factory):
     """A weight file of this project for three classes."""
     path = tmp_path_factory.mktemp("weights") / "best.pth"
-    save_weights(path, model, make_contract(model, NAMES, (320, 416), TOP_LEFT, **ABOUT))
+    save_weights(path, model, make_metadata(model, NAMES, (320, 416), TOP_LEFT, **ABOUT))
     return path
 
 
-def test_the_contract_says_all_that_use_needs(model):
+def test_the_metadata_say_all_that_use_needs(model):
     """Prevents weights that are used with other pixels, sizes or classes than they were trained with."""
-    assert make_contract(model, NAMES, (320, 416), TOP_LEFT, epoch=5) == {
+    assert make_metadata(model, NAMES, (320, 416), TOP_LEFT, epoch=5) == {
         "format": 1,
         "model_name": "yolox_nano",
         "backbone": "",
@@ -54,9 +54,9 @@ def test_another_backbone_is_named():
     """Prevents a file that opens with the network's own backbone, into which none of its tensors fit."""
     with torch.device("meta"):
         model = build_model("yolov4_tiny", 1, backbone="resnet18")
-    contract = make_contract(model, ["fish"], (64, 64), TOP_LEFT)
-    assert (contract["model_name"], contract["backbone"], contract["strides"]) == ("yolov4_tiny", "resnet18", [16, 32])
-    assert contract["pixel_rule"]["mean"] == [123.675, 116.28, 103.53]
+    metadata = make_metadata(model, ["fish"], (64, 64), TOP_LEFT)
+    assert (metadata["model_name"], metadata["backbone"], metadata["strides"]) == ("yolov4_tiny", "resnet18", [16, 32])
+    assert metadata["pixel_rule"]["mean"] == [123.675, 116.28, 103.53]
 
 
 def test_a_network_with_anchors_carries_them(tmp_path):
@@ -65,19 +65,19 @@ def test_a_network_with_anchors_carries_them(tmp_path):
     path = tmp_path / "tiny.pth"
     with torch.device("meta"):
         layout = build_model("yolov4_tiny", 3, decode_rule=rule)
-    contract = make_contract(layout, NAMES, (64, 64), TOP_LEFT)
-    save_weights(path, nn.Linear(1, 1), contract)
-    read = read_weights(path).contract
+    metadata = make_metadata(layout, NAMES, (64, 64), TOP_LEFT)
+    save_weights(path, nn.Linear(1, 1), metadata)
+    read = read_weights(path).metadata
     assert read["decode_rule"] == rule | {"scale_x_y": [1.05, 1.05]}
     assert (read["strides"], read["pixel_rule"]["std"]) == ([16, 32], [255.0, 255.0, 255.0])
 
 
-def test_a_contract_may_hold_every_kind_of_setting(tmp_path):
+def test_metadata_may_hold_every_kind_of_setting(tmp_path):
     """Prevents settings, infinity among them, that torch.load(weights_only=True) refuses after hours of training."""
     settings = {"clip_norm_type": float("inf"), "lr_scale": {"backbone": 0.1}, "lr_milestones": [], "Min_lr": None}
-    contract = make_contract(build_model("yolox_nano", 3), NAMES, (64, 64), TOP_LEFT, settings=settings)
-    save_weights(tmp_path / "a.pth", nn.Linear(1, 1), contract)
-    assert read_weights(tmp_path / "a.pth").contract["settings"] == settings
+    metadata = make_metadata(build_model("yolox_nano", 3), NAMES, (64, 64), TOP_LEFT, settings=settings)
+    save_weights(tmp_path / "a.pth", nn.Linear(1, 1), metadata)
+    assert read_weights(tmp_path / "a.pth").metadata["settings"] == settings
 
 
 def test_what_is_written_is_what_is_read(model, weights_path):
@@ -86,7 +86,7 @@ def test_what_is_written_is_what_is_read(model, weights_path):
     own = model.state_dict()
     assert list(weights.state) == list(own)
     assert all(torch.equal(value, own[key]) and value.dtype == own[key].dtype for key, value in weights.state.items())
-    assert weights.contract == make_contract(
+    assert weights.metadata == make_metadata(
         model, NAMES, (320, 416), TOP_LEFT, epoch=5, scores={"map50": 0.5, "ap": None}
     )
     assert weights.source == "yolox_nano, 3 classes, written by this project"
@@ -115,7 +115,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.torch, "save", fills_the_disk)
+    monkeypatch.setattr(save_module.torch, "save", fills_the_disk)
     with pytest.raises(OSError, match="No space left"):
         save_weights(path, small, {})
     assert path.read_bytes() == before
@@ -178,7 +178,7 @@ def test_torch_saying_a_write_failed_is_an_os_error(tmp_path, monkeypatch):
         def save(_content, _file):
             raise RuntimeError(message)
 
-        monkeypatch.setattr(checkpoint.torch, "save", save)
+        monkeypatch.setattr(save_module.torch, "save", save)
         save_content(tmp_path / "a.pth", {})
 
     with pytest.raises(OSError) as error:

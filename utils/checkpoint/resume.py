@@ -1,4 +1,4 @@
-"""A training that goes on where it was broken off: its whole state in last_checkpoint.pth, captured and put back."""
+"""Which run goes on, with which settings, and whether it may."""
 
 import os
 import platform
@@ -7,16 +7,16 @@ from pathlib import Path
 
 import psutil
 
-from utils.config.cli import plain
+from utils.config.cli import to_plain
+from utils.io.errors import UserError
 from utils.runtime.device import choose_gpus
-from utils.runtime.distributed import from_main, join_ranks, launch_id, restart_count
-from utils.weights.metadata import check_contract
+from utils.runtime.distributed import broadcast_object, init_distributed, launch_id, restart_count
+from utils.weights.metadata import check_metadata
 from utils.weights.read import WeightFile, load_content
 
 CHECKPOINT = "last_checkpoint.pth"
-
 # What a run is. With another of these it would be another run.
-LASTING = (
+RUN_IDENTITY = (
     "model_name",
     "backbone",
     "class_names",
@@ -27,20 +27,17 @@ LASTING = (
     "strides",
     "optimizer_type",
 )
-
 # What only says how, where and how often: no result depends on it, so a change is no news.
-INCIDENTAL = (
+NO_EFFECT_ON_RESULTS = (
     *("resume", "num_workers", "worker_timeout", "cpu_threads", "cache", "gpu_ids", "Cuda", "distributed", "save_dir"),
     *("save_period", "save_minutes", "keep_checkpoints", "model_path", "weights_format", "pretrained"),
 )
-
 # What the run began with, and what this start alone can know. Values that are given for the former would be of no use.
-BEGINNING, OF_THIS_START = ("Init_Epoch", "model_path", "pretrained"), ("distributed", "gpu_ids")
-
+START_ONLY, LAUNCH_ONLY = ("Init_Epoch", "model_path", "pretrained"), ("distributed", "gpu_ids")
 CONTENT = ("model", "contract", "run", "training", "ranks", "log")
 
 
-def settings_to_go_on(constants, values, given):
+def resolve_resume(constants, values, given):
     """The settings of a training that may be a continued one.
 
     constants: {name: value} of train.py; values: with the command line's; given: the names it gives. Where resume (or
@@ -49,17 +46,17 @@ def settings_to_go_on(constants, values, given):
     where there is nothing to go on with.
     """
     choose_gpus(values["gpu_ids"])
-    ranks = join_ranks(values["distributed"], values["Cuda"])
+    dist_info = init_distributed(values["distributed"], values["Cuda"])
     attempts = restart_count()
-    path, run = from_main(_found(values, attempts) if ranks.is_main else None)
+    path, run = broadcast_object(_found(values, attempts) if dist_info.is_main else None)
     if path is None:
         return values | {"resume": ""}
     then, file_then = run["settings"], run["constants"]
-    now, file_now = plain(values), plain(constants)
+    now, file_now = to_plain(values), to_plain(constants)
     merged = dict(values)
     for name in values.keys() & then.keys():
         is_given = name in given or (name in file_then and file_now.get(name) != file_then[name])
-        counts = name in OF_THIS_START or (is_given and name not in BEGINNING)
+        counts = name in LAUNCH_ONLY or (is_given and name not in START_ONLY)
         if not counts and now[name] != then[name]:
             merged[name] = then[name]
     return merged | {"resume": path, "save_dir": str(Path(path).parent.parent)}
@@ -81,14 +78,14 @@ def find_checkpoint(resume, save_dir, attempts=0):
     if resume is not True:
         path = Path(resume) / CHECKPOINT if Path(resume).is_dir() else Path(resume)
         if not path.is_file():
-            raise ValueError(
+            raise UserError(
                 f"resume is {resume!r}, and there is no {path}; expected the folder of a run with its {CHECKPOINT}, or "
                 "True for the newest run. To start a new training from weights set model_path instead."
             )
         return path
     paths = checkpoints(save_dir)
     if not paths:
-        raise ValueError(
+        raise UserError(
             f"resume is True, but no run under save_dir {str(save_dir)!r} has a {CHECKPOINT}: set save_dir to where "
             "the run is, resume to its folder, or resume = False to begin."
         )
@@ -129,7 +126,7 @@ def is_running(identity):
         return False
 
 
-def quoted(folder):
+def quote_path(folder):
     """A folder as a command line takes it."""
     return f'"{folder}"' if " " in str(folder) else str(folder)
 
@@ -139,12 +136,17 @@ def read_checkpoint(path, mmap=False):
     content = load_content(path, mmap)
     missing = [key for key in CONTENT if key not in content] if isinstance(content, dict) else CONTENT
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{path} is no checkpoint of a training (it lacks {', '.join(missing)}), so it cannot be resumed; expected "
             f"a {CHECKPOINT}. To start a new training from weights set model_path to them, and resume = False."
         )
-    check_contract(path, content["contract"])
+    check_metadata(path, content["contract"])
     return content
+
+
+def load_checkpoint(resume, runtime):
+    """What the checkpoint of the constant resume holds, read by the main rank, on all ranks; None for a new run."""
+    return broadcast_object(read_checkpoint(resume) if resume and runtime.dist.is_main else None)
 
 
 def weights_of(path, content):
@@ -152,40 +154,40 @@ def weights_of(path, content):
     return WeightFile(str(path), content["model"], content["contract"], "the weights of a run that goes on")
 
 
-def check_same_run(path, content, contract, settings):
+def check_resumable(path, content, metadata, settings):
     """Raise ValueError where the constants describe another run than the checkpoint's, or leave it nothing to do."""
     if is_running(content["run"].get("process")):
-        raise ValueError(
+        raise UserError(
             f"{path} is of a run that is still training, as process {content['run']['process'][1]}: stop that first "
             "(Ctrl-C saves all), or name another run by resume."
         )
     epoch, then = content["run"]["epoch"], content["run"]["settings"]
     before = content["contract"] | {"optimizer_type": then["optimizer_type"]}
-    now = contract | {"optimizer_type": settings.optimizer_type}
-    for name in LASTING:
+    now = metadata | {"optimizer_type": settings.optimizer_type}
+    for name in RUN_IDENTITY:
         if before.get(name) != now.get(name):
-            raise ValueError(
+            raise UserError(
                 f"{path} is of a run with {name} {before.get(name)!r}, and now it is {now.get(name)!r}: resume "
                 "goes on with the same run. Set it back, or start a new training from its weights by model_path."
             )
     is_ended = content["run"]["is_over"] and settings.patience == then["patience"]
     if epoch >= settings.UnFreeze_Epoch or (is_ended and settings.UnFreeze_Epoch == then["UnFreeze_Epoch"]):
-        raise ValueError(
+        raise UserError(
             f"{path} is of a run that is over, after epoch {epoch} of {settings.UnFreeze_Epoch}; to train it further "
             "raise UnFreeze_Epoch (and patience, if that ended it)."
         )
 
 
-def words_to_go_on(path, content, settings):
+def resume_summary(path, content, settings):
     """What a person reads of a run that is taken up again: sentences."""
-    run, now = content["run"], plain(vars(settings))
+    run, now = content["run"], to_plain(vars(settings))
     images = f" and {run['images']} images" if run["images"] else ""
     yield f"resumes {path}: {run['epoch']} of {settings.UnFreeze_Epoch} epochs{images} are done"
     if run["settings"]["UnFreeze_Epoch"] != settings.UnFreeze_Epoch:
         yield (
-            f"UnFreeze_Epoch was {run['settings']['UnFreeze_Epoch']} and is {settings.UnFreeze_Epoch}: the course of "
-            "the learning rate, the end of mosaic and the average of the weights are planned anew for so many epochs."
+            f"UnFreeze_Epoch was {run['settings']['UnFreeze_Epoch']} and is {settings.UnFreeze_Epoch}: the schedule "
+            "of the learning rate, the end of mosaic and the average of the weights are planned anew."
         )
     for name, then in run["settings"].items():
-        if name in now and now[name] != then and name not in (*INCIDENTAL, "UnFreeze_Epoch"):
+        if name in now and now[name] != then and name not in (*NO_EFFECT_ON_RESULTS, "UnFreeze_Epoch"):
             yield f"{name} was {then!r} and is {now[name]!r} from here on."

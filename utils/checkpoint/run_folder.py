@@ -8,17 +8,18 @@ from datetime import datetime
 from pathlib import Path
 
 from utils.checkpoint.resume import read_checkpoint
+from utils.io.errors import UserError
 from utils.io.files import remove_temporaries, replace_file
+from utils.io.logger import logger
 from utils.weights.save import copy_weights, save_state, snapshot
 
 BEST, LAST = "best_epoch_weights.pth", "last_epoch_weights.pth"
-
 _LOSS = r"(-?\d+\.\d{3}|nan|-?inf)"
-
 _KEPT = re.compile(rf"ep(?P<epoch>\d{{3,}})-loss{_LOSS}-val_loss{_LOSS}\.pth")
-
 # Seconds after which an unfinished file in save_dir belongs to no other training that is just writing it.
 _STALE = 3600
+# Pictures, TensorBoard and tables of a run.
+OTHER_BYTES = 64 * 2**20
 
 
 def new_run_folder(save_dir):
@@ -31,12 +32,12 @@ def new_run_folder(save_dir):
             return folder
         except FileExistsError:
             if not folder.is_dir():
-                raise ValueError(
+                raise UserError(
                     f"save_dir is {str(save_dir)!r}, which is a file; expected a folder to write to."
                 ) from None
         except OSError as error:
-            raise ValueError(f"save_dir is {str(save_dir)!r}, and no folder can be made in it: {error}.") from error
-    raise ValueError(f"{save_dir} already holds 99 runs of this second.")
+            raise UserError(f"save_dir is {str(save_dir)!r}, and no folder can be made in it: {error}.") from error
+    raise UserError(f"{save_dir} already holds 99 runs of this second.")
 
 
 def save_settings(folder, settings):
@@ -46,23 +47,23 @@ def save_settings(folder, settings):
     replace_file(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
 
 
-class WeightFiles:
+class WeightSaver:
     """Saves the weights of one run: the last, the best, and one every save_period epochs.
 
     folder: of the run. Copies of best and last go to its parent, so that predict.py and the next training find the
     newest run's under one name. keep_checkpoints: how many of the ep*.pth stay, the newest ones; 0: all. An older one
-    goes once the newer is on disk; best and last always stay. saver: the Saver that writes. A file for which there was
+    goes once the newer is on disk; best and last always stay. writer: the BackgroundWriter. A file for which there was
     no space is written at a later epoch, unless a newer one then takes its place.
     """
 
-    def __init__(self, folder, save_period, keep_checkpoints, saver):
+    def __init__(self, folder, save_period, keep_checkpoints, writer):
         self.folder, self.save_period = Path(folder), save_period
-        self.keep_checkpoints, self.saver = keep_checkpoints, saver
+        self.keep_checkpoints, self.writer = keep_checkpoints, writer
         self.best_score, self.best_epoch = None, None
         self._unwritten = {}
 
-    def save(self, model, contract, epoch, is_last, loss, val_loss, score):
-        """Have written what this epoch deserves, as model and contract are now.
+    def save(self, model, metadata, epoch, is_last, loss, val_loss, score):
+        """Have written what this epoch deserves, as model and metadata are now.
 
         epoch: counted from 1. is_last: it is kept under its number too. loss, val_loss: for the file's name. score:
         higher is better, None or NaN where there is none; the best so far becomes best_epoch_weights.pth.
@@ -76,37 +77,37 @@ class WeightFiles:
             paths["best"] = [self.folder / BEST, self.folder.parent / BEST]
         if epoch % self.save_period == 0 or is_last:
             paths["kept"] = [self.folder / f"ep{epoch:03d}-loss{loss:.3f}-val_loss{val_loss:.3f}.pth"]
-        content = snapshot((model.state_dict(), contract))
-        self.saver.submit("weights", lambda: self._write(content, paths))
+        content = snapshot((model.state_dict(), metadata))
+        self.writer.submit("weights", lambda: self._write(content, paths))
 
     def has_stalled(self, epoch, patience):
         """Whether the best score is `patience` or more epochs old; patience 0: never."""
         return patience > 0 and self.best_epoch is not None and epoch - self.best_epoch >= patience
 
-    def progress(self):
-        """What a run that goes on must know, of plain types; see restore."""
+    def state_dict(self):
+        """What a run that goes on must know, of plain types."""
         return {"best_score": self.best_score, "best_epoch": self.best_epoch}
 
-    def restore(self, progress):
-        """Go on where progress() stood, in the same folder, and remove what a killed run left unfinished there."""
-        self.best_score, self.best_epoch = progress["best_score"], progress["best_epoch"]
+    def load_state_dict(self, state):
+        """Go on where state_dict() stood, in the same folder, and remove what a killed run left unfinished there."""
+        self.best_score, self.best_epoch = state["best_score"], state["best_epoch"]
         remove_temporaries(self.folder)
         remove_temporaries(self.folder.parent, _STALE)
 
     def _write(self, content, paths):
-        """Write content, (state, contract), and what could not be written before; in the saver's thread.
+        """Write content, (state, metadata), and what could not be written before; in the writer's thread.
 
         paths: {kind: paths}; of each kind only the newest content counts.
         """
         self._unwritten |= {kind: (content, of_kind) for kind, of_kind in paths.items()}
         written, failure = {}, None
-        for kind, ((state, contract), of_kind) in list(self._unwritten.items()):
+        for kind, ((state, metadata), of_kind) in list(self._unwritten.items()):
             try:
                 for path in of_kind:
                     if id(state) in written:
                         copy_weights(written[id(state)], path)
                     else:
-                        save_state(path, state, contract)
+                        save_state(path, state, metadata)
                         written[id(state)] = path
                 if kind == "kept":
                     self._remove_old(of_kind[0])
@@ -127,17 +128,17 @@ class WeightFiles:
             path.unlink(missing_ok=True)
 
 
-# Pictures, TensorBoard and tables of a run.
-OTHER_BYTES = 64 * 2**20
-
-
-def rehearse_disk(path, settings, phases, model):
+def check_disk(checkpointer, settings, phases):
     """Check that the checkpoint just written can be read back, and that the disk has room for what is to come.
 
-    path: of the checkpoint. model: whose weights will be written. Returns words for a person. Raises ValueError.
+    What is to come is logged. Raises UserError. Does nothing on ranks that write nothing.
     """
+    path, model = checkpointer.path, checkpointer.optim.eval_model
+    if not path:
+        return
+    checkpointer.run_logger.writer.close()  # which says so where the checkpoint could not be written
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"save_dir is {settings.save_dir!r}, and {path} could not be written there, as said above; make room and "
             "give the right to write, or choose another save_dir."
         )
@@ -150,9 +151,10 @@ def rehearse_disk(path, settings, phases, model):
     needed = (kept + 5) * weights_bytes + path.stat().st_size + OTHER_BYTES
     free = shutil.disk_usage(path.parent).free
     if needed > free:
-        raise ValueError(
+        raise UserError(
             f"save_dir is {settings.save_dir!r}, whose disk has {free / 1e6:.0f} MB free; this run will write about "
             f"{needed / 1e6:.0f} MB ({kept} files ep*.pth of {weights_bytes / 1e6:.0f} MB each among them). Free "
             "space, choose another save_dir, raise save_period, or set keep_checkpoints = 3."
         )
-    return f"checkpoint of {path.stat().st_size / 1e6:.0f} MB, {needed / 1e6:.0f} MB to come, {free / 1e6:.0f} MB free"
+    size = path.stat().st_size / 1e6
+    logger.info(f"           checkpoint of {size:.0f} MB, {needed / 1e6:.0f} MB to come, {free / 1e6:.0f} MB free\n")

@@ -4,18 +4,20 @@ import errno
 from collections import deque
 from concurrent import futures
 
+from utils.io.errors import UserError
+from utils.io.logger import logger
+
 _DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-class Saver:
+class BackgroundWriter:
     """Runs jobs that write files, in order, in one background thread, which starts with the first job.
 
-    say: prints. A disk that is full ends no training: it is said, and the next job of the same name is the next try.
+    A disk that is full ends no training: it is said, and the next job of the same name is the next try.
     Any other failure of a job is raised by the next call. A program that ends without close() first finishes its jobs.
     """
 
-    def __init__(self, say):
-        self.say = say
+    def __init__(self):
         self._thread, self._jobs, self._failed = None, deque(), {}
 
     def submit(self, name, write):
@@ -25,7 +27,7 @@ class Saver:
         """
         self._finish(all_but=1)
         if self._thread is None:
-            self._thread = futures.ThreadPoolExecutor(1, "saver")
+            self._thread = futures.ThreadPoolExecutor(1, "writer")
         self._jobs.append(self._thread.submit(self._run, name, write))
 
     @property
@@ -46,7 +48,7 @@ class Saver:
                 self._thread.shutdown()
             self._thread, failed, self._failed = None, self._failed, {}
         if failed:
-            raise ValueError(
+            raise UserError(
                 f"{', '.join(dict.fromkeys(failed.values()))} could not be written to the end; files of an earlier "
                 "save are kept. Free space on the disk, or make the folder writable, and resume the run."
             )
@@ -66,8 +68,8 @@ class Saver:
             advice = "see that its folder is there and can be written to"
             if error.errno in _DISK_IS_FULL:
                 advice = "free space on that disk by removing old runs, or keep fewer files with keep_checkpoints"
-            self.say(
-                f"note: {path} could not be written: {error.strerror or error}. What was saved before is kept, and the "
+            logger.warning(
+                f"{path} could not be written: {error.strerror or error}. What was saved before is kept, and the "
                 f"next save tries again; {advice}."
             )
         else:

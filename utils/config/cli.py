@@ -5,58 +5,73 @@ the type of a constant is the type of its value; a constant that is None takes a
 """
 
 import ast
+import inspect
+import logging
 import math
 import os
+import re
+import shutil
 import signal
 import sys
+import textwrap
 import time
 import traceback
 from difflib import get_close_matches
 from pathlib import Path
-from types import SimpleNamespace
 
+from utils.config.comments import assignments, read_sections
+from utils.config.rules import check_types, check_values
+from utils.io.errors import UserError
 from utils.io.files import PROJECT
-from utils.runtime.signals import Stopped
+from utils.io.logger import log_in_file_only, logger, setup_logging
+from utils.io.text import format_table
 
 LITERAL_TYPES = (bool, int, float, str, list, dict, type(None))
-
 # torch.distributed.launch adds its own argument to ours; the same number stands in the environment.
 LAUNCHER_ARGUMENTS = ("--local-rank=", "--local_rank=")
-
+HELP_ARGUMENTS = ("--help", "-h")
 MAIN_RANK = ("", "0")
-
+HELP_COLUMN = 36
 # A launcher looks every 0.1 s whether a process has ended, and then ends the others.
 PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer")
-
 SECONDS_OF_MAIN_RANK = 2.0
-
 TRAIN = PROJECT / "train.py"
+# Constants that name files and folders, beside all that end in _path.
+PATHS = ("image", "resume", "save_dir", "gt", "det", "export_pictures", "first", "second", "source")
 
 
-def run_script(main, constants, check=None, positional=(), complete=None):
+def run_script(main, constants, check=check_values, positional=(), complete=None):
     """Run a script: constants, overridden by the command line, checked and shown, handed to main(settings).
 
-    check: {name: value} -> namespace, raising ValueError; None for no checks. positional: constants whose values may
-    also stand bare, in this order, such as files to read and to write. complete: (constants, values, names that the
-    command line gives) -> values, where some come from elsewhere. A user's mistake ends in one sentence on the
-    error stream, without a trace, and in exit status 1 or the exit_status of the error; anything else keeps its trace.
+    check: {name: value} -> namespace, raising UserError. positional: constants whose values may also stand bare, in
+    this order, such as files to read and to write. complete: (constants, values, names that the command line gives) ->
+    values, where some come from elsewhere. A UserError ends in one sentence on the error stream, without a trace, and
+    in its exit status; anything else keeps its trace.
     """
     rank = os.environ.get("RANK", "")
+    setup_logging(rank in MAIN_RANK)
+    if any(argument in HELP_ARGUMENTS for argument in sys.argv[1:]):
+        print(help_text(inspect.getsourcefile(main), constants))
+        return
     try:
         given = overrides(constants, sys.argv[1:], positional)
-        values = complete(constants, constants | given, given) if complete else constants | given
-        settings = check(values) if check else SimpleNamespace(**values)
-        if rank in MAIN_RANK:
-            print(settings_table(values, constants))
+        folder = Path(inspect.getsourcefile(main)).parent
+        home = PROJECT if folder.is_relative_to(PROJECT) else folder
+        values = find_paths(constants | given, home)
+        if complete:
+            values = find_paths(complete(constants, values, given), home)
+        check_types(values, constants)
+        settings = check(values)
+        logger.info(settings_table(values, constants))
         main(settings)
-    except Stopped as stop:
-        _end(str(stop), stop.exit_status, rank)
     except KeyboardInterrupt:
-        _end("Stopped by Ctrl-C.", 128 + signal.SIGINT, rank)
+        _exit("Stopped by Ctrl-C.", 128 + signal.SIGINT, rank)
+    except UserError as error:
+        _exit(error, error.exit_status, rank)
     except Exception as error:
-        is_ours = isinstance(error, (ValueError, FileNotFoundError)) and _is_ours(error)
-        if is_ours:
-            _end(f"Error: {error}", getattr(error, "exit_status", 1), rank, is_said_by_all=True)
+        if hasattr(error, "exit_status"):  # a training that was asked to stop, and has saved all
+            _exit(str(error), error.exit_status, rank)
+        log_in_file_only(traceback.format_exc())
         if not rank:
             raise
         if any(words in str(error) for words in PEER_IS_GONE):
@@ -67,19 +82,21 @@ def run_script(main, constants, check=None, positional=(), complete=None):
         os._exit(1)
 
 
-def _end(sentence, status, rank, is_said_by_all=False):
+def _exit(reason, status, rank):
     """End the process with a sentence and an exit status.
 
-    rank: as text, '' without a launcher. Other ranks than the main one give it the time to say the sentence first: the
-    launcher ends them when it is gone. is_said_by_all: they say it if they are still there, as it is theirs alone then.
+    reason: a UserError, or a text that is no error. rank: as text, '' without a launcher. Other ranks than the main
+    one give it the time to say the sentence first, because the launcher ends them when it is gone; an error that they
+    still have to say then is theirs alone.
     """
+    is_error = isinstance(reason, UserError)
     if rank not in MAIN_RANK:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         time.sleep(SECONDS_OF_MAIN_RANK)
-        sentence = f"rank {rank}: {sentence}" if is_said_by_all else ""
-    if sentence:
-        print(f"\n{sentence}", file=sys.stderr)
+        reason = f"rank {rank}: {reason}"
+    if is_error or rank in MAIN_RANK:
+        logger.log(logging.ERROR if is_error else logging.CRITICAL, "%s", reason)
     if rank:
         # An ordinary end would wait for what is under way between the ranks, and so for ranks that wait for this one.
         sys.stdout.flush()
@@ -88,83 +105,62 @@ def _end(sentence, status, rank, is_said_by_all=False):
     sys.exit(status)
 
 
-def _is_ours(error):
-    """Whether an error comes from a raise statement of this project, whose messages are written for people."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    path = Path(frame.filename)
-    return PROJECT in path.parents and "site-packages" not in path.parts and frame.line.startswith("raise")
+def read_constants(namespace):
+    """The parameter block of a script: {name: value} of what its source assigns at module level, in that order.
 
-
-def script_constants(module_globals):
-    """The parameter block of a script: {name: value} of its public module-level literals, in the order written.
-
-    A constant may also be a function that the user wrote, as in `lr_decay_type = my_course`: one under another name
-    than its own.
+    namespace: the script's globals(). Values are literals, or functions of the user, as in `lr_decay_type = my_course`.
     """
-
-    def is_constant(name, value):
-        is_given_function = callable(value) and not isinstance(value, type) and _name_of(value) != name
-        return not name.startswith("_") and (isinstance(value, LITERAL_TYPES) or is_given_function)
-
-    return {name: value for name, value in module_globals.items() if is_constant(name, value)}
+    source = Path(namespace["__file__"]).read_text(encoding="utf-8-sig")
+    found = {name: namespace[name] for name, _ in assignments(source) if name in namespace}
+    return {name: value for name, value in found.items() if isinstance(value, LITERAL_TYPES) or _is_function(value)}
 
 
-def read_constants(path):
-    """The parameter block of a script, read from its source without running it: {name: value} as script_constants.
+def _is_function(value):
+    return callable(value) and not isinstance(value, type)
 
-    path: a Python file. Assignments of literals, and of float("inf"), at module level are read; a constant whose value
-    is computed, or a function, is left out. Raises SyntaxError where the file is no Python.
+
+def read_literals(path):
+    """The parameter block of a script without running it: {name: value} of the literals that its source assigns.
+
+    path: a Python file. A constant whose value is computed, or a function, is left out. Raises SyntaxError where the
+    file is no Python.
     """
     constants = {}
-    for node in ast.parse(Path(path).read_bytes(), str(path)).body:
-        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names = [target.id for target in targets if isinstance(target, ast.Name)]
-            try:
-                constants |= dict.fromkeys(names, _literal(node.value))
-            except ValueError:
-                constants = {name: value for name, value in constants.items() if name not in names}
-    return script_constants(constants)
+    for name, expression in assignments(Path(path).read_text(encoding="utf-8-sig"), path):
+        try:
+            is_inf = ast.unparse(expression) == "float('inf')"
+            constants[name] = math.inf if is_inf else ast.literal_eval(expression)
+        except ValueError:
+            constants.pop(name, None)
+    return {name: value for name, value in constants.items() if isinstance(value, LITERAL_TYPES)}
 
 
 def train_constants(names):
     """{name: value} of train.py's constants, for tools that look at what it would do; None for one that it computes."""
-    read = read_constants(TRAIN)
-    return {name: read.get(name) for name in names}
+    literals = read_literals(TRAIN)
+    return {name: literals.get(name) for name in names}
 
 
-def refuse_computed(values, names):
-    """Raise ValueError where train_constants could not read one of these and the command line did not give it."""
+def require_literals(values, names):
+    """Raise UserError where train_constants could not read one of these and the command line did not give it."""
     for name in names:
         if values[name] is None:
-            raise ValueError(f"{TRAIN} computes {name}, and it is not run here; give its value, as in --{name}=...")
+            raise UserError(f"{TRAIN} computes {name}, and it is not run here; give its value, as in --{name}=...")
 
 
-def _literal(node):
-    """The value of an expression. Raises ValueError where it would have to be run."""
-    return math.inf if ast.unparse(node) == "float('inf')" else ast.literal_eval(node)
-
-
-def _name_of(function):
-    return getattr(function, "__name__", repr(function))
-
-
-def plain(values):
+def to_plain(values):
     """{name: value} with the names of functions in their place, so that files can hold it."""
-    return {name: _name_of(value) if callable(value) else value for name, value in values.items()}
-
-
-def parse_overrides(constants, arguments, positional=()):
-    """Apply `--name=value` arguments to constants: a new dict of all final values. See overrides."""
-    return constants | overrides(constants, arguments, positional)
+    return {
+        name: getattr(value, "__name__", repr(value)) if callable(value) else value for name, value in values.items()
+    }
 
 
 def overrides(constants, arguments, positional=()):
     """{name: value} of the `--name=value` arguments of a command line.
 
     constants: {name: default}. arguments: what stood behind the script's name. positional: names whose values may stand
-    bare. Values are Python literals or plain strings. Raises ValueError, naming the parameter, for an unknown name, a
-    missing value and a wrong type.
+    bare. Values are Python literals or plain strings. Raises UserError, naming the parameter, for an unknown name and a
+    missing value.
     """
     values, positional = {}, list(positional)
     for argument in arguments:
@@ -174,51 +170,43 @@ def overrides(constants, arguments, positional=()):
             argument = f"--{positional.pop(0)}={argument}"
         name, equals, text = argument.partition("=")
         if not name.startswith("--"):
-            raise ValueError(f"Argument {argument!r} is not understood; expected --name=value, as in --seed=3.")
+            raise UserError(f"Argument {argument!r} is not understood; expected --name=value, as in --seed=3.")
         name = name[2:]
         if name not in constants:
-            raise ValueError(f"There is no parameter {name!r}.{_nearest(name, constants)}")
+            raise UserError(f"There is no parameter {name!r}.{_nearest(name, constants)}")
         if not equals:
-            raise ValueError(f"--{name} has no value; write --{name}=value, as in --{name}={constants[name]!r}.")
-        values[name] = convert(name, text, constants[name])
+            raise UserError(f"--{name} has no value; write --{name}=value, as in --{name}={constants[name]!r}.")
+        values[name] = convert(text, constants[name])
     return values
 
 
-def with_changes(constants, changes):
-    """Constants with values given from Python, {name: value} each. Raises ValueError as parse_overrides does."""
+def override(constants, changes):
+    """Constants with values given from Python, {name: value} each. Raises UserError for an unknown name."""
     for name in changes.keys() - constants.keys():
-        raise ValueError(f"There is no parameter {name!r}.{_nearest(name, constants)}")
-    return constants | {name: _as_type_of(name, value, constants[name]) for name, value in changes.items()}
+        raise UserError(f"There is no parameter {name!r}.{_nearest(name, constants)}")
+    values = constants | {name: _like(value, constants[name]) for name, value in changes.items()}
+    check_types(values, constants)
+    return values
 
 
-def convert(name, text, default):
-    """Read the text of one override as the type of its default. Raises ValueError with what was got and expected."""
+def convert(text, default):
+    """The text of one override as a value: text where the default is text, else what it says as a Python literal."""
     if isinstance(default, str):
         return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = text
-    return _as_type_of(name, value, default)
+    return _like(value, default)
 
 
-def _as_type_of(name, value, default):
-    if default is None or callable(default):
-        return value
-    if name in ("pretrained", "resume") and isinstance(value, str):
-        return value
+def _like(value, default):
+    """A value in the type of a default where no information is lost: 1 as 1.0, (1, 2) as [1, 2], 'inf' as infinity."""
     if isinstance(default, float) and value in ("inf", "Infinity"):
         return math.inf
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(default, list) and isinstance(value, tuple):
-        return list(value)
-    if type(value) is type(default):
-        return value
-    kind = {"bool": "True or False", "int": "a whole number", "float": "a number", "str": "text"}.get(
-        type(default).__name__, f"a {type(default).__name__}"
-    )
-    raise ValueError(f"{name} is {value!r}; expected {kind}, as in --{name}={default!r}.")
+    return list(value) if isinstance(default, list) and isinstance(value, tuple) else value
 
 
 def _nearest(name, known):
@@ -227,11 +215,58 @@ def _nearest(name, known):
     return f" The nearest is --{lower[match[0]]}=..." if match else f" Known: {', '.join(known)}."
 
 
+def find_paths(values, home):
+    """The values, with relative paths that do not exist here and do in `home`, the project, as absolute ones.
+
+    Editors and schedulers start scripts in other folders than people do.
+    """
+    names = [name for name in values if name.endswith("_path") or name in PATHS]
+    texts = {name: values[name] for name in names if isinstance(values[name], str) and values[name]}
+    moved = {
+        name: str(home / text)
+        for name, text in texts.items()
+        if not os.path.isabs(text) and not os.path.exists(text) and (home / text).exists()
+    }
+    if moved:
+        logger.info(f"not found from {Path.cwd()}, so taken from {home}: {', '.join(moved)}")
+    return values | moved
+
+
 def settings_table(values, defaults):
     """All settings as aligned lines; a star marks values that differ from the file's. Returns text."""
-    width = max(map(len, values), default=0)
+    return format_table(
+        [
+            ("*" if values[name] != defaults.get(name) else " ", f"{name} ", repr(value))
+            for name, value in to_plain(values).items()
+        ],
+        gap=" ",
+    )
+
+
+def help_text(path, constants):
+    """What --help prints: the constants of a script, their values now, and the first sentence of what each means."""
+    doc = ast.get_docstring(ast.parse(Path(path).read_text(encoding="utf-8-sig"))) or ""
     lines = [
-        f"{'*' if values[name] != defaults.get(name) else ' '} {name:<{width}}  {value!r}"
-        for name, value in plain(values).items()
+        doc,
+        "",
+        f"Constants of {os.path.basename(path)}, their values now, and what they mean (more in the file):",
     ]
-    return "\n".join(lines)
+    own = [line for section in read_sections(path) for line in _section_help(section, constants)]
+    known = {name for section in read_sections(path) for name in section.constants}
+    borrowed = {name: value for name, value in constants.items() if name not in known}
+    other = [line for section in read_sections(TRAIN) for line in _section_help(section, borrowed)] if borrowed else []
+    return "\n".join(
+        lines + own + (["", "Constants of train.py, with the values that stand there:", *other] if other else [])
+    )
+
+
+def _section_help(section, constants):
+    """The lines of a section: its title, and each of the constants with value and meaning; [] where it has none."""
+    width, lines = max(shutil.get_terminal_size((120, 24)).columns, 80), []
+    for constant, text in section.constants.items():
+        if constant in constants:
+            meaning = re.split(r"(?<=\.) ", " ".join(text.split()))[0]
+            value = to_plain({constant: constants[constant]})[constant]
+            head = f"  {constant} = {value!r}".ljust(HELP_COLUMN) + "  "
+            lines.append(head + textwrap.shorten(meaning, max(width - len(head), 20), placeholder=" ..."))
+    return ["", section.title, *lines] if lines else []

@@ -5,33 +5,45 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+from utils.io.errors import UserError
+
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "adagrad")
-
 LR_DECAY_TYPES = ("cos", "step", "multistep", "exp", "plateau", "constant")
-
 # Names that stand in utils/weights/ too, which is no lower layer; a test compares them.
 WEIGHTS_FORMATS = ("", "yolox", "yolox_rgb", "flat_yolox", "flat_yolov4", "darknet", "torchvision")
 RELEASE_NAMES = (
     *(f"yolox_{size}" for size in ("nano", "tiny", "s", "m", "l", "x")),
     *("yolov4", "yolov4.conv.137", "yolov4_tiny", "yolov4-tiny.conv.29"),
 )
-
 IOU_TYPES = ("", "iou", "ciou", "siou")
-
 CACHES = ("", "ram")
+TYPE_NAMES = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
+
+
+def check_types(values, defaults):
+    """Check constants that have no rule by the type of their default: {name: value} each. None takes anything.
+
+    Raises UserError: parameter, got, expected.
+    """
+    for name, value in values.items():
+        default = defaults.get(name)
+        is_open = default is None or callable(default) or name in RULES or name in TOOL_RULES
+        if not is_open and type(value) is not type(default):
+            kind = TYPE_NAMES.get(type(default), f"a {type(default).__name__}")
+            raise UserError(f"{name} is {value!r}; expected {kind}, as in --{name}={default!r}.")
 
 
 def check_values(values, rules=None):
     """Check each constant by itself.
 
     values: {name: value}. rules: as RULES; None for those of predict.py and the tools. Returns the values as a
-    namespace. Raises ValueError: parameter, got, expected.
+    namespace. Raises UserError: parameter, got, expected.
     """
     rules = RULES | TOOL_RULES if rules is None else rules
     for name, value in values.items():
         holds, expected = rules.get(name, (None, ""))
         if holds and not holds(value):
-            raise ValueError(f"{name} is {value!r}; expected {expected}")
+            raise UserError(f"{name} is {value!r}; expected {expected}")
     return SimpleNamespace(**values)
 
 
@@ -45,37 +57,37 @@ def check_prediction(values):
 def check_training(values):
     """Check train.py's constants before anything is built.
 
-    values: {name: value}. Returns them as a namespace. Raises ValueError: parameter, got, expected, what to do.
+    values: {name: value}. Returns them as a namespace. Raises UserError: parameter, got, expected, what to do.
     """
     for name in RULES.keys() - values.keys():
-        raise ValueError(
+        raise UserError(
             f"train.py has no constant {name}; expected {RULES[name][1]} A function of your own needs another name, "
             f"which is then given to the constant: {name} = that name."
         )
     config = check_values(values, RULES)
     if config.Min_lr is not None and config.Min_lr > config.Init_lr:
-        raise ValueError(
+        raise UserError(
             f"Min_lr is {config.Min_lr} and Init_lr is {config.Init_lr}; Min_lr is the rate at the end: set it below "
             "Init_lr, or to None for a hundredth of it."
         )
     if config.UnFreeze_Epoch <= config.Init_Epoch:
-        raise ValueError(
+        raise UserError(
             f"UnFreeze_Epoch is {config.UnFreeze_Epoch} and Init_Epoch is {config.Init_Epoch}, so no epoch is left "
             "to train. UnFreeze_Epoch is the last epoch: raise it, or lower Init_Epoch."
         )
-    starts_trained = config.model_path or config.pretrained
-    if config.Freeze_Train and starts_trained and config.Freeze_Epoch > config.UnFreeze_Epoch:
-        raise ValueError(
+    is_pretrained = config.model_path or config.pretrained
+    if config.Freeze_Train and is_pretrained and config.Freeze_Epoch > config.UnFreeze_Epoch:
+        raise UserError(
             f"Freeze_Epoch is {config.Freeze_Epoch}, beyond UnFreeze_Epoch {config.UnFreeze_Epoch}. UnFreeze_Epoch "
             "counts all epochs, frozen ones included: set Freeze_Epoch to it at most."
         )
     if config.pretrained and (config.model_path or not config.backbone):
-        raise ValueError(
+        raise UserError(
             f"pretrained is {config.pretrained!r}, which concerns torchvision backbones: it takes backbone, such as "
             "'resnet50', and model_path = ''. For weights of a whole network set pretrained = False and model_path."
         )
     if config.train_only and (config.freeze_layers or config.freeze_blocks):
-        raise ValueError(
+        raise UserError(
             "train_only says what trains, freeze_layers and freeze_blocks what does not; use one of the two ways and "
             "set the other to [] and 0."
         )
@@ -93,7 +105,7 @@ def _check_files(values):
     ):
         is_known = name == "model_path" and values[name] in RELEASE_NAMES
         if values[name] and not is_known and not Path(values[name]).is_file():
-            raise ValueError(
+            raise UserError(
                 f"{name} is {values[name]!r}, and there is no such file; expected {text}. Correct the path (relative "
                 f"to {Path.cwd()}){otherwise}."
             )
@@ -159,18 +171,13 @@ def _is_lr_scale(value):
 
 
 _FLAG = (lambda value: isinstance(value, bool), "True or False.")
-
 _TEXT = (lambda value: isinstance(value, str), "text in quotation marks, '' for none.")
-
 _FRACTION = (_number(0, 1), "a share from 0 to 1.")
-
 _BATCH = (_whole(1), "a whole number of images, at least 1; 8 or 16 suit most machines.")
-
 INPUT_SHAPE = (
     _list_of(2, _is_input_side),
     "[height, width], both multiples of 32, such as [416, 416] or [640, 640].",
 )
-
 # What each constant of train.py may be: (test, the words for what was expected).
 RULES = {
     **dict.fromkeys(("Cuda", "distributed", "sync_bn", "fp16", "mosaic", "mixup", "Freeze_Train"), _FLAG),
@@ -248,7 +255,6 @@ RULES = {
     "weight_decay": (_number(0), "0 or more, such as 5e-4 for sgd."),
     "clip_grad_norm": (_number(0), "the largest norm of the gradient, 0 for no clipping."),
 }
-
 # Constants of predict.py and the tools that train.py lacks, or that may be left open there.
 TOOL_RULES = {
     **dict.fromkeys(("confidence", "nms_iou", "MINOVERLAP"), _FRACTION),

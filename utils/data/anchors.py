@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.io.errors import UserError
+
 
 def read_anchors(path):
     """Read a file of anchors: `width,height` pairs in input pixels, separated by commas, blanks or line breaks.
@@ -15,9 +17,9 @@ def read_anchors(path):
         text = Path(path).read_text(encoding="utf-8-sig").replace(",", " ")
         numbers = [float(word) for word in text.split()]
     except ValueError as error:
-        raise ValueError(f"{path}: {error}; expected numbers such as 12,16, 19,36, 40,28.") from error
+        raise UserError(f"{path}: {error}; expected numbers such as 12,16, 19,36, 40,28.") from error
     if not numbers or len(numbers) % 2 or not all(0 < number < np.inf for number in numbers):
-        raise ValueError(
+        raise UserError(
             f"{path} holds {len(numbers)} numbers; expected pairs of width and height, all above 0, such as "
             "12,16, 19,36, 40,28."
         )
@@ -47,12 +49,12 @@ def unused_anchors(decode_rule):
     return [number for number in range(len(decode_rule.get("anchors", ()))) if number not in used]
 
 
-def choose_decode_rule(settings, contract):
+def choose_decode_rule(settings, metadata):
     """What decode needs beyond the weights: the constants' anchors, else the weight file's, else {} (the network's).
 
-    settings: with model_name, anchors_path, anchors_mask. contract: of the weights, {} for none.
+    settings: with model_name, anchors_path, anchors_mask. metadata: of the weights, {} for none.
     """
-    rule = dict(contract.get("decode_rule", {})) if contract.get("model_name") == settings.model_name else {}
+    rule = dict(metadata.get("decode_rule", {})) if metadata.get("model_name") == settings.model_name else {}
     if settings.anchors_path:
         rule["anchors"] = read_anchors(settings.anchors_path)
     if settings.anchors_mask:

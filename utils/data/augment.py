@@ -1,4 +1,9 @@
-"""Augmentation: the random choices of a sample first, then its pixels."""
+"""Augmentation: the random choices of a sample first, then its pixels.
+
+The parameters of a sample are a pure function of the seed and its key, and the keys of an epoch are one of (seed,
+epoch), see utils/data/sampling.py. So a sample is the same with any number of workers and ranks and after a resume, and
+its boxes follow from the parameters alone.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,26 +11,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.data.annotations import Records
+from utils.data.annotations import Annotations
 from utils.image.letterbox import PAD, placement, resize_into
 from utils.image.opencv import cv2
 
-# A box stays a target if this share of it is left after clipping, and no side is shorter than this in input pixels.
-MIN_VISIBLE_SHARE = 0.3
-
+# A box stays a target if this fraction of it is left after clipping, and no side is shorter than this in input pixels.
+MIN_VISIBLE = 0.3
 MIN_SIDE = 2.0
-
 # The point where the four images of a mosaic meet, as a fraction of the input.
 MOSAIC_CENTRE = (0.25, 0.75)
-
 # Both parameters of the beta distribution of mixup weights: nearly all lie between 0.35 and 0.65.
 MIXUP_BETA = 32.0
-
 NEUTRAL_GAINS = (0.0, 1.0, 1.0)
 
 
 class SampleKey(NamedTuple):
-    """Which sample: image `index` of an epoch. Index i + len(records) is image i again, with choices of its own.
+    """Which sample: image `index` of an epoch. Index i + len(annotations) is image i again, with choices of its own.
 
     partners: the images that mosaic and mixup may take: three of the mosaic, that of the mixup, three of its mosaic.
     """
@@ -37,7 +38,7 @@ class SampleKey(NamedTuple):
 
 
 @dataclass(frozen=True)
-class AugmentSettings:
+class AugmentOptions:
     """What may happen to a training sample. Augmentation is on while epoch < augment_epochs."""
 
     augment_epochs: int = 0
@@ -46,9 +47,9 @@ class AugmentSettings:
     mixup: bool = True
     mixup_prob: float = 0.5
     scale_range: tuple[float, float] = (0.5, 1.5)  # times the size at which the image just fits the input
-    aspect_jitter: float = 0.25  # width / height changes by up to this share
+    aspect_jitter: float = 0.25  # width / height changes by up to this fraction
     flip_prob: float = 0.5
-    hue_gain: float = 0.015  # share of the colour circle
+    hue_gain: float = 0.015  # fraction of the colour circle
     saturation_gain: float = 0.7
     value_gain: float = 0.4
     resize_mode: str = "topleft"
@@ -60,7 +61,7 @@ class AugmentSettings:
         return {"mode": self.resize_mode, "pad": self.pad}
 
 
-class Tile(NamedTuple):
+class PlacedImage(NamedTuple):
     """One image in the canvas: canvas pixel = scale * image pixel + offset; visible inside the clip rectangle only.
 
     The clip rectangle goes back to whole image pixels, so a crop can be resized into it without moving any box.
@@ -74,76 +75,82 @@ class Tile(NamedTuple):
     clip_yxyx: tuple[int, int, int, int]  # y1, x1, y2, x2 in the canvas
 
 
-class SamplePlan(NamedTuple):
-    """Tiles, blended with the partner (weight is this plan's share), then colour and flip of the painted region."""
+class AugmentParameters(NamedTuple):
+    """Placed images, blended with the partner (weight: of these), then colour and flip of the painted region."""
 
     input_shape: tuple[int, int]  # height, width
-    tiles: tuple[Tile, ...]
-    partner: "SamplePlan | None" = None
+    images: tuple[PlacedImage, ...]
+    partner: "AugmentParameters | None" = None
     weight: float = 1.0
     gains: tuple[float, float, float] = NEUTRAL_GAINS  # hue shift, saturation factor, value factor
     flip: bool = False
 
 
-def images_of(plan: SamplePlan) -> set[int]:
-    """The indices of all images that a plan shows."""
-    return {tile.index for tile in plan.tiles} | (images_of(plan.partner) if plan.partner else set())
+def images_of(params: AugmentParameters) -> set[int]:
+    """The indices of all images that a sample shows."""
+    return {placed.index for placed in params.images} | (images_of(params.partner) if params.partner else set())
 
 
-def largest_scales(records: Records, shapes: Sequence[tuple[int, int]], settings: AugmentSettings) -> np.ndarray:
-    """(N,) the largest factor by which any plan for one of the input shapes draws each image."""
-    ratios = np.max([np.array(shape) / records.sizes_hw for shape in shapes], axis=0)
-    fit = ratios.max(axis=1) if settings.resize_mode == "stretch" else ratios.min(axis=1)
-    if not settings.augment_epochs:
+def largest_scales(annotations: Annotations, shapes: Sequence[tuple[int, int]], options: AugmentOptions) -> np.ndarray:
+    """(N,) the largest factor by which any sample of one of the input shapes draws each image."""
+    ratios = np.max([np.array(shape) / annotations.sizes_hw for shape in shapes], axis=0)
+    fit = ratios.max(axis=1) if options.resize_mode == "stretch" else ratios.min(axis=1)
+    if not options.augment_epochs:
         return fit
-    return fit * max(1.0, settings.scale_range[1] * (1 + settings.aspect_jitter) ** 0.5)
+    return fit * max(1.0, options.scale_range[1] * (1 + options.aspect_jitter) ** 0.5)
 
 
-def plan_sample(records: Records, key: SampleKey, seed: int, settings: AugmentSettings) -> SamplePlan:
-    """The plan of one sample of an epoch."""
+def sample_parameters(
+    annotations: Annotations, key: SampleKey, seed: int, options: AugmentOptions
+) -> AugmentParameters:
+    """The random choices of one sample of an epoch."""
     random = np.random.default_rng((seed, key.epoch, key.index))
-    image, shape = key.index % len(records), key.input_shape
-    if key.epoch >= settings.augment_epochs:
-        return SamplePlan(shape, (_plain_tile(records, image, shape, settings),))
-    tiles = _augmented_tiles(records, (image, *key.partners[:3]), shape, random, settings)
+    image, shape = key.index % len(annotations), key.input_shape
+    if key.epoch >= options.augment_epochs:
+        return AugmentParameters(shape, (_place_plain(annotations, image, shape, options),))
+    images = _place_images(annotations, (image, *key.partners[:3]), shape, random, options)
     partner, weight = None, 1.0
-    if settings.mixup and random.random() < settings.mixup_prob:
-        partner = SamplePlan(shape, _augmented_tiles(records, key.partners[3:], shape, random, settings))
+    if options.mixup and random.random() < options.mixup_prob:
+        partner = AugmentParameters(shape, _place_images(annotations, key.partners[3:], shape, random, options))
         weight = float(random.beta(MIXUP_BETA, MIXUP_BETA))
     hue, saturation, value = random.uniform(-1, 1, 3).tolist()
-    gains = (hue * settings.hue_gain, 1 + saturation * settings.saturation_gain, 1 + value * settings.value_gain)
-    return SamplePlan(shape, tiles, partner, weight, gains, bool(random.random() < settings.flip_prob))
+    gains = (hue * options.hue_gain, 1 + saturation * options.saturation_gain, 1 + value * options.value_gain)
+    return AugmentParameters(shape, images, partner, weight, gains, bool(random.random() < options.flip_prob))
 
 
-def plan_targets(records: Records, plan: SamplePlan) -> tuple[np.ndarray, np.ndarray]:
-    """The boxes of a planned sample: (n, 4) float32 x1, y1, x2, y2 in input pixels and (n,) int64 classes."""
-    parts = [_tile_targets(records, tile) for tile in plan.tiles]
-    if plan.partner is not None:
-        parts.append(plan_targets(records, plan.partner))
+def augmented_targets(annotations: Annotations, params: AugmentParameters) -> tuple[np.ndarray, np.ndarray]:
+    """The boxes of a sample: (n, 4) float32 x1, y1, x2, y2 in input pixels and (n,) int64 classes."""
+    parts = [_visible_boxes(annotations, placed) for placed in params.images]
+    if params.partner is not None:
+        parts.append(augmented_targets(annotations, params.partner))
     boxes_xyxy = np.concatenate([boxes for boxes, _ in parts])
     labels = np.concatenate([labels for _, labels in parts])
-    if plan.flip:
-        _, left, _, right = painted_yxyx(plan)
+    if params.flip:
+        _, left, _, right = painted_yxyx(params)
         boxes_xyxy[:, [0, 2]] = left + right - boxes_xyxy[:, [2, 0]]
     return boxes_xyxy, labels
 
 
-def painted_yxyx(plan: SamplePlan) -> tuple[int, int, int, int]:
-    """y1, x1, y2, x2 of the smallest rectangle around all tiles of a plan, its partner's included.
+def painted_yxyx(params: AugmentParameters) -> tuple[int, int, int, int]:
+    """y1, x1, y2, x2 of the smallest rectangle around all placed images, the partner's included.
 
     Colour and flip act inside it, so a plain sample keeps its padding where and as inference has it.
     """
-    corners = np.array([tile.clip_yxyx for tile in plan.tiles + (plan.partner.tiles if plan.partner else ())])
+    corners = np.array(
+        [placed.clip_yxyx for placed in params.images + (params.partner.images if params.partner else ())]
+    )
     y1, x1 = corners[:, :2].min(axis=0).tolist()
     y2, x2 = corners[:, 2:].max(axis=0).tolist()
     return y1, x1, y2, x2
 
 
-def _augmented_tiles(records: Records, images, input_shape, random: np.random.Generator, settings: AugmentSettings):
+def _place_images(annotations: Annotations, images, input_shape, random: np.random.Generator, options: AugmentOptions):
     """Four images around a random centre, or the first of them somewhere in the canvas."""
     height, width = input_shape
-    if not (settings.mosaic and random.random() < settings.mosaic_prob):
-        return (_random_tile(records, images[0], input_shape, random, settings, (0, 0, height, width), (None, None)),)
+    if not (options.mosaic and random.random() < options.mosaic_prob):
+        return (
+            _place_at_random(annotations, images[0], input_shape, random, options, (0, 0, height, width), (None, None)),
+        )
     centre_y, centre_x = (random.uniform(*MOSAIC_CENTRE, 2) * (height, width)).astype(int).tolist()
     images = list(images)
     random.shuffle(images)
@@ -154,23 +161,25 @@ def _augmented_tiles(records: Records, images, input_shape, random: np.random.Ge
         ((centre_y, centre_x, height, width), ("start", "start")),
     )
     return tuple(
-        _random_tile(records, image, input_shape, random, settings, room_yxyx, sides)
+        _place_at_random(annotations, image, input_shape, random, options, room_yxyx, sides)
         for image, (room_yxyx, sides) in zip(images, quadrants, strict=True)
     )
 
 
-def _random_tile(records: Records, image: int, input_shape, random, settings, room_yxyx, sides) -> Tile:
+def _place_at_random(
+    annotations: Annotations, image: int, input_shape, random, options, room_yxyx, sides
+) -> PlacedImage:
     """An image at a random scale and aspect in a part of the canvas, against one side of it (None: anywhere)."""
-    height, width = records.sizes_hw[image].tolist()
+    height, width = annotations.sizes_hw[image].tolist()
     scale_draw, aspect_draw, place_y, place_x = random.random(4).tolist()
-    low, high = settings.scale_range
+    low, high = options.scale_range
     fit = min(input_shape[0] / height, input_shape[1] / width)
     scale = fit * (low + (high - low) * scale_draw)
-    aspect = (1 + settings.aspect_jitter) ** (2 * aspect_draw - 1)
+    aspect = (1 + options.aspect_jitter) ** (2 * aspect_draw - 1)
     y1, x1, y2, x2 = room_yxyx
     scale_y, offset_y, top, bottom = _fit_axis(height, scale / aspect**0.5, y1, y2, sides[0], place_y)
     scale_x, offset_x, left, right = _fit_axis(width, scale * aspect**0.5, x1, x2, sides[1], place_x)
-    return Tile(image, scale_y, scale_x, offset_y, offset_x, (top, left, bottom, right))
+    return PlacedImage(image, scale_y, scale_x, offset_y, offset_x, (top, left, bottom, right))
 
 
 def _fit_axis(length: int, scale: float, start: int, end: int, side: str | None, place: float):
@@ -190,61 +199,64 @@ def _fit_axis(length: int, scale: float, start: int, end: int, side: str | None,
     return exact, begin - first * exact, begin, stop
 
 
-def _plain_tile(records: Records, image: int, input_shape, settings: AugmentSettings) -> Tile:
-    placed = placement(records.sizes_hw[image], input_shape, settings.resize_mode)
+def _place_plain(annotations: Annotations, image: int, input_shape, options: AugmentOptions) -> PlacedImage:
+    placed = placement(annotations.sizes_hw[image], input_shape, options.resize_mode)
     top, left = placed.offset_y, placed.offset_x
     clip_yxyx = (top, left, top + placed.new_hw[0], left + placed.new_hw[1])
-    return Tile(image, placed.scale_y, placed.scale_x, top, left, clip_yxyx)
+    return PlacedImage(image, placed.scale_y, placed.scale_x, top, left, clip_yxyx)
 
 
-def _tile_targets(records: Records, tile: Tile) -> tuple[np.ndarray, np.ndarray]:
-    """The boxes of a tile's image that remain visible in its clip rectangle, in canvas pixels."""
-    scale = np.array([tile.scale_x, tile.scale_y] * 2, np.float32)
-    offset = np.array([tile.offset_x, tile.offset_y] * 2, np.float32)
-    whole_xyxy = records.boxes(tile.index) * scale + offset
-    y1, x1, y2, x2 = tile.clip_yxyx
+def _visible_boxes(annotations: Annotations, placed: PlacedImage) -> tuple[np.ndarray, np.ndarray]:
+    """The boxes of a placed image that remain visible in its clip rectangle, in canvas pixels."""
+    scale = np.array([placed.scale_x, placed.scale_y] * 2, np.float32)
+    offset = np.array([placed.offset_x, placed.offset_y] * 2, np.float32)
+    whole_xyxy = annotations.boxes(placed.index) * scale + offset
+    y1, x1, y2, x2 = placed.clip_yxyx
     boxes_xyxy = np.clip(whole_xyxy, np.float32([x1, y1, x1, y1]), np.float32([x2, y2, x2, y2]))
     sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
     whole_sides = whole_xyxy[:, 2:] - whole_xyxy[:, :2]
-    keep = sides.prod(axis=1) >= MIN_VISIBLE_SHARE * whole_sides.prod(axis=1)
+    keep = sides.prod(axis=1) >= MIN_VISIBLE * whole_sides.prod(axis=1)
     keep &= (sides >= MIN_SIDE).all(axis=1)
-    return boxes_xyxy[keep], records.labels(tile.index)[keep]
+    return boxes_xyxy[keep], annotations.labels(placed.index)[keep]
 
 
 # Of the NTSC standard.
 RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
-
 YIQ_TO_RGB = np.linalg.inv(RGB_TO_YIQ)
 
 
-def render(plan: SamplePlan, load_image: Callable[[int], np.ndarray], records: Records, pad: int) -> np.ndarray:
-    """Draw a planned sample: (H, W, 3) uint8 RGB, with pad where no image is.
+def apply_parameters(
+    params: AugmentParameters, load_image: Callable[[int], np.ndarray], annotations: Annotations, pad: int
+) -> np.ndarray:
+    """Draw a sample: (H, W, 3) uint8 RGB, with pad where no image is.
 
-    load_image: image index -> (h, w, 3) uint8 RGB array, of the size in the records or smaller; it is not written to.
+    load_image: image index -> (h, w, 3) uint8 RGB array, of the size in the annotations or smaller; it is not written
+    to.
     """
-    canvas = np.full((*plan.input_shape, 3), pad, np.uint8)
-    for tile in plan.tiles:
-        draw_tile(canvas, tile, load_image(tile.index), records.sizes_hw[tile.index].tolist())
-    if plan.partner is not None:
-        blend(canvas, render(plan.partner, load_image, records, pad), plan.weight)
-    y1, x1, y2, x2 = painted_yxyx(plan)
+    canvas = np.full((*params.input_shape, 3), pad, np.uint8)
+    for placed in params.images:
+        draw_image(canvas, placed, load_image(placed.index), annotations.sizes_hw[placed.index].tolist())
+    if params.partner is not None:
+        blend(canvas, apply_parameters(params.partner, load_image, annotations, pad), params.weight)
+    y1, x1, y2, x2 = painted_yxyx(params)
     painted = canvas[y1:y2, x1:x2]
-    if plan.gains != NEUTRAL_GAINS:
-        change_colour(painted, *plan.gains)
-    if plan.flip:
+    if params.gains != NEUTRAL_GAINS:
+        change_colour(painted, *params.gains)
+    if params.flip:
         flip(painted)
     return canvas
 
 
-def draw_tile(canvas: np.ndarray, tile: Tile, image_rgb: np.ndarray, size_hw: tuple[int, int]) -> None:
-    """Draw the visible part of a tile's image into its clip rectangle of the canvas.
+def draw_image(canvas: np.ndarray, placed: PlacedImage, image_rgb: np.ndarray, size_hw: tuple[int, int]) -> None:
+    """Draw the visible part of an image into its clip rectangle of the canvas.
 
-    image_rgb may be smaller than the image of the records, size_hw: then the crop meets its place within half a pixel.
+    image_rgb may be smaller than the image of the annotations, size_hw: then the crop meets its place within half a
+    pixel.
     """
-    y1, x1, y2, x2 = tile.clip_yxyx
+    y1, x1, y2, x2 = placed.clip_yxyx
     share_y, share_x = image_rgb.shape[0] / size_hw[0], image_rgb.shape[1] / size_hw[1]
-    top, bottom = _crop(y1, y2, tile.offset_y, tile.scale_y, share_y, image_rgb.shape[0])
-    left, right = _crop(x1, x2, tile.offset_x, tile.scale_x, share_x, image_rgb.shape[1])
+    top, bottom = _crop(y1, y2, placed.offset_y, placed.scale_y, share_y, image_rgb.shape[0])
+    left, right = _crop(x1, x2, placed.offset_x, placed.scale_x, share_x, image_rgb.shape[1])
     resize_into(canvas[y1:y2, x1:x2], image_rgb[top:bottom, left:right])
 
 

@@ -13,65 +13,67 @@ import numpy as np
 import psutil
 from tqdm import tqdm
 
-from utils.data.annotations import Records
-from utils.data.augment import AugmentSettings, largest_scales
+from utils.data.annotations import Annotations
+from utils.data.augment import AugmentOptions, largest_scales
 from utils.data.sampling import WINDOW
 from utils.image.codec import read_image_with_gaps, reduction_for
 from utils.image.opencv import cv2
 
 # A window of the epoch's order and not much more: images of older windows are not asked for again. Photographs may be
 # large, and each worker has its own.
-RECENT_IMAGES, RECENT_BYTES = 2 * WINDOW, 352 * 2**20
+MAX_IMAGES, MAX_BYTES = 2 * WINDOW, 352 * 2**20
 
 
 class UnreadableImageError(ValueError):
-    """An image that could be opened when the records were made and cannot be decoded now."""
+    """An image that could be opened when the annotations were made and cannot be decoded now."""
 
     def __init__(self, path: str, reason: object):
         super().__init__(f"{path}: {reason}")
         self.path = path
 
 
-def decode(records: Records, index: int, largest_scale: float = 1.0, cut_off: set[int] | None = None) -> np.ndarray:
-    """One image of the records, (h, w, 3) uint8 RGB, at 1/1, 1/2, 1/4 or 1/8 of its size.
+def decode(
+    annotations: Annotations, index: int, largest_scale: float = 1.0, truncated: set[int] | None = None
+) -> np.ndarray:
+    """One image of the annotations, (h, w, 3) uint8 RGB, at 1/1, 1/2, 1/4 or 1/8 of its size.
 
-    largest_scale: the largest factor by which it will be drawn; the image is not reduced below that. cut_off: receives
-    the index where the file lacks its last bytes and is used all the same, see read_image.
-    Raises UnreadableImageError when the file is gone, damaged, or no longer of the size that the records state.
+    largest_scale: the largest factor by which it will be drawn; the image is not reduced below that. truncated:
+    receives the index where the file lacks its last bytes and is used all the same, see read_image. Raises
+    UnreadableImageError when the file is gone, damaged, or no longer of the size that the annotations state.
     """
-    path, (height, width) = records.path(index), records.sizes_hw[index].tolist()
+    path, (height, width) = annotations.path(index), annotations.sizes_hw[index].tolist()
     reduction = reduction_for(largest_scale)
     try:
-        image_rgb, is_cut_off = read_image_with_gaps(path, reduction)
+        image_rgb, is_truncated = read_image_with_gaps(path, reduction)
     except (OSError, ValueError) as error:
         raise UnreadableImageError(path, error) from error
     if image_rgb.shape[:2] != (-(-height // reduction), -(-width // reduction)):
         raise UnreadableImageError(path, f"its size is {image_rgb.shape[:2]}, the header said {(height, width)}")
-    if is_cut_off and cut_off is not None:
-        cut_off.add(index)
+    if is_truncated and truncated is not None:
+        truncated.add(index)
     return image_rgb
 
 
-class RecentImages:
-    """Decodes images of the records, and keeps those that were asked for last.
+class ImageCache:
+    """Decodes images of the annotations, and keeps those that were asked for last.
 
-    largest_scales: (N,) the largest factor by which each image is drawn. cut_off: the indices met so far whose files
+    largest_scales: (N,) the largest factor by which each image is drawn. truncated: the indices met so far whose files
     lack their last bytes.
     """
 
-    def __init__(self, records: Records, largest_scales: np.ndarray, most_bytes: int = RECENT_BYTES):
-        self.records, self.largest_scales, self.most_bytes = records, largest_scales, most_bytes
-        self.kept, self.kept_bytes, self.cut_off = OrderedDict(), 0, set()
+    def __init__(self, annotations: Annotations, largest_scales: np.ndarray, max_bytes: int = MAX_BYTES):
+        self.annotations, self.largest_scales, self.max_bytes = annotations, largest_scales, max_bytes
+        self.kept, self.kept_bytes, self.truncated = OrderedDict(), 0, set()
 
     def __call__(self, index: int) -> np.ndarray:
         """(h, w, 3) uint8 RGB; raises as decode does."""
         if index in self.kept:
             self.kept.move_to_end(index)
             return self.kept[index]
-        image_rgb = decode(self.records, index, self.largest_scales[index], self.cut_off)
+        image_rgb = decode(self.annotations, index, self.largest_scales[index], self.truncated)
         self.kept[index] = image_rgb
         self.kept_bytes += image_rgb.nbytes
-        while len(self.kept) > RECENT_IMAGES or (self.kept_bytes > self.most_bytes and len(self.kept) > 1):
+        while len(self.kept) > MAX_IMAGES or (self.kept_bytes > self.max_bytes and len(self.kept) > 1):
             self.kept_bytes -= self.kept.popitem(last=False)[1].nbytes
         return image_rgb
 
@@ -82,10 +84,8 @@ class RecentImages:
 
 # Left free for the training itself.
 RESERVED_BYTES = 2 * 2**30
-
 # Shared memory of Linux is a file system of its own, and small in many containers.
 SHARED_FOLDER = Path("/dev/shm")
-
 # What a container may take, in both versions of Linux' control groups: folder, limit, usage, and the key in memory.stat
 # of what counts as used and is given back on demand.
 CGROUPS = (
@@ -95,42 +95,42 @@ CGROUPS = (
 
 
 class RamCache:
-    """Every image of the records, scaled down, in one block that all workers share. Built empty; fill() decodes.
+    """Every image of the annotations, scaled down, in one block that all workers share. Built empty; fill() decodes.
 
     scales: (N,) factors of the image sizes; those above 1 count as 1. shared: whether other processes will read it.
-    cut_off: after fill(), the indices whose files lack their last bytes.
+    truncated: after fill(), the indices whose files lack their last bytes.
     """
 
-    def __init__(self, records: Records, scales: np.ndarray, shared: bool):
-        self.records = records
-        self.sizes_hw = np.ceil(records.sizes_hw * np.minimum(scales, 1)[:, None] - 1e-6).astype(np.int64)
-        self.first = np.concatenate([[0], np.cumsum(self.sizes_hw.prod(axis=1) * 3)])
-        self.block = RawArray("B", int(self.first[-1])) if shared else np.empty(self.first[-1], np.uint8)
-        self.unreadable, self.cut_off = {}, set()
+    def __init__(self, annotations: Annotations, scales: np.ndarray, shared: bool):
+        self.annotations = annotations
+        self.sizes_hw = np.ceil(annotations.sizes_hw * np.minimum(scales, 1)[:, None] - 1e-6).astype(np.int64)
+        self.offsets = np.concatenate([[0], np.cumsum(self.sizes_hw.prod(axis=1) * 3)])
+        self.block = RawArray("B", int(self.offsets[-1])) if shared else np.empty(self.offsets[-1], np.uint8)
+        self.unreadable, self.truncated = {}, set()
 
     def fill(self, description: str | None = "decoding into main memory") -> None:
         """Decode all images, with a progress bar (None: without)."""
         hidden = None if description else True
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            done = pool.map(self._store, range(len(self.records)))
-            for _ in tqdm(done, desc=description, total=len(self.records), leave=False, disable=hidden):
+            done = pool.map(self._store, range(len(self.annotations)))
+            for _ in tqdm(done, desc=description, total=len(self.annotations), leave=False, disable=hidden):
                 pass
 
     def __call__(self, index: int) -> np.ndarray:
         """(h, w, 3) uint8 RGB, not to be written to. Raises UnreadableImageError where fill() could not decode it."""
         if index in self.unreadable:
-            raise UnreadableImageError(self.records.path(index), self.unreadable[index])
+            raise UnreadableImageError(self.annotations.path(index), self.unreadable[index])
         return self._view(index)
 
     def _view(self, index: int) -> np.ndarray:
-        start, stop = self.first[index : index + 2]
+        start, stop = self.offsets[index : index + 2]
         return np.frombuffer(self.block, np.uint8, stop - start, start).reshape(*self.sizes_hw[index], 3)
 
     def _store(self, index: int) -> None:
         height, width = self.sizes_hw[index].tolist()
         try:
-            scale = height / int(self.records.sizes_hw[index, 0])
-            image_rgb = decode(self.records, index, scale, self.cut_off)
+            scale = height / int(self.annotations.sizes_hw[index, 0])
+            image_rgb = decode(self.annotations, index, scale, self.truncated)
         except UnreadableImageError as error:
             self.unreadable[index] = str(error.__cause__ or error)
             return
@@ -139,25 +139,25 @@ class RamCache:
         self._view(index)[:] = image_rgb
 
 
-def train_scales(records: Records, shapes: Sequence[tuple[int, int]], settings: AugmentSettings) -> np.ndarray:
+def train_scales(annotations: Annotations, shapes: Sequence[tuple[int, int]], options: AugmentOptions) -> np.ndarray:
     """(N,) factors at which the images just fit the largest of the input shapes."""
-    return largest_scales(records, shapes, replace(settings, augment_epochs=0))
+    return largest_scales(annotations, shapes, replace(options, augment_epochs=0))
 
 
-def cache_fits(records: Records, scales: np.ndarray, shared: bool, copies: int = 1) -> tuple[bool, str]:
+def cache_fits(annotations: Annotations, scales: np.ndarray, shared: bool, copies: int = 1) -> tuple[bool, str]:
     """Whether memory suffices for a RamCache of these arguments, and a sentence for people.
 
     copies: how many processes of this machine build one.
     """
     free, where = free_bytes(shared)
-    sizes_hw = records.sizes_hw * np.minimum(scales, 1)[:, None]
+    sizes_hw = annotations.sizes_hw * np.minimum(scales, 1)[:, None]
     needed = copies * float((sizes_hw + 1).prod(axis=1).sum()) * 3
     if needed > free:
         return False, (
-            f"note: cache 'ram' would take {_amount(needed)}, and {_amount(free)} {where}: images are decoded in each "
+            f"cache 'ram' would take {_amount(needed)}, and {_amount(free)} {where}: images are decoded in each "
             "epoch instead. A smaller input_shape needs less."
         )
-    return True, f"cache 'ram': {len(records)} images take {_amount(needed)}; {_amount(free)} {where}"
+    return True, f"cache 'ram': {len(annotations)} images take {_amount(needed)}; {_amount(free)} {where}"
 
 
 def _amount(count: float) -> str:

@@ -8,11 +8,11 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from utils.data.augment import SampleKey
+from utils.io.errors import UserError
 
 # Mosaic and mixup take their partners from so many images that follow each other in the epoch's order, so an image is
 # decoded once and used by its neighbours. More would mix images more freely, and wants more memory in each worker.
 WINDOW = 32
-
 # Three for the mosaic of a sample, one for mixup, three for that one's mosaic.
 PARTNERS = 7
 
@@ -35,7 +35,7 @@ def epoch_order(image_count: int, seed: int, epoch: int) -> tuple[np.ndarray, np
 GRID = 32
 
 
-class TrainShapes(NamedTuple):
+class MultiScale(NamedTuple):
     """Input shapes (height, width) of training batches: one of `shapes`, drawn anew every `period` batches.
 
     From epoch last_epoch on it is the first of them, so that the last epochs see what inference sees. The draw is a
@@ -54,8 +54,8 @@ class TrainShapes(NamedTuple):
         return tuple(self.shapes[draw])
 
 
-def multi_scale_shapes(input_shape: tuple[int, int], factors: tuple[float, float], period: int, last_epoch: int):
-    """TrainShapes from input_shape times the smallest to the largest factor, in steps of 32 pixels of the longer side.
+def multi_scale_of(input_shape: tuple[int, int], factors: tuple[float, float], period: int, last_epoch: int):
+    """MultiScale from input_shape times the smallest to the largest factor, in steps of 32 pixels of the longer side.
 
     The first is input_shape itself; where no other multiple of 32 lies in the range, it is the only one.
     """
@@ -67,7 +67,7 @@ def multi_scale_shapes(input_shape: tuple[int, int], factors: tuple[float, float
         shape = tuple(max(round(side * steps * GRID / longer / GRID), 1) * GRID for side in input_shape)
         if shape not in shapes:
             shapes.append(shape)
-    return TrainShapes(shapes, period, last_epoch)
+    return MultiScale(shapes, period, last_epoch)
 
 
 # BatchNorm needs two images per device to have a variance.
@@ -80,17 +80,17 @@ class EpochBatchSampler(Sampler):
     batch_size counts the images of all ranks together; rank r takes every world_size-th image of a batch from the r-th
     on, so the ranks' batches k together are the single process's batch k. No image is dropped: the last batch may be
     short, and where a rank would get fewer than MIN_IMAGES_PER_RANK it is filled up from the start of the order, with
-    new plans.
-    shapes: says how large the batches are, see TrainShapes.
+    new parameters.
+    multi_scale: says how large the batches are.
     Raises ValueError where batch_size is not a positive multiple of world_size or there are no images.
     """
 
     def __init__(
-        self, image_count: int, batch_size: int, seed: int, shapes: TrainShapes, rank: int = 0, world_size: int = 1
+        self, image_count: int, batch_size: int, seed: int, multi_scale: MultiScale, rank: int = 0, world_size: int = 1
     ):
         if image_count < 1:
-            raise ValueError("There are no images to train on.")
-        self.image_count, self.seed, self.shapes = image_count, seed, shapes
+            raise UserError("There are no images to train on.")
+        self.image_count, self.seed, self.multi_scale = image_count, seed, multi_scale
         self.rank, self.world_size = rank, world_size
         self.set_epoch(0, batch_size)
 
@@ -101,7 +101,7 @@ class EpochBatchSampler(Sampler):
         """
         batch_size = self.batch_size if batch_size is None else batch_size
         if batch_size < 1 or batch_size % self.world_size:
-            raise ValueError(
+            raise UserError(
                 f"The batch size {batch_size} must be a positive multiple of the {self.world_size} processes."
             )
         self.epoch, self.batch_size, self.start = epoch, batch_size, start
@@ -114,9 +114,9 @@ class EpochBatchSampler(Sampler):
         smallest = min(self.batch_size, MIN_IMAGES_PER_RANK * self.world_size)
         for start in range(self.start, self.image_count, self.batch_size):
             positions = list(range(start, min(start + self.batch_size, self.image_count)))
-            # Beyond the end the order begins again, with new plans.
+            # Beyond the end the order begins again, with new parameters.
             positions += range(self.image_count, self.image_count + smallest - len(positions))
-            shape = self.shapes.at(self.epoch, start // self.batch_size, self.seed)
+            shape = self.multi_scale.at(self.epoch, start // self.batch_size, self.seed)
             keys = []
             for position in positions[self.rank :: self.world_size]:
                 repeat, row = divmod(position, self.image_count)

@@ -1,172 +1,180 @@
-"""Processes that prepare batches: deaf to signals for the training, and watched while it waits for them."""
+"""Processes that prepare batches: deaf to signals for the training, and named with their image where one dies or hangs.
+
+torch raises RuntimeError for such a worker: where a batch is waited for, and, on systems with SIGCHLD, wherever the
+main thread just is. What it says names neither cause nor image; worker_error puts both into a sentence.
+"""
 
 import atexit
 import contextlib
+import multiprocessing
+import os
 import signal
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from multiprocessing import RawArray
-from typing import NoReturn
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, get_worker_info
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from utils.image.opencv import cv2
+from utils.io.errors import UserError
 
 # Ctrl-C, a closed terminal and a stopped job reach every process. A worker must not end by them: the main process still
 # needs its batches up to the next checkpoint. Windows has no SIGHUP.
 SIGNALS_FOR_MAIN = [getattr(signal, name) for name in ("SIGINT", "SIGHUP", "SIGTERM") if hasattr(signal, name)]
-
 # What mostly stands behind a signal that ended a worker, and what to do.
 CAUSES = {
     "SIGKILL": "Mostly main memory has run out: lower num_workers, or set cache to '' where it is 'ram'.",
     "SIGBUS": "Mostly shared memory has run out: lower num_workers, or give more of it (Docker: --shm-size=8g).",
 }
-
 OTHER_CAUSE = "Take this image out of the list if it happens again; num_workers = 0 shows more of the error."
-
-# How often the waiting main process looks whether the workers live, and how long it waits for one to end.
-SECONDS_BETWEEN_LOOKS, SECONDS_TO_END = 1, 5
-
-# For the end of the program.
-_running = weakref.WeakSet()
-
+# How torch's messages of a worker that died, and of one that hangs, begin.
+DIED, TIMED_OUT = "DataLoader worker (pid", "DataLoader timed out"
+SECONDS_TO_END = 5
 # Blocks up to this size are reused by the process; glibc learns no more than 32 MB.
 REUSED_BYTES = 31 * 2**20
+# Loaders with workers, and all workers that were started here and not ended by end_workers.
+_loaders, _started = weakref.WeakSet(), []
 
 
-class UnusableDataError(ValueError):
-    """An error of the data that ends the training, in words for people. WatchedLoader gives it without a trace."""
+class UnusableDataError(UserError):
+    """An error of the data that ends the training, in words for people. MonitoredLoader gives it without a trace."""
 
 
-class NotedImages:
+class TrackedReader:
     """Calls load_image, and notes in shared memory which image each worker is reading.
 
-    load_image: RecentImages or RamCache. indices: one per worker, -1 while it reads none.
+    load_image: ImageCache or RamCache. indices: one per worker, -1 while it reads none; pids: of the workers.
     """
 
     def __init__(self, load_image: Callable, num_workers: int):
-        self.load_image, self.indices = load_image, RawArray("q", [-1] * num_workers)
+        self.load_image = load_image
+        self.indices, self.pids = RawArray("q", [-1] * num_workers), RawArray("q", num_workers)
 
     def __call__(self, index: int) -> np.ndarray:
         worker = get_worker_info()
         if worker is None:
             return self.load_image(index)
-        self.indices[worker.id] = index
+        self.indices[worker.id], self.pids[worker.id] = index, os.getpid()
         try:
             return self.load_image(index)
         finally:
             self.indices[worker.id] = -1
 
+    def index_read_by(self, pid: int) -> int:
+        """Which image a worker is reading, or was when it ended; -1 for none."""
+        return dict(zip(self.pids, self.indices, strict=True)).get(pid, -1)
+
     @property
-    def cut_off(self) -> set[int]:
-        return self.load_image.cut_off
+    def truncated(self) -> set[int]:
+        return self.load_image.truncated
 
 
-class WatchedLoader(DataLoader):
-    """A DataLoader whose iteration raises ValueError, in one sentence, where a worker died or hangs.
+class MonitoredLoader(DataLoader):
+    """A DataLoader whose iteration raises UserError, in one sentence, where a worker died or hangs.
 
-    Its dataset has `records`, and NotedImages as `load_image`. timeout: seconds after which a worker counts as hung;
-    0 waits for ever. When it raises, all its workers have been ended.
+    Its dataset has `annotations`, and TrackedReader as `load_image`. timeout: seconds after which a worker counts as
+    hung; 0 waits for ever. When it raises, all its workers have been ended.
     """
 
-    def _get_iterator(self) -> Iterator:
-        if self.num_workers == 0:
-            return super()._get_iterator()
-        self.check_worker_number_rationality()
-        return _WatchedIterator(self)
+    workers = ()
 
-
-class _WatchedIterator(_MultiProcessingDataLoaderIter):
-    """torch's iterator over batches from workers. Its words for a worker that died name neither cause nor image."""
-
-    def __init__(self, loader: WatchedLoader):
-        with _signals_wait():
-            super().__init__(loader)
-        self.dataset = loader.dataset
-        _running.add(self)
-        if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
-            # torch's handler raises wherever the main process happens to be when a worker dies.
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-
-    def __next__(self):
+    def __iter__(self) -> Iterator:
         try:
-            return super().__next__()
+            yield from self._start()
         except UnusableDataError as error:
-            self.end_workers()
+            end_workers(self.workers)
             # torch puts the worker's trace before the message.
-            raise ValueError(str(error).rpartition(f"{UnusableDataError.__name__}: ")[2].strip()) from None
+            raise UserError(str(error).rpartition(f"{UnusableDataError.__name__}: ")[2].strip()) from None
+        except (RuntimeError, OSError, EOFError) as error:
+            if sentence := self.worker_error(error):
+                raise UserError(sentence) from None
+            raise
 
-    def _try_get_data(self, timeout: float = SECONDS_TO_END) -> tuple:
-        """(whether there is data, the data), after `timeout` seconds at most; torch calls it wherever it waits."""
-        end = time.monotonic() + timeout
-        while True:
-            self._look_after_workers()
-            try:
-                found = super()._try_get_data(min(timeout, SECONDS_BETWEEN_LOOKS))
-            except Exception:
-                for worker in self._workers:
-                    worker.join(0.1)  # its pipes break a moment before its end is known
-                self._look_after_workers()
-                raise
-            if found[0]:
-                return found
-            if time.monotonic() >= end:
-                if self._timeout:
-                    self._raise_hung()
-                return found
+    def _start(self) -> Iterator:
+        """torch's iterator over the batches, whose workers this starts; persistent ones are started once."""
+        if any(worker.exitcode is not None for worker in self.workers):
+            raise EOFError("A worker has ended.")
+        before = set(multiprocessing.active_children())
+        try:
+            with _signals_blocked():
+                return super().__iter__()
+        finally:
+            started = [child for child in multiprocessing.active_children() if child not in before]
+            self.workers = started or self.workers
+            _started.extend(started)
+            _loaders.add(self)
 
-    def _look_after_workers(self) -> None:
-        """Raise ValueError where a worker has ended."""
-        ended = [number for number, worker in enumerate(self._workers) if worker.exitcode is not None]
-        if not ended:
-            return
-        readers = [number for number in ended if self.dataset.load_image.indices[number] >= 0]
-        number = (readers or ended)[0]
-        how, advice = _end_of(self._workers[number].exitcode)
-        self.end_workers()
-        raise ValueError(f"A worker process {how} while it read {self._image_of(number)}. {advice}")
+    def worker_error(self, error: Exception) -> str:
+        """What an error means for the workers, of this loader or another one, which are ended; '' where they are not
+        its cause.
 
-    def _raise_hung(self) -> NoReturn:
-        waited_for = self._task_info[self._rcvd_idx][0] if self._rcvd_idx in self._task_info else 0
-        image = self._image_of(waited_for)
-        self.end_workers()
-        raise ValueError(
-            f"No batch came within worker_timeout = {self._timeout} seconds: a worker process hangs while it reads "
-            f"{image}. Check that its disk or network share answers; if it is only slow, raise worker_timeout."
-        )
+        error: what torch raised: a RuntimeError, or one of the pipe to a worker that is gone.
+        """
+        has_died, is_hung = (str(error).startswith(words) for words in (DIED, TIMED_OUT))
+        if isinstance(error, RuntimeError) and not (has_died or is_hung):
+            return ""
+        suspects = [
+            (loader, worker)
+            for loader in (list(_loaders) if has_died else [self])
+            for worker in loader.workers
+            if is_hung or _has_ended(worker)
+        ]
+        if not suspects:
+            return ""
+        # One that was reading rather than one that had nothing to do.
+        loader, worker = max(suspects, key=lambda suspect: suspect[0].index_read_by(suspect[1]) >= 0)
+        index = loader.index_read_by(worker)
+        image = loader.dataset.annotations.path(index) if index >= 0 else "no image"
+        end_workers(loader.workers)
+        if is_hung:
+            return (
+                f"No batch came within worker_timeout = {self.timeout} seconds: a worker process hangs while it reads "
+                f"{image}. Check that its disk or network share answers; if it is only slow, raise worker_timeout."
+            )
+        how, advice = _describe_exit(worker.exitcode)
+        return f"A worker process {how} while it read {image}. {advice}"
 
-    def _image_of(self, number: int) -> str:
-        index = self.dataset.load_image.indices[number]
-        return self.dataset.records.path(index) if index >= 0 else "no image"
+    def index_read_by(self, worker: multiprocessing.Process) -> int:
+        return self.dataset.load_image.index_read_by(worker.pid)
 
-    def end_workers(self) -> None:
-        """End the workers at once, also one that hangs: they ignore what multiprocessing would send at exit."""
-        for worker in self._workers:
-            worker.kill()
-        for worker in self._workers:
-            worker.join(SECONDS_TO_END)
-        for queue in self._index_queues:
-            queue.cancel_join_thread()  # what it holds will not be read
 
-    def _shutdown_workers(self) -> None:
-        super()._shutdown_workers()
-        if any(worker.is_alive() for worker in self._workers):
-            self.end_workers()
+def _has_ended(worker: multiprocessing.Process) -> bool:
+    worker.join(0.1)  # its pipes break a moment before its end is known
+    return worker.exitcode is not None and worker in _started
 
 
 @atexit.register
-def _end_all_workers() -> None:
-    """Runs before multiprocessing's own function for the exit, which would wait for the workers for ever."""
-    for iterator in list(_running):
-        iterator.end_workers()
+def end_workers(workers: list | None = None) -> None:
+    """End workers at once, also one that hangs: they ignore what multiprocessing would send at the program's exit.
+
+    workers: None for all that were started here.
+    """
+    workers = list(_started if workers is None else workers)
+    with _ends_unheard():
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
+            worker.join(SECONDS_TO_END)
+    _started[:] = [worker for worker in _started if worker not in workers]
 
 
-def _end_of(exit_code: int) -> tuple[str, str]:
+@contextlib.contextmanager
+def _ends_unheard() -> Iterator[None]:
+    """Keep torch's handler, which raises, from hearing of workers that end on purpose."""
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+
+
+def _describe_exit(exit_code: int) -> tuple[str, str]:
     """How a process ended, in words, and what to do."""
     if exit_code >= 0:
         return f"ended with exit status {exit_code}", OTHER_CAUSE
@@ -177,7 +185,7 @@ def _end_of(exit_code: int) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def _signals_wait() -> Iterator[None]:
+def _signals_blocked() -> Iterator[None]:
     """Hold back signals for the main process while it starts workers, which inherit this: none reaches them before
     start_worker."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows

@@ -5,51 +5,54 @@ from itertools import pairwise
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
-from utils.evaluation.matching import coco_outcomes, voc_outcome
+from utils.evaluation.matching import match_coco, match_voc
 
 # Numbers held at a time while many resamplings are scored; a processor's cache shall hold them.
 MAX_NUMBERS = 2_500_000
+# In the order of COCO's list of statistics.
+COCO_NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+COCO_NAMES += ("AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large")
 
 
-def average_precision(outcome, ground_truth, detections, num_classes, points, weights):
-    """AP by each rule of each class, threshold and resampling: (P, C, K, B); NaN where a class has no wanted box.
+def average_precision(matches, ground_truth, detections, num_classes, points, weights):
+    """AP by each rule of each class, threshold and resampling: (P, C, K, B); NaN where a class has no counted box.
 
     points: P rules; n averages the precision at n recalls from 0 to 1: 11 (VOC2007), 101 (COCO); 0 takes the area under
         the curve (VOC2010 on)
     weights: (I, B) how often each image counts; ones (I, 1) for the score itself, columns of counts for resamplings.
         float64 gives exact numbers; float32 is faster, and off by a hundredth where a recall is reached exactly.
     """
-    result = np.full((len(points), num_classes, len(outcome.right), weights.shape[1]), np.nan)
-    for class_id, rows, truth in _by_class(outcome, ground_truth, detections, num_classes):
-        rows = rows[~outcome.ignored[:, rows].all(0)]
-        right, ignored = outcome.right[:, rows], outcome.ignored[:, rows]
+    result = np.full((len(points), num_classes, len(matches.true_positive), weights.shape[1]), np.nan)
+    for class_id, rows, truth in detections_by_class(matches, ground_truth, detections, num_classes):
+        rows = rows[~matches.ignored[:, rows].all(0)]
+        true_positive, ignored = matches.true_positive[:, rows], matches.ignored[:, rows]
         step = max(1, MAX_NUMBERS // (len(rows) + 1))
         for first in range(0, weights.shape[1], step):
             some = weights[:, first : first + step]
             boxes = some[ground_truth.image_ids[truth]].sum(0)
-            areas = _areas(right, ignored, some[detections.image_ids[rows]], boxes, points)
+            areas = _areas_under_curve(true_positive, ignored, some[detections.image_ids[rows]], boxes, points)
             result[:, class_id, :, first : first + step] = np.where(boxes > 0, areas, np.nan)
     return result
 
 
-def _by_class(outcome, ground_truth, detections, num_classes):
-    """(class, its detections from the surest on, its wanted boxes) of each class with a wanted box; index arrays."""
+def detections_by_class(matches, ground_truth, detections, num_classes):
+    """(class, its detections in falling score, its counted boxes) of each class with a counted box; index arrays."""
     # Among equal scores the order of the images decides, as in COCO, so that no machine gives another number.
     order = np.lexsort((detections.image_ids, -detections.scores, detections.classes))
     bounds = np.searchsorted(detections.classes[order], np.arange(num_classes + 1))
-    wanted = np.flatnonzero(outcome.wanted)
-    for class_id in np.unique(ground_truth.classes[wanted]):
-        truth = wanted[ground_truth.classes[wanted] == class_id]
+    counted = np.flatnonzero(matches.counted)
+    for class_id in np.unique(ground_truth.classes[counted]):
+        truth = counted[ground_truth.classes[counted] == class_id]
         yield class_id, order[bounds[class_id] : bounds[class_id + 1]], truth
 
 
-def _areas(right, ignored, weights, boxes, points):
-    """AP (P, K, B) of a class from its detections in falling score: right, ignored (K, D), weights (D, B); boxes (B,)
-    is how many there are to find.
+def _areas_under_curve(true_positive, ignored, weights, boxes, points):
+    """AP (P, K, B) of a class from its detections in falling score: true_positive, ignored (K, D), weights (D, B);
+    boxes (B,) is how many there are to find.
     """
-    areas = np.empty((len(points), len(right), len(boxes)))
+    areas = np.empty((len(points), len(true_positive), len(boxes)))
     counted = _running(np.add, weights.copy())
-    for level, (right_here, ignored_here) in enumerate(zip(right, ignored, strict=True)):
+    for level, (right_here, ignored_here) in enumerate(zip(true_positive, ignored, strict=True)):
         # Precision only rises where a detection is right, so the curve is known from these rows alone.
         hits, left_out = np.flatnonzero(right_here), np.flatnonzero(ignored_here)
         precision = _running(np.add, weights[hits])
@@ -60,13 +63,13 @@ def _areas(right, ignored, weights, boxes, points):
         precision /= np.maximum(before, 1)
         _running(np.maximum, precision[::-1])  # the best precision at this recall or a higher one
         for rule, number in enumerate(points):
-            reached = _share_reached(recall, number) if number else recall
+            reached = _fraction_reached(recall, number) if number else recall
             areas[rule, level] = np.einsum("db,db->b", np.diff(reached, axis=0, prepend=0), precision)
     return areas
 
 
-def _share_reached(recall, number):
-    """The share of so many recalls from 0 to 1 that each recall (D, B) reaches."""
+def _fraction_reached(recall, number):
+    """The fraction of so many recalls from 0 to 1 that each recall (D, B) reaches."""
     recalls = np.linspace(0, 1, number).astype(recall.dtype)
     # The same as np.searchsorted(recalls, recall, "right"), several times faster.
     below = (recall * (number - 1) + 1e-4).astype(np.int32)
@@ -82,18 +85,17 @@ def _running(operation, rows):
     return rows
 
 
-def voc_average_precisions(ground_truth, detections, num_classes, weights, iou=0.5):
-    """AP of each class in the four ways in which people compute it: {name: (C, B)}, NaN without a non-difficult box.
+def voc_average_precisions(ground_truth, detections, num_classes, weights, iou=0.5, plus_one=False):
+    """AP of each class as people compute it: {name: (C, B)}, NaN without a non-difficult box.
 
-    ground_truth, detections: GroundTruth and Detections (utils/eval/inputs.py), checked. weights: (I, B), see
-    average_precision. iou: a detection is right from this IoU on, iou included.
-    Names: map50, the area under the curve; map50_11_point, the mean of eleven precisions; both also with _plus_one,
-    where pixels are counted as the kit does (width = x2 - x1 + 1).
+    ground_truth, detections: GroundTruth and DetectionTable, checked. weights: (I, B), see average_precision. iou: a
+    detection is right from this IoU on, iou included. plus_one: also with pixels counted as the VOC kit does.
+    Names: map50, the area under the curve; map50_11_point, the mean of eleven precisions; both with _plus_one.
     """
     scores = {}
-    for suffix in ("", "_plus_one"):
-        outcome = voc_outcome(ground_truth, detections, num_classes, iou, plus_one=suffix != "")
-        area, eleven = average_precision(outcome, ground_truth, detections, num_classes, (0, 11), weights)[:, :, 0]
+    for suffix in ("", "_plus_one")[: 1 + plus_one]:
+        matches = match_voc(ground_truth, detections, num_classes, iou, plus_one=suffix != "")
+        area, eleven = average_precision(matches, ground_truth, detections, num_classes, (0, 11), weights)[:, :, 0]
         scores |= {f"map50{suffix}": area, f"map50_11_point{suffix}": eleven}
     return scores
 
@@ -101,34 +103,28 @@ def voc_average_precisions(ground_truth, detections, num_classes, weights, iou=0
 def coco_average_precisions(ground_truth, detections, num_classes, weights):
     """AP of each class: {"AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large": (C, B)}, NaN where no box counts.
 
-    ground_truth, detections: GroundTruth and Detections (utils/eval/inputs.py), checked. weights: (I, B), see
+    ground_truth, detections: GroundTruth and DetectionTable, checked. weights: (I, B), see
     average_precision.
     """
     scores = {}
-    for name, outcome in coco_outcomes(ground_truth, detections, num_classes).items():
-        (by_iou,) = average_precision(outcome, ground_truth, detections, num_classes, (101,), weights)
+    for name, matches in match_coco(ground_truth, detections, num_classes).items():
+        (by_iou,) = average_precision(matches, ground_truth, detections, num_classes, (101,), weights)
         scores[name] = by_iou.mean(1)
         if name == "AP":
             scores |= {"AP50": by_iou[:, 0], "AP75": by_iou[:, 5]}
     return scores
 
 
-# In the order of COCO's list of statistics.
-NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
-
-NAMES += ("AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large")
-
-
-def coco_average_precision(ground_truth, detections, class_names, num_images):
+def coco_scores(ground_truth, detections, class_names, num_images):
     """Score detections as COCO does, with at most 100 detections per image and class.
 
-    ground_truth, detections: GroundTruth and Detections (utils/eval/inputs.py), checked; images are 0..num_images - 1
-    Returns ({name of NAMES: float in [0, 1]}, (C,) AP of each class). NaN where no box counts (no ground truth, or none
-    of that size), 0.0 where boxes exist and nothing is found. Difficult boxes are COCO crowds: they need not be found,
-    and what lies on them is no error.
+    ground_truth, detections: GroundTruth and DetectionTable, checked; images are 0..num_images - 1 Returns ({name of
+    COCO_NAMES: float in [0, 1]}, (C,) AP of each class). NaN where no box counts (no ground truth, or none of that
+    size), 0.0 where boxes exist and nothing is found. Difficult boxes are COCO crowds: they need not be found, and what
+    lies on them is no error.
     """
     if ground_truth.difficult.all():
-        return dict.fromkeys(NAMES, float("nan")), np.full(len(class_names), np.nan)
+        return dict.fromkeys(COCO_NAMES, float("nan")), np.full(len(class_names), np.nan)
     dataset = {
         "images": [{"id": image} for image in range(num_images)],
         "categories": [{"id": number, "name": name} for number, name in enumerate(class_names)],
@@ -139,13 +135,13 @@ def coco_average_precision(ground_truth, detections, class_names, num_images):
     evaluation.run()
     # Its axes: IoU, recall, class, area (0: all), detections per image (2: 100). -1 stands for "not defined".
     by_class = evaluation.eval["precision"][:, :, :, 0, 2].mean((0, 1))
-    stats = np.array(evaluation.stats[: len(NAMES)], np.float64)
+    stats = np.array(evaluation.stats[: len(COCO_NAMES)], np.float64)
     stats, by_class = (np.where(numbers < 0, np.nan, numbers) for numbers in (stats, by_class))
-    return dict(zip(NAMES, stats.tolist(), strict=True)), by_class
+    return dict(zip(COCO_NAMES, stats.tolist(), strict=True)), by_class
 
 
 def coco_annotations(arrays, image_ids=None, category_ids=None):
-    """COCO annotation dicts of GroundTruth or Detections, with ids from 1 (0 means "not matched" to COCO).
+    """COCO annotation dicts of GroundTruth or DetectionTable, with ids from 1 (0 means "not matched" to COCO).
 
     image_ids, category_ids: the ids to write for image and class 0, 1, ...; None writes 0, 1, ...
     """

@@ -1,40 +1,34 @@
-"""Which detection found which labelled box: by the rules of VOC, of COCO, and across classes."""
+"""Which detection found which labelled box: by the rules of VOC, of COCO, and across classes.
+
+ground_truth and detections are GroundTruth and DetectionTable (utils/evaluation/types.py), checked: M labelled boxes, D
+detections. No Python loop over images or boxes.
+"""
 
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-
-class Outcome(NamedTuple):
-    """What became of D detections and M labelled boxes at K thresholds of IoU; a detection else is a false positive."""
-
-    right: np.ndarray  # (K, D) bool, the surest that found a wanted box
-    ignored: np.ndarray  # (K, D) bool, neither right nor wrong
-    wanted: np.ndarray  # (M,) bool, has to be found
+IOUS = np.linspace(0.5, 0.95, 10)
+MAX_DETECTIONS = 100  # of one image and class count, the highest-scoring
+# Areas in pixels of the boxes that have to be found.
+AREAS = {"AP": (0, 1e10), "AP_small": (0, 32**2), "AP_medium": (32**2, 96**2), "AP_large": (96**2, 1e10)}
 
 
 class Matches(NamedTuple):
-    """What became of each of D detections, in the order in which they were given."""
+    """What became of the detections and boxes at K thresholds of IoU; a detection else is a false positive."""
 
-    best_iou: np.ndarray  # (D,) IoU with best_index; 0 where image and class hold no ground truth
-    best_index: np.ndarray  # (D,) ground-truth box of highest IoU in the same image and class; -1 for none
-    true_positive: np.ndarray  # (D,) bool
-    ignored: np.ndarray  # (D,) bool, found a difficult box; every other detection is a false positive
-
-
-def voc_outcome(ground_truth, detections, num_classes, iou=0.5, plus_one=False):
-    """The Outcome of match_detections, with which it shares its arguments."""
-    matches = match_detections(ground_truth, detections, num_classes, iou, plus_one)
-    return Outcome(matches.true_positive[None], matches.ignored[None], ~ground_truth.difficult)
+    true_positive: np.ndarray  # (K, D) bool, the highest-scoring that found a counted box
+    ignored: np.ndarray  # (K, D) bool, neither right nor wrong
+    counted: np.ndarray  # (M,) bool, the box has to be found
 
 
-def match_detections(ground_truth, detections, num_classes, iou=0.5, plus_one=False):
-    """Match each detection to the ground-truth box of highest IoU in its image and class.
+def match_voc(ground_truth, detections, num_classes, iou=0.5, plus_one=False):
+    """Matches at one IoU: each detection goes to the box of highest IoU in its image and class (VOCevaldet.m).
 
     iou: from it on, a difficult box makes the detection ignored; another is a true positive for the detection of the
-    highest score and a false positive for the later ones. plus_one: see voc_average_precisions.
-    Returns Matches; no Python loop over images or boxes.
+    highest score and a false positive for the later ones. plus_one: pixels are counted as the VOC kit does
+    (width = x2 - x1 + 1).
     """
     best_iou = np.zeros(len(detections.scores))
     best_index = np.full(len(best_iou), -1)
@@ -49,7 +43,56 @@ def match_detections(ground_truth, detections, num_classes, iou=0.5, plus_one=Fa
     candidates = candidates[np.argsort(-detections.scores[candidates], kind="stable")]
     true_positive = np.zeros(len(hit), bool)
     true_positive[candidates[np.unique(best_index[candidates], return_index=True)[1]]] = True
-    return Matches(best_iou, best_index, true_positive, ignored)
+    return Matches(true_positive[None], ignored[None], ~ground_truth.difficult)
+
+
+def match_coco(ground_truth, detections, num_classes):
+    """{name of AREAS: Matches at IOUS}, by the rules of pycocotools (cocoeval.py, evaluateImg).
+
+    In the order of their scores, each detection takes the free box of highest IoU. Boxes that are difficult or of
+    another size are only taken where no counted one is left, and make the detection ignored, as does its own size where
+    it takes none.
+    """
+    areas, areas_found = areas_of(ground_truth), _areas(detections.boxes_xyxy)
+    pairs = _overlapping_pairs(ground_truth, detections, num_classes)
+    beyond_max = _rank(detections, np.arange(len(detections.scores)), num_classes) >= MAX_DETECTIONS
+    matches = {}
+    for name, (smallest, largest) in AREAS.items():
+        counted = ~ground_truth.difficult & (areas >= smallest) & (areas <= largest)
+        true_positive, taken = _take_boxes(pairs, detections, num_classes, counted, ground_truth.difficult, beyond_max)
+        outside = (areas_found < smallest) | (areas_found > largest)
+        matches[name] = Matches(true_positive, ~true_positive & (taken | outside | beyond_max), counted)
+    return matches
+
+
+def confusion_matrix(ground_truth, detections, num_classes, confidences, iou=0.5):
+    """(C + 1, C + 1) int64: how many boxes of a true class (row) were detected as a class (column).
+
+    The last row counts detections of background, the last column boxes that were not found. confidences: (C,) or one
+    number, from which on a detection counts. iou: from it on, iou included, a detection may take a box of its image, of
+    whatever class. The highest-scoring detection chooses first, the free box that it overlaps most. A difficult box is
+    in no row, and a detection that takes no box but overlaps one of them is left out.
+    """
+    confidences = np.broadcast_to(confidences, num_classes)
+    kept = detections.scores >= confidences[detections.classes]
+    detections = type(detections)(*(column[kept] for column in detections))
+    # As if there were one class.
+    anything = (part._replace(classes=np.zeros_like(part.classes)) for part in (ground_truth, detections))
+    found, box, overlap = _overlapping_pairs(*anything, 1, iou, crowds=False)
+    is_difficult = ground_truth.difficult[box]
+    counted = found[~is_difficult], box[~is_difficult], overlap[~is_difficult]
+    matched, matched_box = _take_boxes_once(*counted, detections.scores)
+    true_class = np.full(len(detections.scores), num_classes)
+    true_class[matched] = ground_truth.classes[matched_box]
+    shown = np.ones(len(true_class), bool)
+    shown[found[is_difficult]] = False
+    shown[matched] = True
+    missed = ~ground_truth.difficult
+    missed[matched_box] = False
+    matrix = np.zeros((num_classes + 1, num_classes + 1), np.int64)
+    np.add.at(matrix, (true_class[shown], detections.classes[shown]), 1)
+    np.add.at(matrix, (ground_truth.classes[missed], num_classes), 1)
+    return matrix
 
 
 def same_class_pairs(ground_truth, detections, num_classes):
@@ -67,7 +110,7 @@ def same_class_pairs(ground_truth, detections, num_classes):
 def paired_iou(boxes_a_xyxy, boxes_b_xyxy, plus_one=False, of_b=False):
     """IoU (N,) of row n of one (N, 4) array with row n of the other; 0 where neither has an area.
 
-    of_b: (N,) bool or False; where True, the share of box b that lies in box a instead.
+    of_b: (N,) bool or False; where True, the fraction of box b that lies in box a instead.
     """
     extra = 1.0 if plus_one else 0.0
     a, b = boxes_a_xyxy.astype(np.float64), boxes_b_xyxy.astype(np.float64)
@@ -75,33 +118,6 @@ def paired_iou(boxes_a_xyxy, boxes_b_xyxy, plus_one=False, of_b=False):
     area_a, area_b = ((box[:, 2:] - box[:, :2] + extra).prod(1) for box in (a, b))
     union = np.where(of_b, area_b, area_a + area_b - inner)
     return inner / np.where(union > 0, union, 1)
-
-
-IOUS = np.linspace(0.5, 0.95, 10)
-
-MAX_BOXES = 100  # of one image and class count, the surest
-
-# Areas in pixels of the boxes that have to be found.
-AREAS = {"AP": (0, 1e10), "AP_small": (0, 32**2), "AP_medium": (32**2, 96**2), "AP_large": (96**2, 1e10)}
-
-
-def coco_outcomes(ground_truth, detections, num_classes):
-    """{name of AREAS: Outcome at IOUS}, by the rules of pycocotools (cocoeval.py, evaluateImg).
-
-    From the surest on, a detection takes the free box of highest IoU. Boxes that are difficult or of another size are
-    only taken where no wanted one is left, and make the detection ignored, as does its own size where it takes none.
-    """
-    areas = areas_of(ground_truth)
-    areas_found = _areas(detections.boxes_xyxy)
-    pairs = _overlapping(ground_truth, detections, num_classes)
-    late = _rank(detections, np.arange(len(detections.scores)), num_classes) >= MAX_BOXES
-    outcomes = {}
-    for name, (smallest, largest) in AREAS.items():
-        wanted = ~ground_truth.difficult & (areas >= smallest) & (areas <= largest)
-        right, taken = _match(pairs, detections, num_classes, wanted, ground_truth.difficult, late)
-        outside = (areas_found < smallest) | (areas_found > largest)
-        outcomes[name] = Outcome(right, ~right & (taken | outside | late), wanted)
-    return outcomes
 
 
 def areas_of(ground_truth):
@@ -114,7 +130,7 @@ def _areas(boxes_xyxy):
 
 
 def _rank(detections, rows, num_classes):
-    """(N,) place of each of these detections among those of its image and class, the surest 0."""
+    """(N,) place of each of these detections among those of its image and class, the highest score 0."""
     group = detections.image_ids[rows] * num_classes + detections.classes[rows]
     order = np.lexsort((-detections.scores[rows], group))
     ranks = np.empty(len(rows), np.int64)
@@ -122,29 +138,32 @@ def _rank(detections, rows, num_classes):
     return ranks
 
 
-def _overlapping(ground_truth, detections, num_classes):
-    """Pairs of an image and class that overlap enough to match: detection, ground-truth box, IoU; each (P,)."""
+def _overlapping_pairs(ground_truth, detections, num_classes, iou=IOUS[0], crowds=True):
+    """Pairs of an image and class that overlap enough to match: detection, ground-truth box, IoU; each (P,).
+
+    crowds: for a difficult box, which may stand for many objects, the fraction of the detection that lies in it.
+    """
     found = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
     for rows, truth in same_class_pairs(ground_truth, detections, num_classes):
-        difficult = ground_truth.difficult[truth]
-        overlap = paired_iou(ground_truth.boxes_xyxy[truth], detections.boxes_xyxy[rows], of_b=difficult)
-        near = overlap >= IOUS[0]
+        of_b = crowds & ground_truth.difficult[truth]
+        overlap = paired_iou(ground_truth.boxes_xyxy[truth], detections.boxes_xyxy[rows], of_b=of_b)
+        near = overlap >= iou
         found.append((rows[near], truth[near], overlap[near]))
     return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
 
-def _match(pairs, detections, num_classes, wanted, difficult, late):
-    """Who takes which box: right, and took one that is not wanted; both (K, D) bool."""
-    rows, truth, overlap = (part[~late[pairs[0]]] for part in pairs)
+def _take_boxes(pairs, detections, num_classes, counted, difficult, beyond_max):
+    """Who takes which box: (took a counted one, took another one), both (K, D) bool."""
+    rows, truth, overlap = (part[~beyond_max[pairs[0]]] for part in pairs)
     numbers = np.unique(rows)
-    ranks = np.zeros(len(late), np.int64)
+    ranks = np.zeros(len(beyond_max), np.int64)
     ranks[numbers] = _rank(detections, numbers, num_classes)
-    # The best pair of a detection comes last: a wanted box, then the higher IoU, then the later box.
-    order = np.lexsort((truth, overlap, wanted[truth], rows, ranks[rows]))
+    # The best pair of a detection comes last: a counted box, then the higher IoU, then the later box.
+    order = np.lexsort((truth, overlap, counted[truth], rows, ranks[rows]))
     rows, truth, overlap = rows[order], truth[order], overlap[order]
     is_near = overlap >= IOUS[:, None]
-    right, others = (np.zeros((len(IOUS), len(late)), bool) for _ in range(2))
-    taken = np.zeros((len(IOUS), len(wanted)), bool)
+    true_positive, others = (np.zeros((len(IOUS), len(beyond_max)), bool) for _ in range(2))
+    taken = np.zeros((len(IOUS), len(counted)), bool)
     bounds = np.searchsorted(ranks[rows], np.arange(ranks.max(initial=0) + 2))
     # Round n lets the n-th detection of every image and class choose, at all thresholds.
     for start, stop in pairwise(bounds):
@@ -157,59 +176,19 @@ def _match(pairs, detections, num_classes, wanted, difficult, late):
         level, place = np.nonzero(choice >= 0)
         chosen, chooser = box[choice[level, place]], part[firsts][place]
         taken[level, chosen] = True
-        right[level, chooser] = wanted[chosen]
-        others[level, chooser] = ~wanted[chosen]
-    return right, others
+        true_positive[level, chooser] = counted[chosen]
+        others[level, chooser] = ~counted[chosen]
+    return true_positive, others
 
 
-def confusion_matrix(ground_truth, detections, num_classes, confidences, iou=0.5):
-    """(C + 1, C + 1) int64: how many boxes of a true class (row) were detected as a class (column).
-
-    The last row counts detections of background, the last column boxes that were not found.
-    ground_truth, detections: see utils/eval/inputs.py. confidences: (C,) or one number, from which on a detection
-    counts. iou: from it on, iou included, a detection may take a box of its image, of whatever class. The surest
-    detection chooses first, the free box that it overlaps most. A difficult box is in no row, and a detection that
-    takes no box but overlaps one of them is left out.
-    """
-    confidences = np.broadcast_to(confidences, num_classes)
-    kept = detections.scores >= confidences[detections.classes]
-    detections = type(detections)(*(column[kept] for column in detections))
-    found, box, overlap = _pairs(ground_truth, detections, iou)
-    is_difficult = ground_truth.difficult[box]
-    wanted = found[~is_difficult], box[~is_difficult], overlap[~is_difficult]
-    matched, matched_box = _match_any_class(*wanted, detections.scores)
-    true = np.full(len(detections.scores), num_classes)
-    true[matched] = ground_truth.classes[matched_box]
-    counted = np.ones(len(true), bool)
-    counted[found[is_difficult]] = False
-    counted[matched] = True
-    missed = ~ground_truth.difficult
-    missed[matched_box] = False
-    matrix = np.zeros((num_classes + 1, num_classes + 1), np.int64)
-    np.add.at(matrix, (true[counted], detections.classes[counted]), 1)
-    np.add.at(matrix, (ground_truth.classes[missed], num_classes), 1)
-    return matrix
-
-
-def _pairs(ground_truth, detections, iou):
-    """(detection, box, IoU) of all pairs of an image that overlap enough, as three arrays."""
-    sets = (part._replace(classes=np.zeros_like(part.classes)) for part in (ground_truth, detections))
-    nothing = np.zeros(0, np.int64)
-    pairs = [(nothing, nothing), *same_class_pairs(*sets, 1)]
-    found, box = (np.concatenate(part) for part in zip(*pairs, strict=True))
-    overlap = paired_iou(ground_truth.boxes_xyxy[box], detections.boxes_xyxy[found])
-    near = overlap >= iou
-    return found[near], box[near], overlap[near]
-
-
-def _match_any_class(found, box, overlap, scores):
+def _take_boxes_once(found, box, overlap, scores):
     """One box per detection at most, and the reverse: (detections, boxes), chosen by score and then by overlap."""
     order = np.lexsort((-overlap, found, -scores[found]))
     found, box, matches = found[order], box[order], [(found[:0], box[:0])]
     while len(found):
-        # A pair is certain if it is the first left of its detection and no surer detection wants the box.
-        sure = np.intersect1d(np.unique(found, return_index=True)[1], np.unique(box, return_index=True)[1])
-        matches.append((found[sure], box[sure]))
-        left = ~(np.isin(found, found[sure]) | np.isin(box, box[sure]))
+        # A pair is certain if it is the first left of its detection and no higher-scoring detection wants the box.
+        certain = np.intersect1d(np.unique(found, return_index=True)[1], np.unique(box, return_index=True)[1])
+        matches.append((found[certain], box[certain]))
+        left = ~(np.isin(found, found[certain]) | np.isin(box, box[certain]))
         found, box = found[left], box[left]
     return [np.concatenate(part) for part in zip(*matches, strict=True)]

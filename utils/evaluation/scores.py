@@ -1,23 +1,22 @@
 """All numbers about detections on a set of images at once, and as a table."""
 
-import unicodedata
-
 import numpy as np
 
-from utils.evaluation.average_precision import coco_average_precision, voc_average_precisions
-from utils.evaluation.curves import draw_from, mean_over_classes
-from utils.evaluation.matching import voc_outcome
+from utils.evaluation.average_precision import coco_scores, voc_average_precisions
+from utils.evaluation.curves import mean_over_classes, pr_curves
+from utils.evaluation.matching import match_voc
 from utils.evaluation.types import check_inputs
+from utils.io.text import display_width, format_table
 
 
-def score_detections(ground_truth, detections, class_names, num_images, iou=0.5):
+def score_detections(ground_truth, detections, class_names, num_images, iou=0.5, plus_one=False):
     """Score detections by the rules of VOC and of COCO.
 
-    ground_truth, detections: GroundTruth and Detections (utils/eval/inputs.py), image ids 0..num_images - 1
+    ground_truth, detections: GroundTruth and DetectionTable, image ids 0..num_images - 1
     iou: from it on a box is right, for all but the COCO numbers
     Returns a dict:
-        map50, map50_11_point, map50_plus_one, map50_11_point_plus_one: VOC mAP at iou, see voc_average_precisions
-        AP, AP50, ... AR_large: the names of utils.eval.coco.NAMES
+        map50, map50_11_point: VOC mAP at iou; with plus_one also both with _plus_one, see voc_average_precisions
+        AP, AP50, ... AR_large: the names of utils.evaluation.average_precision.COCO_NAMES
         precision, recall, f1, miss_rate: means over the classes
         classes: [{"name", "boxes" (non-difficult), "map50", "AP", "precision", "recall", "f1", "confidence",
             "miss_rate"}], where precision, recall and F1 are those at the confidence of the best F1 (see Curves)
@@ -27,10 +26,10 @@ def score_detections(ground_truth, detections, class_names, num_images, iou=0.5)
     """
     count = len(class_names)
     check_inputs(ground_truth, detections, count, num_images)
-    voc = voc_average_precisions(ground_truth, detections, count, np.ones((num_images, 1)), iou)
-    coco, coco_by_class = coco_average_precision(ground_truth, detections, class_names, num_images)
-    outcome = voc_outcome(ground_truth, detections, count, iou)
-    curves = draw_from(outcome, ground_truth, detections, count, num_images)._asdict()
+    voc = voc_average_precisions(ground_truth, detections, count, np.ones((num_images, 1)), iou, plus_one)
+    coco, coco_by_class = coco_scores(ground_truth, detections, class_names, num_images)
+    matches = match_voc(ground_truth, detections, count, iou)
+    curves = pr_curves(matches, ground_truth, detections, count, num_images)._asdict()
     columns = {
         "name": list(class_names),
         "boxes": np.bincount(ground_truth.classes[~ground_truth.difficult], minlength=count).tolist(),
@@ -61,18 +60,17 @@ def format_scores(scores):
     header = ["class", "boxes", f"AP@{iou}", "AP", "precision", "recall", "F1", "confidence", "miss rate"]
     total = {"name": "all", "boxes": sum(row["boxes"] for row in rows), "confidence": float("nan"), **scores}
     table = [[row["name"], str(row["boxes"]), *(_number(row, name) for name in columns)] for row in (*rows, total)]
-    lines = _aligned([header, *table])
-    width = max(len(label) for label, _ in _SUMMARY) + len(iou)
-    summary = [
-        f"{label.format(iou):{width}}" + "  ".join(_number(scores, name) for name in names) for label, names in _SUMMARY
-    ]
+    lines = format_table([header, *table], right=range(1, len(header))).split("\n")
+    shown = [(label.format(iou), names) for label, names in _SUMMARY if names[0] in scores]
+    width = max(len(label) for label, _ in shown)
+    summary = [f"{label:{width}}  " + "  ".join(_number(scores, name) for name in names) for label, names in shown]
     notes = [f"{scores['images']} images; precision, recall, F1: at the confidence where F1 of the class is best"]
-    if "intervals" in scores:
+    if scores.get("intervals"):
         resamplings = f"{scores['resamplings']} resamplings of the images"
         notes.append(f"[low, high]: 95 % interval, by {resamplings}; of few images rather 90 %")
-        if not scores["intervals"]:
-            notes[-1] = "too few images with boxes for an interval"
-    return "\n".join([lines[0], "-" * _width(max(lines, key=_width)), *lines[1:], *notes, "", *summary])
+    elif "intervals" in scores:
+        notes.append("too few images with boxes for an interval")
+    return "\n".join([lines[0], "-" * max(map(display_width, lines)), *lines[1:], *notes, "", *summary])
 
 
 _SUMMARY = (
@@ -97,18 +95,3 @@ def _number(numbers, name):
         return "-"
     between = numbers.get("intervals", {}).get(name)
     return f"{numbers[name]:.3f}" + (f" [{between[0]:.3f}, {between[1]:.3f}]" if between else "")
-
-
-def _width(text):
-    """Columns that a terminal needs; Chinese characters take two each."""
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
-
-
-def _aligned(rows):
-    """Lines of a table: the first column to the left, the others to the right."""
-    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        gaps = [" " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)]
-        lines.append("  ".join([row[0] + gaps[0], *(gap + cell for gap, cell in zip(gaps[1:], row[1:], strict=True))]))
-    return [line.rstrip() for line in lines]

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.io.errors import UserError
+
 
 class GroundTruth(NamedTuple):
     """The M labelled boxes of all images. Boxes are x1, y1, x2, y2 in pixels of the original image."""
@@ -15,7 +17,7 @@ class GroundTruth(NamedTuple):
     areas: np.ndarray | None = None  # (M,) what makes a box small, medium or large to COCO; None: width * height
 
 
-class Detections(NamedTuple):
+class DetectionTable(NamedTuple):
     """The D detected boxes of all images. Boxes are x1, y1, x2, y2 in pixels of the original image."""
 
     image_ids: np.ndarray  # (D,) int64
@@ -36,7 +38,7 @@ def check_inputs(ground_truth, detections, num_classes, num_images=None):
         for field, values in arrays._asdict().items():
             expected = (count, 4) if field == "boxes_xyxy" else (count,)
             if values is not None and np.shape(values) != expected:
-                raise ValueError(f"{kind}: {field} has the shape {np.shape(values)}, expected {expected}.")
+                raise UserError(f"{kind}: {field} has the shape {np.shape(values)}, expected {expected}.")
         _refuse_any(
             (arrays.classes < 0) | (arrays.classes >= num_classes),
             f"{kind}: class {{}} is not in 0..{num_classes - 1}, the classes of the class list",
@@ -58,4 +60,4 @@ def _refuse_any(bad, message, values):
     if bad.any():
         first = int(np.argmax(bad))
         value = np.asarray(values[first]).tolist()
-        raise ValueError(f"{message.format(value)} (entry {first}; {bad.sum()} such in all).")
+        raise UserError(f"{message.format(value)} (entry {first}; {bad.sum()} such in all).")

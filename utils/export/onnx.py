@@ -7,22 +7,19 @@ from torch import nn
 from torch.export import Dim
 
 from utils.inference.onnx import graph_options, packages
-from utils.inference.postprocess import MAX_CANDIDATES
-from utils.weights.metadata import make_contract
+from utils.inference.postprocess import PRE_NMS_TOPK
+from utils.io.errors import UserError
+from utils.weights.metadata import make_metadata
 
 # The third runs what the other two write: its lack is said before an export, too.
 onnx, *_ = packages("onnx", "onnxscript", "onnxruntime")
-
 # Below 18 torch's exporter has no operators, above 23 ONNX Runtime's newest release is behind.
 OPSETS = range(18, 24)
-
 # Where the input may have any size, torch still needs one to look at.
 EXAMPLE_HW = (320, 416)
-
-CELLS = ("boxes_xyxy", "scores", "class_ids")
-
-# What utils.infer.suppress does, in standard operators and the textual syntax of ONNX. B images, N cells, K candidates,
-# C classes. Candidates are in the order of their scores, so that a place among them is a rank.
+HEAD_OUTPUTS = ("boxes_xyxy", "scores", "class_ids")
+# What utils.inference.postprocess.nms does, in standard operators and the textual syntax of ONNX. B images, N places, K
+# candidates, C classes. Candidates are in the order of their scores, so that a place among them is a rank.
 # What stays is marked in floats, because TensorRT's CumSum and NonZero know nothing else.
 SUPPRESSION = """
 <ir_version: {ir_version}, opset_import: ["" : {opset}]>
@@ -79,7 +76,7 @@ suppression (float[batch, cells, 4] boxes_xyxy, float[batch, cells] scores, int6
 
 
 class Exported(nn.Module):
-    """The network as it is exported: uint8 RGB (B, 3, H, W) -> the result of `cells`."""
+    """The network as it is exported: uint8 RGB (B, 3, H, W) -> the result of `head_outputs`."""
 
     def __init__(self, model, has_nms):
         super().__init__()
@@ -87,47 +84,47 @@ class Exported(nn.Module):
 
     def forward(self, images):
         # Before all else, for TensorRT knows uint8 as an input alone.
-        return cells(self.model.decode(self.model(images.float())), self.has_nms)
+        return head_outputs(self.model.decode(self.model(images.float())), self.has_nms)
 
 
-def cells(decoded, has_nms):
-    """What the network says of all N cells, in scores instead of logits.
+def head_outputs(decoded, has_nms):
+    """What the network says of all N places, in scores instead of logits.
 
-    decoded: (B, N, 5 + C) from model.decode. Returns boxes_xyxy (B, N, 4) input pixels and scores, objectness * class
+    decoded: a Decoded. Returns boxes_xyxy (B, N, 4) input pixels and scores, objectness * class
     probability. has_nms: what suppression takes, which is scores (B, N) of the most probable class and, third, its
     number, class_ids (B, N) int64; else scores (B, N, C) of all classes.
     """
-    boxes_xyxy, objectness, classes = decoded[..., :4], decoded[..., 4].sigmoid(), decoded[..., 5:]
+    objectness = 1.0 if decoded.objectness is None else decoded.objectness.sigmoid()[..., None]
     if not has_nms:
-        return boxes_xyxy, objectness[..., None] * classes.sigmoid()
-    class_logit, class_ids = classes.max(-1)
-    return boxes_xyxy, objectness * class_logit.sigmoid(), class_ids
+        return decoded.boxes_xyxy, objectness * decoded.class_logits.sigmoid()
+    class_logit, class_ids = decoded.class_logits.max(-1, keepdim=True)
+    return decoded.boxes_xyxy, (objectness * class_logit.sigmoid()).squeeze(-1), class_ids.squeeze(-1)
 
 
-def write_onnx(path, detector, thresholds, has_nms=True, dynamic_size=False, opset=18):
+def write_onnx(path, detector, options, has_nms=True, dynamic_size=False, opset=18):
     """Export a detector.
 
-    path: of the file, replaced if it exists. detector: a utils.infer.Detector without test-time augmentation, on the
-    CPU. thresholds: a utils.detections.Thresholds, the values of the inputs confidence (C,), nms_iou (1,) and max_boxes
-    (1,) where these are not given. has_nms: suppression is part of the graph. dynamic_size: the input's height and
-    width may be any multiples of 32, else they are the detector's. opset: one of OPSETS.
-    The graph takes images, uint8 RGB (B, 3, H, W). With has_nms it returns detections (n, 7) float32, the images one
-    after another, and of each image the best box first: number of the image, x1, y1, x2, y2 in input pixels, score,
-    class. Without, it returns boxes_xyxy (B, N, 4) and scores (B, N, C). The metadata holds class_names, contract and
-    thresholds as JSON. Raises ValueError for another opset, where a package is missing, and where torch cannot export.
+    path: of the file, replaced if it exists. detector: a utils.inference.Detector without test-time augmentation, on
+    the CPU. options: NMSOptions, the values of the inputs confidence (C,), nms_iou (1,) and max_boxes (1,) where these
+    are not given. has_nms: suppression is part of the graph. dynamic_size: the input's height and width may be any
+    multiples of 32, else they are the detector's. opset: one of OPSETS. The graph takes images, uint8 RGB (B, 3, H, W).
+    With has_nms it returns detections (n, 7) float32, the images one after another, and of each image the best box
+    first: number of the image, x1, y1, x2, y2 in input pixels, score, class. Without, it returns boxes_xyxy (B, N, 4)
+    and scores (B, N, C). The metadata holds class_names, metadata (under "contract") and thresholds as JSON. Raises
+    ValueError for another opset, where a package is missing, and where torch cannot export.
     """
     if opset not in OPSETS:
-        raise ValueError(f"opset is {opset}; expected {OPSETS[0]} to {OPSETS[-1]}, which torch can write.")
+        raise UserError(f"opset is {opset}; expected {OPSETS[0]} to {OPSETS[-1]}, which torch can write.")
     proto = _export_network(detector, has_nms, dynamic_size, opset)
     if has_nms:
-        text = SUPPRESSION.format(ir_version=proto.ir_version, opset=opset, most=MAX_CANDIDATES)
+        text = SUPPRESSION.format(ir_version=proto.ir_version, opset=opset, most=PRE_NMS_TOPK)
         names = {"rename_inputs": False, "rename_outputs": False}
         suppression = onnx.compose.add_prefix(onnx.parser.parse_model(text), "suppression/", **names)
-        proto = onnx.compose.merge_models(proto, suppression, [(name, name) for name in CELLS])
+        proto = onnx.compose.merge_models(proto, suppression, [(name, name) for name in HEAD_OUTPUTS])
         del proto.opset_import[1:]  # merging states the version twice
-        defaults = graph_options(thresholds, len(detector.class_names)).items()
+        defaults = graph_options(options, len(detector.class_names)).items()
         proto.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in defaults)
-    metadata = _metadata(detector) | ({"thresholds": thresholds._asdict()} if has_nms else {})
+    metadata = _metadata(detector) | ({"thresholds": options._asdict()} if has_nms else {})
     onnx.helper.set_model_props(proto, {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()})
     onnx.checker.check_model(proto)
     onnx.save(proto, path)
@@ -146,12 +143,12 @@ def _export_network(detector, has_nms, dynamic_size, opset):
             verbose=False,
             opset_version=opset,
             input_names=["images"],
-            output_names=CELLS if has_nms else CELLS[:2],
+            output_names=HEAD_OUTPUTS if has_nms else HEAD_OUTPUTS[:2],
             dynamic_shapes=({0: Dim("batch")} | sides,),
         )
     except torch.onnx.OnnxExporterError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise ValueError(
+        raise UserError(
             f"torch {torch.__version__} cannot export this network ({reason}): try export_dynamic_size = False and "
             f"opset = {OPSETS[0]}, or newer versions of torch, onnx and onnxscript."
         ) from error
@@ -163,7 +160,7 @@ def _export_network(detector, has_nms, dynamic_size, opset):
 
 def _metadata(detector):
     """{key: plain values} that travel in the file."""
-    names, known = detector.class_names, detector.contract
+    names, known = detector.class_names, detector.metadata
     about = {"confidence": known["confidence"]} if "confidence" in known else {}
-    contract = make_contract(detector.model, names, detector.input_shape, detector.resize_rule, **about)
-    return {"class_names": names, "contract": contract}
+    metadata = make_metadata(detector.model, names, detector.input_shape, detector.resize_rule, **about)
+    return {"class_names": names, "contract": metadata}

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from utils.image.opencv import cv2
+from utils.io.errors import MissingFileError, UserError
 
 EXIF_ORIENTATION, TIFF_WIDTH, TIFF_HEIGHT, TIFF_BITS = 274, 256, 257, 258
 
@@ -24,11 +25,11 @@ def image_size_hw(path: str) -> tuple[tuple[int, int], bool]:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             size_hw, is_turned, bits = _read_header(path)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"more than {Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels; make it smaller") from error
+        raise UserError(f"more than {Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels; make it smaller") from error
     except Exception as error:  # a damaged header raises nearly anything in Pillow
-        raise ValueError("its header cannot be read as an image") from error
+        raise UserError("its header cannot be read as an image") from error
     if bits > 16:
-        raise ValueError(f"a TIFF with {bits} bits for each colour; save it anew with 8 or 16, or as JPEG or PNG")
+        raise UserError(f"a TIFF with {bits} bits for each colour; save it anew with 8 or 16, or as JPEG or PNG")
     return size_hw, is_turned
 
 
@@ -63,9 +64,7 @@ REDUCED_FLAGS = {
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
 }
-
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
-
 # What the decoder paints where a JPEG is cut off, and the least share of an image that must be left of it.
 MISSING_GREY, LEAST_SHARE = 128, 0.5
 
@@ -94,21 +93,21 @@ def read_image(path: str, reduction: int = 1) -> np.ndarray:
 def read_image_with_gaps(path: str, reduction: int = 1) -> tuple[np.ndarray, bool]:
     """read_image, and whether the file is a JPEG that lacks its last bytes."""
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"There is no picture {path!r} (relative to {os.getcwd()}); correct the path.")
+        raise MissingFileError(f"There is no picture {path!r} (relative to {os.getcwd()}); correct the path.")
     # Not cv2.imread: on Windows it cannot open paths outside the system's code page.
     encoded = np.fromfile(path, np.uint8)
     is_jpeg = encoded[:2].tobytes() == JPEG_START
     flag = REDUCED_FLAGS[reduction] | cv2.IMREAD_COLOR_RGB if reduction > 1 and is_jpeg else cv2.IMREAD_COLOR_RGB
     image_rgb = _decode(encoded, flag)
-    is_cut_off = image_rgb is None and is_jpeg
-    if is_cut_off:
+    is_truncated = image_rgb is None and is_jpeg
+    if is_truncated:
         # OpenCV refuses a JPEG that stops before its end. With the mark of an end it decodes what is there.
         image_rgb = _decode(np.append(encoded, np.frombuffer(JPEG_END, np.uint8)), flag)
         if image_rgb is not None and (image_rgb != MISSING_GREY).any(axis=2).mean() < LEAST_SHARE:
             image_rgb = None
     if image_rgb is None:
-        raise ValueError(f"{path} cannot be decoded as an image: save it anew as JPEG or PNG, or remove it.")
-    return image_rgb if reduction == 1 or is_jpeg else reduce(image_rgb, reduction), is_cut_off
+        raise UserError(f"{path} cannot be decoded as an image: save it anew as JPEG or PNG, or remove it.")
+    return image_rgb if reduction == 1 or is_jpeg else reduce(image_rgb, reduction), is_truncated
 
 
 def _decode(encoded: np.ndarray, flag: int) -> np.ndarray | None:
@@ -126,5 +125,5 @@ def write_image(path: str, image_rgb: np.ndarray) -> None:
     except cv2.error:
         written = False
     if not written:
-        raise ValueError(f"{path} cannot be written: OpenCV knows no image format {suffix!r}. Use .jpg or .png.")
+        raise UserError(f"{path} cannot be written: OpenCV knows no image format {suffix!r}. Use .jpg or .png.")
     encoded.tofile(path)

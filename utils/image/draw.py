@@ -5,7 +5,6 @@ import numpy as np
 from utils.image.opencv import cv2
 
 BLACK = (20, 20, 20)
-
 _FONT = cv2.FontFace("sans")  # comes inside OpenCV 5
 
 
@@ -50,9 +49,7 @@ _PALETTE = (
     (131, 82, 40),  # brown
     (170, 220, 60),  # lime
 )
-
 _WEIGHT = 600  # of the letters: bold
-
 _MOST_HIDDEN = 20  # pixels, of the margin around letters
 
 

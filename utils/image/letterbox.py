@@ -1,6 +1,6 @@
 """How an image becomes the network's input, and how boxes go there and back. Used by training and inference alike.
 
-A resize rule is part of a model's contract: {"mode": "topleft" | "center" | "stretch", "pad": 114}. topleft is what the
+A resize rule is part of a model's metadata: {"mode": "topleft" | "center" | "stretch", "pad": 114}. topleft is what the
 official YOLOX weights were trained with (`preproc` in yolox/data/data_augment.py of Megvii-BaseDetection/YOLOX).
 """
 
@@ -10,9 +10,9 @@ import numpy as np
 
 from utils.image.codec import reduce, reduction_for
 from utils.image.opencv import cv2
+from utils.io.errors import UserError
 
 MODES = ("topleft", "center", "stretch")
-
 PAD = 114
 
 
@@ -32,7 +32,7 @@ def placement(size_hw: tuple[int, int], input_shape: tuple[int, int], mode: str)
     topleft and center keep the aspect ratio, stretch does not. Raises ValueError for an unknown mode.
     """
     if mode not in MODES:
-        raise ValueError(f"resize mode is {mode!r}; it must be one of {', '.join(MODES)}.")
+        raise UserError(f"resize mode is {mode!r}; it must be one of {', '.join(MODES)}.")
     height, width = int(size_hw[0]), int(size_hw[1])
     input_height, input_width = input_shape
     if mode == "stretch":

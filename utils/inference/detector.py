@@ -10,10 +10,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from nets import build_model
 from utils.config.rules import check_values
-from utils.inference.base import ImageDetector
-from utils.inference.postprocess import Views, suppress, to_image
+from utils.inference.base import BaseDetector
+from utils.inference.postprocess import TestTimeAugmentation, detect, to_image
 from utils.io.class_names import read_class_names
+from utils.io.errors import UserError
 from utils.io.files import PROJECT
+from utils.io.logger import logger
 from utils.runtime.device import choose_device
 from utils.weights.download import RELEASES, fetch, is_release
 from utils.weights.load import load_matching
@@ -22,57 +24,57 @@ from utils.weights.read import COCO_CLASSES, read_weights
 
 
 def open_network(weights, model_name="", class_names=None, backbone=""):
-    """The network that a weight file holds, whole, on the CPU, and its contract with nothing missing.
+    """The network that a weight file holds, whole, on the CPU, and its metadata with nothing missing.
 
     weights: a WeightFile. model_name, class_names, backbone: what the file cannot say itself; where it does they must
-    agree. Returns (model in eval mode, contract). Raises ValueError for constants that contradict the file, and for a
+    agree. Returns (model in eval mode, metadata). Raises ValueError for constants that contradict the file, and for a
     file that does not hold a whole network.
     """
-    contract, is_ours = dict(weights.contract), "format" in weights.contract
+    metadata, is_ours = dict(weights.metadata), "format" in weights.metadata
     given = {"model_name": model_name, "class_names": list(class_names or ()), "backbone": backbone}
     for key, value in given.items():
         # Of a foreign file with 80 classes the names are a guess, which the constant may correct.
-        if value and contract.get(key, value) != value and (is_ours or key != "class_names"):
+        if value and metadata.get(key, value) != value and (is_ours or key != "class_names"):
             constant = "classes_path" if key == "class_names" else key
-            raise ValueError(
-                f"{constant} is {value!r}, but {weights.path} was trained with {contract[key]!r}: leave it empty."
+            raise UserError(
+                f"{constant} is {value!r}, but {weights.path} was trained with {metadata[key]!r}: leave it empty."
             )
-        contract[key] = value or contract.get(key, value)
-    names = contract["class_names"]
-    count = contract.get("num_classes", len(names))
-    if not count or not contract["model_name"]:
-        raise ValueError(
+        metadata[key] = value or metadata.get(key, value)
+    names = metadata["class_names"]
+    count = metadata.get("num_classes", len(names))
+    if not count or not metadata["model_name"]:
+        raise UserError(
             f"{weights.path} ({weights.source}) holds a part of a network, which detects nothing by itself: train with "
             "it first."
         )
     if count != len(names):
-        raise ValueError(
+        raise UserError(
             f"{weights.path} has {count} classes, whose names it does not say, and classes_path names {len(names)}: "
             f"set classes_path to a text file with the {count} names, in the order of its training."
         )
     model = build_model(
-        contract["model_name"], count, contract["pixel_rule"], contract.get("decode_rule"), contract["backbone"]
+        metadata["model_name"], count, metadata["pixel_rule"], metadata.get("decode_rule"), metadata["backbone"]
     )
-    fit = load_matching(model, weights._replace(contract=contract), names)
-    fresh = [*fit.missing, *fit.by_class]
-    if fresh:
-        raise ValueError(
-            f"{weights.path} does not hold a whole {model.name} with {count} classes: {len(fresh)} tensors are missing "
-            f"or of another shape (first: {fresh[0]}). Take a file of the whole network, and its own class names."
+    result = load_matching(model, weights._replace(metadata=metadata), names)
+    lost = [*result.missing_keys, *result.by_class]
+    if lost:
+        raise UserError(
+            f"{weights.path} does not hold a whole {model.name} with {count} classes: {len(lost)} tensors are missing "
+            f"or of another shape (first: {lost[0]}). Take a file of the whole network, and its own class names."
         )
-    return model.eval(), contract
+    return model.eval(), metadata
 
 
 def check_release(name, path):
     """Raise ValueError where a downloaded file is not what its name promised: each tensor in its place and finite."""
     weights = read_weights(path)
     network = name.partition(".")[0].replace("-", "_")
-    if weights.contract.get("model_name") != network:
-        raise ValueError(f"it holds {weights.contract.get('model_name') or 'a backbone'}, expected {network}")
-    if weights.contract.get("num_classes"):
+    if weights.metadata.get("model_name") != network:
+        raise UserError(f"it holds {weights.metadata.get('model_name') or 'a backbone'}, expected {network}")
+    if weights.metadata.get("num_classes"):
         open_network(weights)
     else:
-        load_matching(build_model(weights.contract["model_name"], COCO_CLASSES), weights, ())
+        load_matching(build_model(weights.metadata["model_name"], COCO_CLASSES), weights, ())
 
 
 def find_weights(model_path):
@@ -81,36 +83,36 @@ def find_weights(model_path):
         return model_path
     folder = PROJECT / "model_data"
     if not (folder / RELEASES[model_path].rpartition("/")[2]).is_file():
-        print(f"{model_path} is fetched once from {RELEASES[model_path]} into {folder}")
+        logger.info(f"{model_path} is fetched once from {RELEASES[model_path]} into {folder}")
     return fetch(model_path, folder, partial(check_release, model_path))
 
 
 def open_detector(settings, **options):
-    """The Detector that a script's constants name; the lines on device and file are printed.
+    """The Detector that a script's constants name; lines on device and file are logged.
 
     settings: with Cuda, model_path, model_name, classes_path, input_shape and weights_format. options: further
     arguments of Detector. Raises as Detector and read_class_names do.
     """
     device, sentence = choose_device(settings.Cuda)
     if sentence:
-        print(f"note: {sentence}")
+        logger.warning(sentence)
     class_names = read_class_names(settings.classes_path) if settings.classes_path else None
     given = settings.model_name, class_names, settings.input_shape, settings.weights_format
     detector = Detector(settings.model_path, device, *given, **options)
-    print(f"{settings.model_path}: {detector.source}")
+    logger.info(f"{settings.model_path}: {detector.source}")
     return detector
 
 
-class Detector(ImageDetector):
+class Detector(BaseDetector):
     """A trained detector, opened from a weight file that says itself how it must be used.
 
     weights_path: any file that utils/weights/read.py reads and that holds a whole network, or the name of a release.
     device: 'cpu', 'cuda', ... model_name, class_names, weights_format: only where the file cannot say them.
     input_shape: (height, width), None for the file's. fuse: fold BatchNorm into the convolutions, which is faster and
     changes scores by less than 1e-4. cpu_threads: of torch in this process, 0 for the environment's TORCH_THREAD_NUM,
-    or, without that, torch's choice. tta_flip, tta_scales: see Views. source: what kind of file it was, in words.
-    confidences: of each class the one that gave the best F1 on the training's validation set, where the file knows it.
-    Raises ValueError for a file that cannot be used, or constants that contradict it.
+    or, without that, torch's choice. tta_flip, tta_scales: see TestTimeAugmentation. source: what kind of file it was,
+    in words. confidences: of each class the one that gave the best F1 on the training's validation set, where the file
+    knows it. Raises ValueError for a file that cannot be used, or constants that contradict it.
     """
 
     def __init__(
@@ -130,32 +132,32 @@ class Detector(ImageDetector):
         check_values(given)
         choose_threads(cpu_threads)
         weights = read_weights(find_weights(weights_path), weights_format)
-        self.model, self.contract = open_network(weights, model_name, class_names)
+        self.model, self.metadata = open_network(weights, model_name, class_names)
         self.source = weights.source
         self.device = torch.device(device)
-        self.model_name, self.class_names = self.contract["model_name"], self.contract["class_names"]
-        self.confidences = confidence_of(self.contract, self.class_names)
-        self.input_shape = tuple(input_shape or self.contract["input_shape"])
+        self.model_name, self.class_names = self.metadata["model_name"], self.metadata["class_names"]
+        self.confidences = confidence_of(self.metadata, self.class_names)
+        self.input_shape = tuple(input_shape or self.metadata["input_shape"])
         check_values({"input_shape": self.input_shape})
-        self.resize_rule = self.contract["resize_rule"]
+        self.resize_rule = self.metadata["resize_rule"]
         if fuse:
             fold_batchnorm(self.model)
         self.model.to(self.device, memory_format=torch.channels_last)
         if tta_flip or list(tta_scales) != [1.0]:
-            self.model = Views(self.model, tta_flip, tta_scales)
+            self.model = TestTimeAugmentation(self.model, tta_flip, tta_scales)
 
     @torch.no_grad()
-    def run(self, batch):
-        """The network's stage: (B, H, W, 3) uint8 RGB of the input's size -> raw maps."""
+    def forward(self, batch):
+        """The network's stage: (B, H, W, 3) uint8 RGB of the input's size -> raw."""
         return self.model(torch.from_numpy(batch).permute(0, 3, 1, 2).to(self.device))
 
     @torch.no_grad()
-    def finish(self, raw, placements, sizes_hw, thresholds):
-        """The stage behind the network: raw maps -> ImageDetections of each image."""
-        results = suppress(self.model.decode(raw), *thresholds)
+    def postprocess(self, raw, placements, sizes_hw, options):
+        """The stage behind the network: raw -> Boxes of each image, chosen by NMSOptions."""
+        results = detect(self.model, raw, options)
         return [to_image(*item) for item in zip(results, placements, sizes_hw, strict=True)]
 
-    def wait(self):
+    def synchronize(self):
         """Return when the device has done what it was asked to, so that a clock sees it."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -168,7 +170,7 @@ def choose_threads(cpu_threads):
     """
     text = str(cpu_threads or os.environ.get("TORCH_THREAD_NUM", ""))
     if text and not (text.isdecimal() and int(text)):
-        raise ValueError(f"The environment's TORCH_THREAD_NUM is {text!r}; expected a number of threads, such as 2.")
+        raise UserError(f"The environment's TORCH_THREAD_NUM is {text!r}; expected a number of threads, such as 2.")
     if text:
         torch.set_num_threads(int(text))
 

@@ -6,58 +6,102 @@ from torch import nn
 from torch.nn.functional import interpolate
 from torchvision.ops import batched_nms
 
+from nets.base import Decoded
 from utils.image.letterbox import boxes_to_image
-from utils.inference.base import ImageDetections
+from utils.inference.base import Boxes
 
 # More candidates than this per image are cut to the best before suppression, whose cost is quadratic.
-MAX_CANDIDATES = 3000
+PRE_NMS_TOPK = 3000
 
 
 @torch.no_grad()
-def suppress(decoded, confidence, nms_iou, max_boxes=100):
-    """Turn decoded predictions into the boxes that stay.
+def detect(model, raw, options):
+    """What a network gives for a batch -> the boxes of each image, chosen in the way that its kind takes.
 
-    decoded: (B, N, 5 + C) from model.decode. confidence: lowest objectness * class probability, 0..1, one for all or
-    one for each class. nms_iou: boxes of one class that overlap more than this are one. Each cell names its most
-    probable class. Returns for each image (boxes_xyxy (n, 4) input pixels, scores (n,), class_ids (n,)), best first, at
-    most max_boxes.
+    model: with decode and has_nms. options: NMSOptions. Returns for each image (boxes_xyxy (n, 4) input pixels, scores
+    (n,), class_ids (n,)), best first.
     """
-    lowest = torch.as_tensor(confidence, dtype=torch.float32, device=decoded.device).expand(decoded.shape[-1] - 5)
+    return (nms if model.has_nms else top_scores)(model.decode(raw), options)
+
+
+@torch.no_grad()
+def nms(decoded, options):
+    """The boxes that stay where several places name one object: of those that overlap, the best of each class.
+
+    decoded: a Decoded. options: NMSOptions; a score is objectness * class probability, 0..1. Each place names its most
+    probable class. Returns what detect returns.
+    """
+    lowest = _lowest_scores(decoded, options)
     results = []
-    for cells, objectness in zip(decoded, decoded[..., 4].sigmoid(), strict=True):
-        # No class lifts a cell above its objectness, so that most cells need no look at their classes.
+    for boxes_xyxy, class_logits, objectness in zip(
+        decoded.boxes_xyxy, decoded.class_logits, _objectness(decoded), strict=True
+    ):
+        # No class lifts a place above its objectness, so that most places need no look at their classes.
         keep = (objectness >= lowest.min()).nonzero().squeeze(1)
-        cells, objectness = cells[keep], objectness[keep]
-        class_probability, classes = cells[:, 5:].max(-1)
-        score = objectness * class_probability.sigmoid()
-        keep = (score >= lowest[classes]).nonzero().squeeze(1)
-        if len(keep) > MAX_CANDIDATES:
-            keep = keep[score[keep].topk(MAX_CANDIDATES).indices]
-        boxes_xyxy, score, classes = cells[keep, :4], score[keep], classes[keep]
-        keep = batched_nms(boxes_xyxy, score, classes, nms_iou)[:max_boxes]
-        results.append((boxes_xyxy[keep], score[keep], classes[keep]))
+        boxes_xyxy, class_logits, objectness = boxes_xyxy[keep], class_logits[keep], objectness[keep]
+        class_logit, classes = class_logits.max(-1)
+        scores = objectness * class_logit.sigmoid()
+        keep = (scores >= lowest[classes]).nonzero().squeeze(1)
+        if len(keep) > PRE_NMS_TOPK:
+            keep = keep[scores[keep].topk(PRE_NMS_TOPK).indices]
+        boxes_xyxy, scores, classes = boxes_xyxy[keep], scores[keep], classes[keep]
+        keep = batched_nms(boxes_xyxy, scores, classes, options.nms_iou)[: options.max_boxes]
+        results.append((boxes_xyxy[keep], scores[keep], classes[keep]))
     return results
 
 
+@torch.no_grad()
+def top_scores(decoded, options):
+    """The boxes of the highest scores, for detectors whose places each learn an object of their own.
+
+    decoded: a Decoded; a place counts once for each class. options: NMSOptions, whose nms_iou has no effect. Returns
+    what detect returns. Source: `PostProcess` of facebookresearch/detr, with the focal-loss scores of Deformable DETR.
+    """
+    lowest, num_classes = _lowest_scores(decoded, options), decoded.class_logits.shape[-1]
+    scores = (_objectness(decoded)[..., None] * decoded.class_logits.sigmoid()).flatten(1)
+    results = []
+    for boxes_xyxy, of_image in zip(decoded.boxes_xyxy, scores, strict=True):
+        counted = of_image.masked_fill(of_image < lowest.repeat(len(boxes_xyxy)), -1)
+        best, places = counted.topk(min(options.max_boxes, len(counted)))
+        best, places = best[best >= 0], places[best >= 0]
+        results.append((boxes_xyxy[places // num_classes], best, places % num_classes))
+    return results
+
+
+def _objectness(decoded):
+    """(B, N) probabilities, 1 where the detector has none."""
+    if decoded.objectness is None:
+        return decoded.boxes_xyxy.new_ones(decoded.boxes_xyxy.shape[:2])
+    return decoded.objectness.sigmoid()
+
+
+def _lowest_scores(decoded, options):
+    """(C,) the score from which on a class counts."""
+    lowest = torch.as_tensor(options.confidence, dtype=torch.float32, device=decoded.boxes_xyxy.device)
+    return lowest.expand(decoded.class_logits.shape[-1])
+
+
 def to_image(result, placement, size_hw):
-    """One entry of suppress -> ImageDetections in pixels of the original image, clipped to it."""
+    """One entry of detect -> Boxes in pixels of the original image, clipped to it."""
     boxes_xyxy, scores, class_ids = (part.float().cpu().numpy() for part in result)
-    return ImageDetections(boxes_to_image(boxes_xyxy, placement, size_hw), scores, class_ids.astype(np.int64))
+    return Boxes(boxes_to_image(boxes_xyxy, placement, size_hw), scores, class_ids.astype(np.int64))
 
 
-class Views(nn.Module):
-    """A network that looks at its images in several ways (test-time augmentation) and decodes what it saw in all.
+class TestTimeAugmentation(nn.Module):
+    """A network that looks at its images in several ways and decodes what it saw in all.
 
     It is used as the network itself. flip: look in a mirror too. scales: of the input's sides, which are rounded to
     multiples of the largest stride, 32.
     """
+
+    has_nms = True  # the views name each object once each
 
     def __init__(self, model, flip, scales):
         super().__init__()
         self.model, self.flip, self.scales = model, flip, tuple(scales)
 
     def forward(self, images):
-        """(B, 3, H, W) -> [(raw maps, (h, w) of this view, whether it is mirrored, (H, W))]."""
+        """(B, 3, H, W) -> [(raw, (h, w) of this view, whether it is mirrored, (H, W))]."""
         views, whole_hw = [], tuple(images.shape[-2:])
         for scale in self.scales:
             size_hw = tuple(max(1, round(side * scale / 32)) * 32 for side in whole_hw)
@@ -71,13 +115,13 @@ class Views(nn.Module):
         return views
 
     def decode(self, views):
-        """What forward gives -> (B, N, 5 + C) as a network's, N counts the boxes of all views, in pixels of (H, W)."""
-        decoded = []
+        """What forward gives -> the Decoded of all views side by side, in pixels of (H, W)."""
+        parts = []
         for raw, (height, width), mirrored, whole_hw in views:
-            boxes_xyxy, logits = self.model.decode(raw).split_with_sizes((4, 1 + self.model.num_classes), -1)
-            if mirrored:
-                x1, y1, x2, y2 = boxes_xyxy.unbind(-1)
-                boxes_xyxy = torch.stack((width - x2, y1, width - x1, y2), -1)
+            decoded = self.model.decode(raw)
+            x1, y1, x2, y2 = decoded.boxes_xyxy.unbind(-1)
+            boxes_xyxy = torch.stack((width - x2, y1, width - x1, y2), -1) if mirrored else decoded.boxes_xyxy
             ratio = boxes_xyxy.new_tensor((whole_hw[1] / width, whole_hw[0] / height)).repeat(2)
-            decoded.append(torch.cat((boxes_xyxy * ratio, logits), -1))
-        return torch.cat(decoded, 1)
+            parts.append(decoded._replace(boxes_xyxy=boxes_xyxy * ratio))
+        columns = zip(*parts, strict=True)
+        return Decoded(*(None if column[0] is None else torch.cat(column, 1) for column in columns))

@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from utils.io.errors import MissingFileError, UserError
 from utils.io.files import read_lines
-from utils.io.text import listed
+from utils.io.text import shorten_list
 
 
 def one_line(name: str) -> str:
@@ -20,16 +21,16 @@ def read_class_names(classes_path: str) -> list[str]:
     Raises FileNotFoundError when the file is missing, ValueError when it is empty or names a class twice.
     """
     if not os.path.isfile(classes_path):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"classes_path: {classes_path} does not exist. Write your class names into it, one per line."
         )
     names = list(filter(None, map(one_line, read_lines(classes_path))))
     if not names:
-        raise ValueError(f"classes_path: {classes_path} is empty. Write your class names into it, one per line.")
+        raise UserError(f"classes_path: {classes_path} is empty. Write your class names into it, one per line.")
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
-        raise ValueError(
-            f"classes_path: {classes_path} names {listed(repeated)} more than once; keep one line of each."
+        raise UserError(
+            f"classes_path: {classes_path} names {shorten_list(repeated)} more than once; keep one line of each."
         )
     return names
 

@@ -7,8 +7,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 
-PROJECT = Path(__file__).resolve().parents[2]
+from utils.io.errors import UserError
 
+PROJECT = Path(__file__).resolve().parents[2]
 # In order of preference where one name has several files.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -18,7 +19,7 @@ def read_lines(path: str) -> list[str]:
     try:
         return Path(path).read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text; save it with the encoding UTF-8.") from error
+        raise UserError(f"{path} is not UTF-8 text; save it with the encoding UTF-8.") from error
 
 
 def read_bytes(path: str, most_megabytes: int) -> bytes:
@@ -26,7 +27,7 @@ def read_bytes(path: str, most_megabytes: int) -> bytes:
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > most_megabytes * 2**20:
-            raise ValueError(f"larger than {most_megabytes} MB, which no annotation is")
+            raise UserError(f"larger than {most_megabytes} MB, which no annotation is")
         return file.read(size)
 
 
@@ -36,8 +37,9 @@ def is_inside(name: str) -> bool:
 
 
 def find_image(path: str, folders: Sequence[str]) -> str | None:
-    """The path as it exists, from the first of the folders that has it ("" is the current directory), as written or
-    with slashes turned."""
+    """The path as it exists, from the first of the folders that has it ("" is the current directory, or else that of
+    the project), as written or with slashes turned."""
+    folders = [*folders, str(PROJECT)] if "" in folders else folders
     for candidate in dict.fromkeys((path, path.replace("\\", "/"))):
         for folder in folders:
             if os.path.isfile(os.path.join(folder, candidate)):

@@ -8,6 +8,8 @@ import torch
 from utils.image.codec import write_image
 from utils.image.opencv import cv2
 from utils.inference.base import open_picture
+from utils.io.errors import UserError
+from utils.io.logger import logger
 
 _SHARE = 0.55  # of the colours in the mixture with the picture
 
@@ -15,11 +17,11 @@ _SHARE = 0.55  # of the colours in the mixture with the picture
 def draw_heatmaps(detector, settings):
     """Write NAME_stride8.jpg, ..., NAME_joined.jpg of the picture settings.image into dir_save_path.
 
-    detector: a utils.infer.Detector. settings: predict.py's constants. The colours go from blue, 0, to red, the highest
-    score on the picture, which is printed for each map. Returns the paths. Raises ValueError without a picture.
+    detector: a utils.inference.Detector. settings: predict.py's constants. The colours go from blue, 0, to red, the
+    highest score on the picture, which is printed for each map. Returns the paths. Raises ValueError without a picture.
     """
     if not settings.image:
-        raise ValueError("image is ''; expected the picture to look at.")
+        raise UserError("image is ''; expected the picture to look at.")
     image_rgb = open_picture(settings.image)
     maps, folder, paths = score_maps(detector, image_rgb), Path(settings.dir_save_path), []
     folder.mkdir(parents=True, exist_ok=True)
@@ -27,7 +29,7 @@ def draw_heatmaps(detector, settings):
     for name, scores in maps.items():
         paths.append(folder / f"{Path(settings.image).stem}_{name}.jpg")
         write_image(str(paths[-1]), overlay(image_rgb, scores / max(best, 1e-9)))
-        print(f"{name:<9} highest score {scores.max():.3f}; saved {paths[-1]}")
+        logger.info(f"{name:<9} highest score {scores.max():.3f}; saved {paths[-1]}")
     return paths
 
 
@@ -36,10 +38,10 @@ def score_maps(detector, image_rgb):
     """{"stride8": (H, W) float32 in 0..1, ..., "joined": the highest of all}: objectness times the probability of the
     best class, in pixels of the network's input that the picture covers.
     """
-    batch, (placed,) = detector.prepare([image_rgb])
-    raw = detector.run(batch)
-    logits = detector.model.decode(raw)[0, :, 4:]
-    scores = logits[:, 0].sigmoid() * logits[:, 1:].max(1).values.sigmoid()
+    batch, (placed,) = detector.preprocess([image_rgb])
+    raw = detector.forward(batch)
+    decoded = detector.model.decode(raw)
+    scores = (decoded.objectness.sigmoid() * decoded.class_logits.max(-1).values.sigmoid())[0]
     cells = [level.shape[-2] * level.shape[-1] for level in raw]
     each = len(scores) // sum(cells)  # boxes of a cell: one, or one for each anchor
     maps, (height, width) = {}, placed.new_hw

@@ -12,7 +12,9 @@ from utils.image.codec import write_image
 from utils.image.draw import draw_boxes
 from utils.image.opencv import cv2
 from utils.inference.base import open_picture
+from utils.io.errors import UserError
 from utils.io.files import IMAGE_SUFFIXES, files_below
+from utils.io.logger import logger
 from utils.modes.label_files import LabelFiles
 from utils.modes.window import Window
 
@@ -21,10 +23,10 @@ from utils.modes.window import Window
 PICTURES, CROPS = "pictures", "crops"
 
 
-def predict(detector, settings):
+def predict_image(detector, settings):
     """The picture of settings.image, or every path typed until an empty line; what was found is printed and saved.
 
-    detector: an ImageDetector. settings: predict.py's constants. Raises FileNotFoundError and ValueError for a picture
+    detector: a BaseDetector. settings: predict.py's constants. Raises FileNotFoundError and ValueError for a picture
     that cannot be used; of a typed one the message is printed.
     """
     with Window(settings.show) as window:
@@ -36,7 +38,7 @@ def predict(detector, settings):
             try:
                 drawn = _predict_one(detector, settings, path, written)
             except (ValueError, OSError) as error:
-                print(error)
+                logger.info(error)
             else:
                 window.show_until_key(drawn)
 
@@ -52,10 +54,10 @@ def _predict_one(detector, settings, path, written):
     crops = save_crops(picture, found, target) if settings.crop else 0
     for name, score, box_xyxy in zip(found.names, found.scores, found.boxes_xyxy, strict=True):
         x1, y1, x2, y2 = np.round(box_xyxy).astype(int)
-        print(f"{name:16s} {score:.3f}  x {x1}-{x2}  y {y1}-{y2}")
-    print(f"{len(found.scores)} objects; saved {target}" + f", {crops} crops" * settings.crop)
+        logger.info(f"{name:16s} {score:.3f}  x {x1}-{x2}  y {y1}-{y2}")
+    logger.info(f"{len(found.scores)} objects; saved {target}" + f", {crops} crops" * settings.crop)
     if settings.count:
-        print(count_table(Counter(found.names.tolist())))
+        logger.info(count_table(Counter(found.names.tolist())))
     return drawn
 
 
@@ -77,13 +79,13 @@ def _typed_paths():
     try:
         yield from map(os.path.expanduser, iter(lambda: input("Picture (empty line ends): ").strip("\"' "), ""))
     except EOFError:
-        print()
+        logger.info("")
 
 
 def predict_folder(detector, settings):
     """Every picture of the tree settings.dir_origin_path, into the same tree below pictures/ in dir_save_path.
 
-    detector: an ImageDetector. settings: predict.py's constants. Raises ValueError where there are no pictures, and,
+    detector: a BaseDetector. settings: predict.py's constants. Raises ValueError where there are no pictures, and,
     after all others are done, one that lists the pictures that failed.
     """
     folder, target_folder = Path(settings.dir_origin_path), Path(settings.dir_save_path)
@@ -91,8 +93,8 @@ def predict_folder(detector, settings):
     places = (target_folder, target_folder / PICTURES)
     refuse_overwriting({place / name for place in places for name in names}, {folder / name for name in names})
     if taken := [name for name in names if (target_folder / name).exists()]:
-        print(
-            f"note: {target_folder} holds {taken[0]} already. A training that reads detections.json there would take "
+        logger.warning(
+            f"{target_folder} holds {taken[0]} already. A training that reads detections.json there would take "
             f"it for {folder / taken[0]}: move detections.json away first."
         )
     counts, failed = Counter(), []
@@ -117,11 +119,11 @@ def predict_folder(detector, settings):
                 label_files.add(name, picture.shape[:2], found)
                 counts.update(found.names.tolist())
             bar.update(len(batch))
-    print(f"{len(names) - len(failed)} pictures, {counts.total()} objects; saved in {target_folder}")
+    logger.info(f"{len(names) - len(failed)} pictures, {counts.total()} objects; saved in {target_folder}")
     if settings.count:
-        print(count_table(counts))
+        logger.info(count_table(counts))
     if failed:
-        raise ValueError(f"{len(failed)} of {len(names)} pictures failed:\n  " + "\n  ".join(failed))
+        raise UserError(f"{len(failed)} of {len(names)} pictures failed:\n  " + "\n  ".join(failed))
 
 
 def pictures_below(folder, without):
@@ -129,18 +131,18 @@ def pictures_below(folder, without):
     of an earlier run, does not count. A line names the endings of files that are no pictures. Raises ValueError where
     there are none."""
     if not folder.is_dir():
-        raise ValueError(f"dir_origin_path is {str(folder)!r}, and there is no such folder; correct the path.")
+        raise UserError(f"dir_origin_path is {str(folder)!r}, and there is no such folder; correct the path.")
     results = without.resolve()
     is_own = folder.resolve().is_relative_to(results)
     names = files_below(str(folder), IMAGE_SUFFIXES)
     names = [name for name in names if is_own or not (folder / name).resolve().is_relative_to(results)]
     if not names:
-        raise ValueError(f"dir_origin_path is {str(folder)!r}, which holds no pictures ({', '.join(IMAGE_SUFFIXES)}).")
+        raise UserError(f"dir_origin_path is {str(folder)!r}, which holds no pictures ({', '.join(IMAGE_SUFFIXES)}).")
     files = (path for path in folder.rglob("*") if path.is_file() and (is_own or results not in path.resolve().parents))
     shown = (path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
     others = Counter(path.suffix.lower() or "without an ending" for path in shown)
     if left_out := [f"{count} {ending}" for ending, count in others.items() if ending not in IMAGE_SUFFIXES]:
-        print(f"note: {folder} also holds files that are no pictures known here: {', '.join(sorted(left_out))}")
+        logger.warning(f"{folder} also holds files that are no pictures known here: {', '.join(sorted(left_out))}")
     return names
 
 
@@ -148,7 +150,7 @@ def refuse_overwriting(targets, sources):
     """Raise ValueError where a result would take the place of a picture of the user; both are sets of paths."""
     lost = {path.resolve() for path in targets} & {path.resolve() for path in sources}
     if lost:
-        raise ValueError(
+        raise UserError(
             f"dir_save_path is where the pictures themselves are: {sorted(lost)[0]} would be overwritten. Choose "
             "another folder."
         )

@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
 from utils.io.class_names import write_class_names
+from utils.io.errors import UserError
 
 
 class LabelFiles:
@@ -27,13 +28,13 @@ class LabelFiles:
     def __enter__(self):
         for name in self.folders:
             if (self.folder / name).exists():
-                raise ValueError(
+                raise UserError(
                     f"{self.folder / name} is there already, and its boxes may have been corrected: move it away, or "
                     "let dir_save_path name another folder."
                 )
         path = self.folder / "classes.txt"
         if path.exists() and path.read_text(encoding="utf-8", errors="replace").split("\n") != [*self.class_names, ""]:
-            raise ValueError(
+            raise UserError(
                 f"{path} is there already, and has other names than the {len(self.class_names)} classes of this "
                 "detector: move it away, or let dir_save_path name another folder."
             )
@@ -54,13 +55,13 @@ class LabelFiles:
         """Raise ValueError where a picture's label file would take the place of another's; name: as for add."""
         other = self.picture_of.setdefault(_stem(name), name)
         if other != name and self.folders:
-            raise ValueError(f"{name} and {other} would share one label file, {_stem(name)}.*: rename one of them.")
+            raise UserError(f"{name} and {other} would share one label file, {_stem(name)}.*: rename one of them.")
 
     def add(self, name, size_hw, found):
         """Take in one picture.
 
         name: its path from the folder of the pictures, with forward slashes. size_hw: (height, width). found:
-        NamedDetections.
+        Detections.
         """
         height, width = size_hw
         self.images.append({"id": len(self.images) + 1, "file_name": name, "height": height, "width": width})

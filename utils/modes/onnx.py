@@ -6,7 +6,8 @@ from types import SimpleNamespace
 from utils.image.codec import image_size_hw
 from utils.inference.onnx import OnnxDetector, onnx_path_of
 from utils.io.files import IMAGE_SUFFIXES
-from utils.modes.images import predict
+from utils.io.logger import logger
+from utils.modes.images import predict_image
 from utils.modes.video import predict_video
 
 
@@ -19,11 +20,11 @@ def predict_onnx(settings):
     scores = detector.confidences if settings.confidence is None else [settings.confidence]
     least, most = min(scores), max(scores)
     words = f"the score {least:g}" if least == most else f"scores of {least:.2f} to {most:.2f}, as the class needs,"
-    print(f"{onnx_path_of(settings)}: {detector.model_name}; boxes are shown from {words} on")
+    logger.info(f"{onnx_path_of(settings)}: {detector.model_name}; boxes are shown from {words} on")
     if settings.image.isdecimal() or _is_video(settings.image):
         predict_video(detector, SimpleNamespace(**vars(settings) | {"video_path": settings.image}), "image")
     else:
-        predict(detector, settings)
+        predict_image(detector, settings)
 
 
 def _is_video(path):

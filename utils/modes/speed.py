@@ -5,6 +5,8 @@ import time
 import numpy as np
 
 from utils.inference.base import open_picture
+from utils.io.errors import UserError
+from utils.io.logger import logger
 
 STAGES = ("preprocessing", "network", "post-processing")
 
@@ -12,21 +14,23 @@ STAGES = ("preprocessing", "network", "post-processing")
 def measure(detector, settings):
     """Print the table of times for the picture of settings.image, from pixels to boxes, without reading the file.
 
-    detector: an ImageDetector with wait(). settings: predict.py's constants. Returns the times as stage_times. Raises
-    ValueError without a picture.
+    detector: a BaseDetector with synchronize(). settings: predict.py's constants. Returns the times as stage_times.
+    Raises ValueError without a picture.
     """
     if not settings.image:
-        raise ValueError("image is ''; expected the picture to measure with.")
-    thresholds = detector.thresholds_of(settings.confidence, settings.nms_iou)
+        raise UserError("image is ''; expected the picture to measure with.")
+    options = detector.options_of(settings.confidence, settings.nms_iou)
     image_rgb = open_picture(settings.image)
-    seconds = stage_times(detector, [image_rgb], settings.test_interval, thresholds)
+    seconds = stage_times(detector, [image_rgb], settings.test_interval, options)
     height, width = image_rgb.shape[:2]
-    print(f"{settings.image}, {width} x {height} pixels, input {detector.input_shape[1]} x {detector.input_shape[0]}")
-    print(times_table(seconds))
+    logger.info(
+        f"{settings.image}, {width} x {height} pixels, input {detector.input_shape[1]} x {detector.input_shape[0]}"
+    )
+    logger.info(times_table(seconds))
     return seconds
 
 
-def stage_times(detector, images_rgb, repetitions, thresholds):
+def stage_times(detector, images_rgb, repetitions, options):
     """Seconds that the stages take for a batch of images, (repetitions, 3): preprocessing, network, post-processing.
 
     A tenth of the repetitions, at least 3, run before, unmeasured: the first allocate memory and choose algorithms.
@@ -34,13 +38,13 @@ def stage_times(detector, images_rgb, repetitions, thresholds):
     times, sizes_hw = [], [image.shape[:2] for image in images_rgb]
     for _ in range(max(3, repetitions // 10) + repetitions):
         start = time.perf_counter()
-        batch, placements = detector.prepare(images_rgb)
+        batch, placements = detector.preprocess(images_rgb)
         prepared = time.perf_counter()
-        output = detector.run(batch)
-        detector.wait()
+        output = detector.forward(batch)
+        detector.synchronize()
         ran = time.perf_counter()
-        detector.finish(output, placements, sizes_hw, thresholds)
-        detector.wait()
+        detector.postprocess(output, placements, sizes_hw, options)
+        detector.synchronize()
         times.append((prepared - start, ran - prepared, time.perf_counter() - ran))
     return np.array(times[-repetitions:])
 

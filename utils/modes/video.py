@@ -10,20 +10,21 @@ from tqdm import tqdm
 
 from utils.image.draw import draw_boxes, text_width, write_text
 from utils.image.opencv import cv2
+from utils.io.errors import MissingFileError, UserError
+from utils.io.logger import logger
 from utils.modes.window import Window
 
 # FFmpeg prints what it finds wrong with a file; here that is one sentence of ours. Read when OpenCV opens a video.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 USUAL_RATE, HIGHEST_RATE = 25.0, 480.0
-
 _SMOOTHING = 0.9
 
 
 def predict_video(detector, settings, constant="video_path"):
     """Draw boxes and the frames per second on every frame of settings.video_path; Ctrl-C ends it as the end does.
 
-    detector: an ImageDetector. settings: predict.py's constants. constant: the one that named the video, for messages.
+    detector: a BaseDetector. settings: predict.py's constants. constant: the one that named the video, for messages.
     Returns the path of the video. Raises FileNotFoundError and ValueError for what is no video or camera, and where
     none can be written.
     """
@@ -44,15 +45,17 @@ def predict_video(detector, settings, constant="video_path"):
         except KeyboardInterrupt:
             if not writer:
                 raise
-            print("\nStopped by Ctrl-C.")
+            logger.info("\nStopped by Ctrl-C.")
         finally:
             if writer:
                 writer.close()
     if not frames_done:
-        raise ValueError(f"{constant} is {settings.video_path!r}, which gave no frame; expected a video that plays.")
+        raise UserError(f"{constant} is {settings.video_path!r}, which gave no frame; expected a video that plays.")
     if frames_done < count:
-        print(f"note: {settings.video_path} says that it has {count} frames; {frames_done} were used")
-    print(f"{frames_done} frames, {frames_done / (time.perf_counter() - started):.1f} each second; saved {target}")
+        logger.warning(f"{settings.video_path} says that it has {count} frames; {frames_done} were used")
+    logger.info(
+        f"{frames_done} frames, {frames_done / (time.perf_counter() - started):.1f} each second; saved {target}"
+    )
     return target
 
 
@@ -63,9 +66,9 @@ def target_of(settings):
     name = path.stem if path.suffix.lower() in ("", ".mp4") else path.name
     target = Path(settings.video_save_path or Path(settings.dir_save_path) / f"{name}.mp4")
     if target.suffix.lower() != ".mp4":
-        raise ValueError(f"video_save_path is {str(target)!r}; expected a name that ends in .mp4.")
+        raise UserError(f"video_save_path is {str(target)!r}; expected a name that ends in .mp4.")
     if target.resolve() == Path(settings.video_path).resolve():
-        raise ValueError(f"video_save_path is {str(target)!r}, the video itself, which would be overwritten.")
+        raise UserError(f"video_save_path is {str(target)!r}, the video itself, which would be overwritten.")
     return target
 
 
@@ -74,7 +77,7 @@ def opened(video_path, constant="video_path"):
     """(cv2.VideoCapture, frames per second, number of frames or 0 where it is not known) of a file or a camera."""
     camera = video_path.isdecimal()
     if not camera and not Path(video_path).is_file():
-        raise FileNotFoundError(f"{constant} is {video_path!r}, and there is no such file; correct the path.")
+        raise MissingFileError(f"{constant} is {video_path!r}, and there is no such file; correct the path.")
     level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
         capture = cv2.VideoCapture(int(video_path) if camera else video_path)
@@ -83,10 +86,10 @@ def opened(video_path, constant="video_path"):
     try:
         if not capture.isOpened():
             expected = "the number of a camera that is connected and free" if camera else "a video that OpenCV can open"
-            raise ValueError(f"{constant} is {video_path!r}; expected {expected}.")
+            raise UserError(f"{constant} is {video_path!r}; expected {expected}.")
         rate, count = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
         if not 0 < rate <= HIGHEST_RATE:
-            print(f"note: {video_path} does not say its frames per second; {USUAL_RATE:g} are taken")
+            logger.warning(f"{video_path} does not say its frames per second; {USUAL_RATE:g} are taken")
             rate = USUAL_RATE
         yield capture, rate, int(count) if math.isfinite(count) and 0 < count < 2**31 and not camera else 0
     finally:
@@ -110,9 +113,7 @@ class FrameWriter:
         self.rate, self.size_wh, self.written = rate, tuple(size_hw[::-1]), 0
         self.writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, self.size_wh)
         if not self.writer.isOpened():
-            raise ValueError(
-                f"{path} cannot be written as a video: expected a folder to write to, and OpenCV's FFmpeg."
-            )
+            raise UserError(f"{path} cannot be written as a video: expected a folder to write to, and OpenCV's FFmpeg.")
 
     def write(self, frame_rgb, until=None):
         """Write a frame once, or, with `until`, as often as fills the video to this many seconds."""

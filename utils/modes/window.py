@@ -5,11 +5,10 @@ import subprocess
 import sys
 
 from utils.image.opencv import cv2
+from utils.io.logger import logger
 
 _TITLE = "predict"
-
 _LARGEST_HW = (800, 1400)
-
 _ESCAPE = 27
 
 
@@ -35,7 +34,7 @@ class Window:
     def show_until_key(self, image_rgb):
         """Show a picture until a person presses a key or closes the window."""
         if self.has_screen:
-            print("A key closes the window.")
+            logger.info("A key closes the window.")
             key = self._show(image_rgb, 50)
             while key == -1:
                 key = self._key(50)

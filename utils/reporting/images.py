@@ -7,17 +7,18 @@ from pathlib import Path
 import numpy as np
 
 from utils.data.loader import Batch
-from utils.evaluation.curves import draw_from
+from utils.evaluation.curves import pr_curves
 from utils.evaluation.evaluate import ground_truth
-from utils.evaluation.matching import confusion_matrix, voc_outcome
+from utils.evaluation.matching import confusion_matrix, match_voc
 from utils.image.codec import write_image
+from utils.io.logger import logger
 from utils.visualize.confusion import confusion_picture
 from utils.visualize.curves import curve_pictures
 from utils.visualize.images import prediction_picture
 from utils.weights.metadata import best_confidences, confidence_of
 
 # Of a run's time, for each function that draws: on a tiny data set an epoch is over in a second or two.
-MOST_SHARE = 0.03
+MAX_TIME_SHARE = 0.03
 
 
 class _Frame:
@@ -28,7 +29,7 @@ class _Frame:
         self.times, self.next_time, self.is_drawn, self.is_shown = 0, 0.0, False, False
 
 
-class Gallery:
+class ImageLogger:
     """Draws pictures as PNG files into a folder and, where there is a writer of TensorBoard, as images there.
 
     A file always shows the newest state. TensorBoard keeps what it gets, so it gets the 1st, 2nd, 4th, 8th, ... and the
@@ -42,8 +43,8 @@ class Gallery:
     def draw(self, step, function, *arguments):
         """Draw function(*arguments), a dict {name: (H, W, 3) uint8 RGB}, into name.png in the place of an older one.
 
-        step: epoch. Where drawing takes more than MOST_SHARE of the time, some steps are left out; close() makes up for
-        the last. A function that fails says so once, and the run goes on.
+        step: epoch. Where drawing takes more than MAX_TIME_SHARE of the time, some steps are left out; close() makes up
+        for the last. A function that fails says so once, and the run goes on.
         """
         frame = self._frames.setdefault(function, _Frame())
         frame.step, frame.arguments, frame.is_drawn = step, arguments, False
@@ -68,10 +69,10 @@ class Gallery:
         except Exception as error:
             # Whatever it is, hours of training are worth more than a picture.
             if function not in self._failed:
-                print(f"note: pictures are missing, {function.__name__} failed: {type(error).__name__}: {error}")
+                logger.warning(f"pictures are missing, {function.__name__} failed: {type(error).__name__}: {error}")
             self._failed.add(function)
         now = time.monotonic()
-        frame.next_time = now + (now - start) / MOST_SHARE
+        frame.next_time = now + (now - start) / MAX_TIME_SHARE
 
 
 def first_batches(loader) -> Iterator[Batch]:
@@ -80,23 +81,23 @@ def first_batches(loader) -> Iterator[Batch]:
         yield loader.collate_fn([loader.dataset[key] for key in keys])
 
 
-def evaluation_pictures(records, detections, scores, seed):
+def evaluation_pictures(annotations, detections, scores, seed):
     """{name: (H, W, 3) uint8 RGB}: predictions on some images, the confusion matrix, and the curves of curve_pictures.
 
-    records, detections: of the evaluation. scores: of score_detections. seed: chooses the images. Where a number is
+    annotations, detections: of the evaluation. scores: of score_detections. seed: chooses the images. Where a number is
     needed from which on detections count, it is the confidence of the best F1 of their class. Without a box to find
     there are predictions alone.
     """
     rows = scores["classes"]
     class_names = [row["name"] for row in rows]
     confidences = np.array(confidence_of({"confidence": best_confidences(scores)}, class_names))
-    pictures = prediction_picture(records, detections, class_names, confidences, seed)
+    pictures = prediction_picture(annotations, detections, class_names, confidences, seed)
     if not any(row["boxes"] for row in rows):
         return pictures
-    truth, iou = ground_truth(records), scores["iou"]
+    truth, iou = ground_truth(annotations), scores["iou"]
     matrix = confusion_matrix(truth, detections, len(rows), confidences, iou)
     note = f"IoU of {iou:g} or more; confidence of each class where its F1 is best"
-    curves = draw_from(voc_outcome(truth, detections, len(rows), iou), truth, detections, len(rows), len(records))
+    curves = pr_curves(match_voc(truth, detections, len(rows), iou), truth, detections, len(rows), len(annotations))
     return (
         pictures
         | confusion_picture(matrix, class_names, note)

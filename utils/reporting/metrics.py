@@ -6,8 +6,10 @@ import math
 import threading
 from pathlib import Path
 
+from utils.io.errors import UserError
 from utils.io.files import replace_file
-from utils.reporting.images import Gallery
+from utils.io.logger import logger
+from utils.reporting.images import ImageLogger
 from utils.visualize.epochs import epoch_pictures
 
 # The columns that people know, in the order in which results.csv shows them.
@@ -15,20 +17,19 @@ _COLUMNS = (
     *("epoch", "phase", "loss", "loss_box", "loss_obj", "loss_cls", "loss_l1", "val_loss", "lr"),
     *("map50", "ap", "precision", "recall", "images_per_second", "data_wait", "gpu_memory", "seconds"),
 )
-
 # TensorBoard shows tags with the same beginning side by side.
 _TAGS = {"loss": "loss/train", "val_loss": "loss/val", "map50": "score/mAP_0.5", "ap": "score/AP_0.5_0.95"}
 
 _TAGS |= {"precision": "score/precision", "recall": "score/recall"}
 
 
-class History:
+class MetricsWriter:
     """Writes what happened in each epoch into the folder of the run, at once, so that a crash loses nothing.
 
     results.csv: a row per epoch; None leaves a cell empty
     epoch_loss.txt, epoch_val_loss.txt: a number per line and epoch ("nan" where there was none)
     epoch_map.txt: a line "epoch mAP@0.5" per evaluated epoch
-    epoch_loss.png, epoch_map.png, results.png: curves, see utils/pictures/gallery.py for how often
+    epoch_loss.png, epoch_map.png, results.png: curves, see ImageLogger for how often
     TensorBoard events: every number of the row, and the pictures
 
     Text files are written whole each time: where there was no space they are complete again with a later epoch.
@@ -37,16 +38,16 @@ class History:
     def __init__(self, folder, tensorboard=True, rows=None):
         """folder: made where missing; ValueError where a new run finds the results of another in it.
 
-        rows: of a run that goes on, those that its History had; all that the files show of later epochs vanishes. None
-        for a new run.
+        rows: of a run that goes on, those that its MetricsWriter had; all that the files show of later epochs vanishes.
+        None for a new run.
         """
         self.folder = Path(folder)
         if rows is None and (self.folder / "results.csv").exists():
-            raise ValueError(f"{self.folder} already holds the results.csv of a run; choose a new folder.")
+            raise UserError(f"{self.folder} already holds the results.csv of a run; choose a new folder.")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.rows = [dict(row) for row in rows or ()]
         self._columns = _columns(self.rows[0]) if self.rows else ()
-        self._writer, self._gallery = None, Gallery(self.folder)
+        self._writer, self._gallery = None, ImageLogger(self.folder)
         self._is_behind = False
         if rows is not None:
             self._write_text()
@@ -55,7 +56,7 @@ class History:
             self._try_events(self._open_events, first_step)
 
     def draw(self, epoch, function, *arguments):
-        """Write the pictures that function(*arguments) returns, and show them in TensorBoard; see Gallery.draw."""
+        """Write the pictures that function(*arguments) returns, and show them in TensorBoard; see ImageLogger.draw."""
         self._gallery.draw(epoch, function, *arguments)
 
     def add_epoch(self, row):
@@ -69,10 +70,10 @@ class History:
         self._columns = self._columns or _columns(row)
         unknown = [key for key in row if key not in self._columns]
         if unknown:
-            raise ValueError(
+            raise UserError(
                 f"{self.folder}/results.csv has no column {', '.join(unknown)}; give None in the first row."
             )
-        self.rows.append({key: value if isinstance(value, str) else _plain(value) for key, value in row.items()})
+        self.rows.append({key: value if isinstance(value, str) else _to_number(value) for key, value in row.items()})
         self._write_text()
         if self._writer:
             self._try_events(self._write_events, self.rows[-1])
@@ -100,7 +101,9 @@ class History:
                     (self.folder / name).unlink(missing_ok=True)
         except OSError as error:
             if not self._is_behind:
-                print(f"note: {error.filename} could not be written: {error.strerror}. A later epoch makes up for it.")
+                logger.warning(
+                    f"{error.filename} could not be written: {error.strerror}. A later epoch makes up for it."
+                )
             self._is_behind = True
         else:
             self._is_behind = False
@@ -125,7 +128,7 @@ class History:
             function(*arguments)
         except Exception as error:  # a full disk is an error of its own kind where TensorFlow is installed
             self._writer = self._gallery.writer = None
-            print(f"note: TensorBoard gets no more of this run, its file could not be written: {error}.")
+            logger.warning(f"TensorBoard gets no more of this run, its file could not be written: {error}.")
 
 
 def _columns(row):
@@ -153,7 +156,7 @@ def _hush_tensorboard():
     threading.excepthook = hook
 
 
-def _plain(value):
+def _to_number(value):
     """A Python int, float or None from any kind of number."""
     return value if value is None or isinstance(value, int) else float(value)
 

@@ -3,13 +3,13 @@
 import os
 import platform
 import random
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from utils.runtime.distributed import Ranks, describe_ranks, is_distributed, join_ranks, processes_here
+from utils.io.logger import logger, setup_logging
+from utils.runtime.distributed import DistInfo, describe_ranks, init_distributed, is_distributed, local_world_size
 
 MAX_WORKERS = 8
 
@@ -22,13 +22,12 @@ class Precision(NamedTuple):
     sentence: str
 
 
-class Place(NamedTuple):
-    """Where a training runs. say prints on the main rank and nowhere else."""
+class RuntimeContext(NamedTuple):
+    """Where a training runs: device, this process among all, precision of the forward pass."""
 
     device: torch.device
-    ranks: Ranks
+    dist: DistInfo
     precision: Precision
-    say: Callable
 
     @property
     def on_gpu(self):
@@ -39,23 +38,33 @@ class Place(NamedTuple):
         """Whether one process drives several GPUs."""
         return self.on_gpu and torch.cuda.device_count() > 1 and not is_distributed()
 
+    def autocast(self):
+        """The context of a forward pass in the run's precision."""
+        dtype = self.precision.dtype
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+
+    def synchronize(self):
+        """Wait until the device has done what it was asked to, so that a clock sees it."""
+        if self.on_gpu:
+            torch.cuda.synchronize(self.device)
+
     def workers(self, num_workers):
         """Loader processes: num_workers, or for -1 what suits: on a CPU the network needs the cores itself."""
         if num_workers >= 0:
             return num_workers
-        return max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // processes_here())) if self.on_gpu else 0
+        return max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // local_world_size())) if self.on_gpu else 0
 
 
-def set_up(settings):
-    """Choose GPUs, ranks, device and precision by the constants, seed torch, and say what runs where.
+def init_runtime(settings):
+    """Choose GPUs, ranks, device and precision by the constants, seed torch, and log what runs where.
 
-    settings: with gpu_ids, Cuda, distributed, fp16, seed, cudnn_benchmark, deterministic, cpu_threads. Returns a Place.
-    Raises ValueError, see join_ranks.
+    settings: with gpu_ids, Cuda, distributed, fp16, seed, cudnn_benchmark, deterministic, cpu_threads. Returns a
+    RuntimeContext. Raises UserError, see init_distributed.
     """
     choose_gpus(settings.gpu_ids)
-    ranks = join_ranks(settings.distributed, settings.Cuda)
-    say = print if ranks.is_main else _say_nothing
-    device, sentence = choose_device(settings.Cuda, ranks.local_rank)
+    dist_info = init_distributed(settings.distributed, settings.Cuda)
+    setup_logging(dist_info.is_main)
+    device, sentence = choose_device(settings.Cuda, dist_info.local_rank)
     wanted = settings.gpu_ids.count(",") + 1
     if device.type == "cuda" and settings.gpu_ids and torch.cuda.device_count() != wanted:
         sentence = (
@@ -72,14 +81,10 @@ def set_up(settings):
     np.random.seed(settings.seed % 2**32)
     torch.manual_seed(settings.seed)
     for name, text in (*describe(device), *describe_ranks(), ("precision", precision.sentence)):
-        say(f"{name:14s} {text}")
+        logger.info(f"{name:14s} {text}")
     if sentence:
-        say(f"note: {sentence}")
-    return Place(device, ranks, precision, say)
-
-
-def _say_nothing(*_):
-    pass
+        logger.warning(sentence)
+    return RuntimeContext(device, dist_info, precision)
 
 
 def choose_gpus(gpu_ids):

@@ -11,75 +11,71 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-LAUNCH_COMMAND = "CUDA_VISIBLE_DEVICES=0,1 torchrun --nproc_per_node=2 train.py"
+from utils.io.errors import UserError
+from utils.io.logger import logger
 
+LAUNCH_COMMAND = "CUDA_VISIBLE_DEVICES=0,1 torchrun --nproc_per_node=2 train.py"
 # What torchrun, and launchers like it, tell each process they start.
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-
 LAUNCHER_VARIABLES = (*RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT")
 
 
-class Ranks(NamedTuple):
-    """Place of this process among all: rank in 0..world_size - 1, local_rank on its machine."""
+class DistInfo(NamedTuple):
+    """This process among all: rank in 0..world_size - 1, local_rank on its machine."""
 
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
 
     @property
-    def of_all(self):
-        """(rank, world_size)."""
-        return self.rank, self.world_size
-
-    @property
     def is_main(self):
         return self.rank == 0
 
 
-def processes_here():
+def local_world_size():
     """How many ranks run on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def join_ranks(distributed, use_cuda):
+def init_distributed(distributed, use_cuda):
     """Join the process group that a launcher prepared, once; whether there is one, the environment says.
 
-    distributed: the constant, which demands a launcher. Returns Ranks. Raises ValueError where there is none though it
-    is demanded, where the launcher's environment is incomplete, and for more processes than the machine has GPUs.
+    distributed: the constant, which demands a launcher. Returns DistInfo. Raises ValueError where there is none though
+    it is demanded, where the launcher's environment is incomplete, and for more processes than the machine has GPUs.
     """
     missing = [name for name in LAUNCHER_VARIABLES if not os.environ.get(name)]
     if missing and int(os.environ.get("WORLD_SIZE") or 1) > 1:
-        raise ValueError(
+        raise UserError(
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(missing)} is not in the environment; expected "
             f"all of {', '.join(LAUNCHER_VARIABLES)}, as torchrun sets them: {LAUNCH_COMMAND}"
         )
     if missing and distributed:
-        raise ValueError(
+        raise UserError(
             "distributed is True, but this process was not started by a launcher; set distributed = False for one "
             f"process, or start with: {LAUNCH_COMMAND}"
         )
     if missing:
-        return Ranks()
-    ranks = Ranks(*(int(os.environ[name]) for name in RANK_VARIABLES))
+        return DistInfo()
+    dist_info = DistInfo(*(int(os.environ[name]) for name in RANK_VARIABLES))
     if is_distributed():
-        return ranks
+        return dist_info
     on_gpu = use_cuda and torch.cuda.is_available()
     if on_gpu:
-        gpus, processes = torch.cuda.device_count(), max(processes_here(), ranks.local_rank + 1)
+        gpus, processes = torch.cuda.device_count(), max(local_world_size(), dist_info.local_rank + 1)
         if processes > gpus:
-            raise ValueError(
+            raise UserError(
                 f"{processes} processes were started on this machine for {gpus} GPUs; each takes one: start with "
                 f"--nproc_per_node={gpus}, or train on the CPU with --Cuda=False."
             )
-        torch.cuda.set_device(ranks.local_rank)
+        torch.cuda.set_device(dist_info.local_rank)
     # The main rank scores and draws while the others wait, which shall not count as a dead rank.
     timeout = timedelta(hours=3)
-    own_store = _store_after_restart(ranks, timeout)
+    own_store = _store_after_restart(dist_info, timeout)
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timeout, **own_store)
-    return ranks
+    return dist_info
 
 
-def _store_after_restart(ranks, timeout):
+def _store_after_restart(dist_info, timeout):
     """What init_process_group takes besides where torchrun has started the processes of one machine again.
 
     torchrun keeps its store for all attempts: a rank could meet the address of one that is gone in it, and fail.
@@ -89,10 +85,10 @@ def _store_after_restart(ranks, timeout):
         return {}
     store, *_ = next(dist.rendezvous("env://", timeout=timeout))
     store = dist.PrefixStore(f"attempt {attempt}", store)
-    return {"store": store, "rank": ranks.rank, "world_size": ranks.world_size}
+    return {"store": store, "rank": dist_info.rank, "world_size": dist_info.world_size}
 
 
-def leave_ranks():
+def shut_down():
     """End the process group, if there is one.
 
     Not while an error is on its way: the other ranks would fail in turn, and the launcher end this one before it has
@@ -121,22 +117,36 @@ def restart_count():
     return int(count)
 
 
-def parallel(model, place):
-    """Wrap a model for the GPUs there are: DistributedDataParallel under a launcher, DataParallel for several GPUs."""
+class MixedPrecision(nn.Module):
+    """A network whose forward pass runs in the precision of a training, in whichever thread it is called."""
+
+    def __init__(self, network, runtime):
+        super().__init__()
+        self.network, self.autocast = network, runtime.autocast
+
+    def forward(self, *inputs):
+        with self.autocast():
+            return self.network(*inputs)
+
+
+def wrap_model(model, runtime):
+    """The model as it is trained: in the run's precision, and on the devices there are.
+
+    DistributedDataParallel under a launcher, DataParallel where one process drives several GPUs.
+    """
+    network = MixedPrecision(model, runtime)
     if is_distributed():
-        ids = [place.ranks.local_rank] if place.on_gpu else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
-    if place.uses_data_parallel:
-        return nn.DataParallel(model)
-    return model
+        ids = [runtime.dist.local_rank] if runtime.on_gpu else None
+        return nn.parallel.DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True)
+    return nn.DataParallel(network) if runtime.uses_data_parallel else network
 
 
-def with_sync_bn(model, sync_bn, place):
-    """Share BatchNorm statistics between ranks where sync_bn asks for it and the place allows it. Returns the model."""
+def convert_sync_bn(model, sync_bn, runtime):
+    """The model with BatchNorm statistics shared between ranks, where sync_bn asks for it and the devices allow it."""
     if not sync_bn:
         return model
-    if not (place.on_gpu and is_distributed()):
-        place.say("note: sync_bn is True, but it takes GPUs and a launcher: ordinary BatchNorm is used.")
+    if not (runtime.on_gpu and is_distributed()):
+        logger.warning("sync_bn is True, but it takes GPUs and a launcher: ordinary BatchNorm is used.")
         return model
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
@@ -146,7 +156,7 @@ def world_size():
     return dist.get_world_size() if is_distributed() else 1
 
 
-def sum_over_ranks(values):
+def all_reduce_sum(values):
     """The sum of a tensor over all ranks; the tensor itself where there is one."""
     if not is_distributed():
         return values
@@ -156,25 +166,25 @@ def sum_over_ranks(values):
 
 
 @contextmanager
-def main_rank_first(ranks):
+def rank_zero_first(dist_info):
     """What stands inside runs on the main rank before the others, so that it fetches files once for all."""
-    if is_distributed() and not ranks.is_main:
+    if is_distributed() and not dist_info.is_main:
         dist.barrier()
     try:
         yield
     finally:
-        if is_distributed() and ranks.is_main:
+        if is_distributed() and dist_info.is_main:
             dist.barrier()
 
 
-def follow_main(model):
+def broadcast_buffers(model):
     """Give the model of every rank the buffers of the main one: BatchNorm's statistics differ by a step's batch."""
     if is_distributed():
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
 
 
-def from_main(value):
+def broadcast_object(value):
     """What the main rank gives, on all ranks; the others may give None. value: plain objects and tensors of the CPU."""
     if not is_distributed():
         return value
@@ -183,8 +193,9 @@ def from_main(value):
     return values[0]
 
 
-def gathered(value):
-    """What all ranks give, as a list in their order, on the main rank; None on the others. value: as in from_main."""
+def gather_objects(value):
+    """What all ranks give, as a list in their order, on the main rank; None on the others. value: as in
+    broadcast_object."""
     if not is_distributed():
         return [value]
     values = [None] * world_size() if dist.get_rank() == 0 else None
@@ -192,15 +203,15 @@ def gathered(value):
     return values
 
 
-class Agreement:
+class AsyncFlags:
     """What any rank wants becomes known to all of them at the same call, without waiting for the slowest one.
 
-    agreement(wants_a, wants_b) -> (anyone wanted a, anyone wanted b), as booleans of the call before: their exchange
+    flags(wants_a, wants_b) -> (anyone wanted a, anyone wanted b), as booleans of the call before: their exchange
     runs beside the step in between. One process knows at once. All ranks must call equally often.
     """
 
-    def __init__(self, ranks):
-        self.is_alone = ranks.world_size == 1
+    def __init__(self, dist_info):
+        self.is_alone = dist_info.world_size == 1
         self._exchange = None
 
     def __call__(self, *wanted):
@@ -222,9 +233,9 @@ class Agreement:
         return tuple(map(bool, flags.tolist()))
 
 
-def without_sync(network):
+def no_sync(network):
     """A context in which a distributed network keeps its gradients to itself, to exchange them once per step."""
-    return network.no_sync() if isinstance(network, nn.parallel.DistributedDataParallel) else nullcontext()
+    return network.no_sync() if hasattr(network, "no_sync") else nullcontext()
 
 
 def is_distributed():

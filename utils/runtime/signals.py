@@ -6,7 +6,6 @@ import time
 
 # Where a system has them: a closed terminal, Ctrl-C, and what cluster schedulers and `kill` send.
 NAMES = ("SIGHUP", "SIGINT", "SIGTERM")
-
 # A launcher passes Ctrl-C on to processes that got it from the terminal already: that is no second one.
 SECONDS_BETWEEN = 1.0
 

@@ -1,14 +1,12 @@
-"""torch.compile where it pays: tried on a few steps, dropped where it fails or is slower."""
+"""torch.compile where it works: tried on one step, left out where it fails."""
 
-import time
+from contextlib import nullcontext
 
 import torch
 from torch import nn
 
-TRIED_STEPS = 3
-
-# Compiled steps have to be this much faster, or the gain is noise.
-WORTH = 0.97
+from utils.io.logger import logger
+from utils.runtime.distributed import all_reduce_sum, no_sync, world_size
 
 
 class CompiledNetwork(nn.Module):
@@ -17,62 +15,50 @@ class CompiledNetwork(nn.Module):
     Such as the last batch of an epoch: translating the network for it would take longer than it saves.
     """
 
-    def __init__(self, model, shape):
+    def __init__(self, network, shape):
         super().__init__()
-        self.model, self.shape = model, tuple(shape)
-        self.compiled = torch.compile(model, dynamic=False)
+        self.network, self.shape = network, tuple(shape)
+        self.compiled = torch.compile(network, dynamic=False)
 
-    def forward(self, images):
-        return self.compiled(images) if tuple(images.shape) == self.shape else self.model(images)
+    def forward(self, images, *inputs):
+        run = self.compiled if tuple(images.shape) == self.shape else self.network
+        return run(images, *inputs)
+
+    def no_sync(self):
+        """See utils.runtime.distributed.no_sync."""
+        return self.network.no_sync() if hasattr(self.network, "no_sync") else nullcontext()
 
 
-def compile_if_faster(model, criterion, stepper, shape, place):
-    """The model compiled, or the model itself where that fails or is not faster; a line says which.
+def compile_network(network, optim, shape):
+    """The network compiled, or the network itself where that fails on any rank; a line says so.
 
-    model: in any mode, left in train mode with its weights and statistics as they were. stepper: gives precision and
-    device. shape: (batch, 3, H, W) of the steps that are tried. place: where the training runs.
+    network: as wrap_model gives it, in train mode. optim: an OptimWrapper, whose model keeps its weights and
+    statistics. shape: (batch, 3, H, W) of the batches that run compiled. All ranks must call.
     """
-    say = place.say
-    if place.uses_data_parallel:
-        say(
-            "note: compile is True, but one process drives several GPUs here: start one process per GPU with torchrun, "
-            "or choose one by gpu_ids."
+    runtime, model = optim.runtime, optim.model
+    if runtime.uses_data_parallel:
+        logger.warning(
+            "compile is True, but one process drives several GPUs here: start one process per GPU with torchrun, or "
+            "choose one by gpu_ids."
         )
-        return model
-    images = torch.full(shape, 114, dtype=torch.uint8, device=stepper.device)
-    batch = images.contiguous(memory_format=torch.channels_last), torch.zeros(shape[0], 16, 5, device=stepper.device)
-    before = {name: value.clone() for name, value in model.named_buffers()}
-    model.train()
-    say("torch.compile is tried on a few steps, which takes up to some minutes ...")
+        return network
+    images = torch.full(shape, 114, dtype=torch.uint8, device=runtime.device)
+    batch = images.contiguous(memory_format=torch.channels_last), torch.zeros(shape[0], 16, 5, device=runtime.device)
+    before, reason = {name: value.clone() for name, value in model.named_buffers()}, ""
+    logger.info("torch.compile translates the network, which takes up to some minutes ...")
     try:
-        compiled = CompiledNetwork(model, shape)
-        seconds = [_seconds_per_step(network, criterion, stepper, batch) for network in (model, compiled)]
+        compiled = CompiledNetwork(network, shape)
+        with no_sync(compiled):
+            optim.compute_loss(compiled, *batch)["loss"].backward()
     except Exception as error:  # a compiler fails in countless ways, and none of them may end a training
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
-        say(f"note: torch.compile fails here ({type(error).__name__}: {reason}); training goes on without it.")
-        return model
+        reason = f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
     finally:
         model.zero_grad(set_to_none=True)
         with torch.no_grad():
             for name, value in model.named_buffers():
                 value.copy_(before[name])
-    eager, fast = seconds
-    if fast > WORTH * eager:
-        say(f"note: compiled steps take {fast:.3f} s, others {eager:.3f} s; training goes on without torch.compile.")
-        return model
-    say(f"torch.compile: {fast:.3f} s per step instead of {eager:.3f} s")
+    works = all_reduce_sum(torch.tensor(float(not reason), device=runtime.device))
+    if works < world_size():
+        logger.warning(f"torch.compile fails here ({reason or 'on another process'}); training goes on without it.")
+        return network
     return compiled
-
-
-def _seconds_per_step(network, criterion, stepper, batch):
-    for step in range(TRIED_STEPS + 1):
-        if step == 1:  # the first one compiles, and fills caches
-            start = _now(stepper.device)
-        stepper.losses(network, criterion, *batch)["loss"].backward()
-    return (_now(stepper.device) - start) / TRIED_STEPS
-
-
-def _now(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()

@@ -4,20 +4,27 @@ A parameter is meant by the name of its part (backbone, neck, head), by its own 
 dot: 'head', 'head.cls_preds', 'backbone.stages.0'.
 """
 
+from collections import Counter
 from difflib import get_close_matches
 from itertools import islice
 
 import torch
 from torch import nn
 
-from utils.runtime.distributed import sum_over_ranks
-from utils.training.lr_schedule import rates_of
+from utils.io.errors import UserError
+from utils.io.logger import logger
+from utils.io.text import format_table
+from utils.runtime.distributed import all_reduce_sum
+from utils.training.lr_schedule import lr_range
+
+# Batches on which BatchNorm's statistics are measured when its layers begin to train.
+BATCHES = 16
 
 
 def select(model, wanted, constant):
     """Names of the parameters that a list of names means.
 
-    model: a DetectionNetwork. wanted: list of parts, names or beginnings of names. constant: where the list stands,
+    model: a DetectorBase. wanted: list of parts, names or beginnings of names. constant: where the list stands,
     for messages. Returns a set. Raises ValueError, naming the nearest name, for one that means nothing.
     """
     selected, names = set(), [name for name, _ in model.named_parameters()]
@@ -29,7 +36,7 @@ def select(model, wanted, constant):
         if not found:
             modules = [name for name, part in model.named_modules() if name and list(part.parameters())]
             nearest = get_close_matches(text, [*model.parts, *modules], n=1, cutoff=0.0)
-            raise ValueError(
+            raise UserError(
                 f"{constant} names {text!r}, and no parameter of {model.name} begins so; expected 'backbone', 'neck', "
                 f"'head' or the beginning of a parameter's name. The nearest is '{nearest[0]}'."
             )
@@ -42,7 +49,7 @@ def first_blocks(model, count):
     extractor = model.feature_extractor
     blocks = getattr(extractor, "blocks", None) or [(name,) for name in _block_names(extractor)]
     if count > len(blocks):
-        raise ValueError(
+        raise UserError(
             f"freeze_blocks is {count}, but the backbone of {model.name} has {len(blocks)} blocks: "
             f"{', '.join(block[0] for block in blocks)}."
         )
@@ -58,8 +65,8 @@ def _block_names(extractor):
         yield from (block for block, layers in candidates.items() if list(layers.parameters()))
 
 
-def frozen_parameters(model, settings, backbone_frozen):
-    """Names of the parameters that rest in a phase.
+def frozen_parameter_names(model, settings, backbone_frozen):
+    """Names of the parameters that are frozen in a phase.
 
     settings: with freeze_layers, freeze_blocks, train_only, freeze_whole_run, lr_scale. backbone_frozen: whether the
     phase is Freeze_Train's. Returns a set. Raises ValueError for names that mean nothing, and where nothing is left to
@@ -69,8 +76,8 @@ def frozen_parameters(model, settings, backbone_frozen):
     chosen = select(model, settings.freeze_layers, "freeze_layers") | first_blocks(model, settings.freeze_blocks)
     if settings.train_only:
         chosen |= everything - select(model, settings.train_only, "train_only")
-    factor_of = rate_factors(model, settings.lr_scale)
-    frozen = {name for name in everything if factor_of(name) == 0}
+    lr_scale_of = lr_scales(model, settings.lr_scale)
+    frozen = {name for name in everything if lr_scale_of(name) == 0}
     backbone = select(model, ["backbone"], "Freeze_Train")
     if settings.freeze_whole_run:
         frozen |= chosen | (backbone if backbone_frozen else set())
@@ -78,14 +85,14 @@ def frozen_parameters(model, settings, backbone_frozen):
         frozen |= chosen or backbone
     if frozen == everything:
         which = "in the phase of Freeze_Train" if backbone_frozen else "in the unfrozen phase"
-        raise ValueError(
+        raise UserError(
             f"Everything is frozen {which}: Freeze_Train, freeze_layers, freeze_blocks, train_only and lr_scale leave "
             "no parameter to train. Free one of backbone, neck and head."
         )
     return frozen
 
 
-def rate_factors(model, lr_scale):
+def lr_scales(model, lr_scale):
     """A function from a parameter's name to the factor of its learning rate.
 
     lr_scale: {name as in select: factor of 0 or more}. Where several entries mean a parameter the longest name counts,
@@ -97,73 +104,67 @@ def rate_factors(model, lr_scale):
     return lambda name: factors.get(name, 1.0)
 
 
-def joining_groups(model, settings, phases):
-    """What trains, as a picture of its rates wants it: {(factor of the rate, epoch it trains from): parts}."""
-    factor_of, groups, seen = rate_factors(model, settings.lr_scale), {}, set()
+def lr_groups(model, settings, phases):
+    """What trains, as a picture of its rates wants it: {(lr_scale, start_epoch): parts}."""
+    lr_scale_of, groups, seen = lr_scales(model, settings.lr_scale), {}, set()
     for phase in phases:
-        frozen = frozen_parameters(model, settings, phase.frozen)
+        frozen = frozen_parameter_names(model, settings, phase.frozen)
         for name, _ in model.named_parameters():
             if name not in frozen and name not in seen:
                 seen.add(name)
-                parts = groups.setdefault((factor_of(name), phase.first), [])
+                parts = groups.setdefault((lr_scale_of(name), phase.first), [])
                 if model.part_of(name) not in parts:
                     parts.append(model.part_of(name))
     return groups
 
 
-def stuck_at_random(model, settings, phases, fresh):
-    """A sentence where layers that start fresh never train, '' where all do. fresh: names of parameters."""
-    frozen = frozen_parameters(model, settings, phases[-1].frozen)
-    stuck = [name for name, _ in model.named_parameters() if name in frozen and name in fresh]
-    if not stuck:
-        return ""
-    return (
-        f"{len(stuck)} tensors that start fresh, from no weights, are frozen to the end and stay random (the first: "
-        f"{stuck[0]}). Let them train, or start from weights that hold them."
-    )
+def warn_untrained_frozen(model, settings, phases, uninitialised):
+    """Log a warning where layers that start from no weights never train. uninitialised: names of parameters."""
+    frozen = frozen_parameter_names(model, settings, phases[-1].frozen)
+    stuck = [name for name, _ in model.named_parameters() if name in frozen and name in uninitialised]
+    if stuck:
+        logger.warning(
+            f"{len(stuck)} tensors that start from no weights are frozen to the end and stay random (the first: "
+            f"{stuck[0]}). Let them train, or start from weights that hold them."
+        )
 
 
-def training_table(model, settings, phases):
-    """What trains, part by part and phase by phase, and at which highest rate, as text. Errors as frozen_parameters."""
-    factor_of = rate_factors(model, settings.lr_scale)
+def trainable_table(model, settings, phases):
+    """What trains, part by part and phase by phase, and at which highest rate, as text.
+
+    Errors as frozen_parameter_names.
+    """
+    lr_scale_of = lr_scales(model, settings.lr_scale)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    columns = [[f"epochs {phase.first + 1}-{phase.last}"] for phase in phases]
-    rows = [["part", "parameters"]]
+    frozen = [frozen_parameter_names(model, settings, phase.frozen) for phase in phases]
+    rows = [("part", "parameters", *(f"epochs {phase.first + 1}-{phase.last}" for phase in phases))]
     for part in model.parts:
-        members = [name for name in sizes if model.part_of(name) == part]
-        rows.append([part, f"{sum(sizes[name] for name in members):,}"])
-        for phase, column in zip(phases, columns, strict=True):
-            highest, _ = rates_of(settings, phase)
-            frozen = frozen_parameters(model, settings, phase.frozen)
-            column.append(_cell(sizes, [name for name in members if name not in frozen], members, factor_of, highest))
-    for row, cells in zip(rows, zip(*columns, strict=True), strict=True):
-        row += cells
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+        of_part = {name: size for name, size in sizes.items() if model.part_of(name) == part}
+        cells = [
+            _cell({name: size for name, size in of_part.items() if name not in names}, of_part, lr_scale_of, lr)
+            for names, (lr, _) in zip(frozen, (lr_range(settings, phase) for phase in phases), strict=True)
+        ]
+        rows.append((part, f"{sum(of_part.values()):,}", *cells))
+    return format_table(rows)
 
 
-def _cell(sizes, training, members, factor_of, rate):
-    """'frozen', 'all at 1.0e-02', or how many parameters train at which rates."""
+def _cell(training, sizes, lr_scale_of, lr):
+    """'frozen', 'all at 1.0e-02', or how many parameters train at which rates; training, sizes: {name: size}."""
     if not training:
         return "frozen"
-    counts = {}
-    for name in training:
-        counts[factor_of(name)] = counts.get(factor_of(name), 0) + sizes[name]
-    is_all = len(training) == len(members)
+    counts = Counter()
+    for name, size in training.items():
+        counts[lr_scale_of(name)] += size
+    is_all = len(training) == len(sizes)
     if len(counts) == 1 and is_all:
-        return f"all at {rate * next(iter(counts)):.1e}"
-    shown = ", ".join(f"{count:,} at {rate * factor:.1e}" for factor, count in sorted(counts.items(), reverse=True))
+        return f"all at {lr * next(iter(counts)):.1e}"
+    shown = ", ".join(f"{count:,} at {lr * lr_scale:.1e}" for lr_scale, count in sorted(counts.items(), reverse=True))
     return shown if is_all else f"{shown}, rest frozen"
 
 
-BATCHES = 16
-
-
 @torch.no_grad()
-def adopt_statistics(model, layers, loader, device):
-    """Give BatchNorm layers that rested until now this data's statistics, without changing what they compute.
+def recalibrate_batch_norm(model, layers, loader, device):
+    """Give BatchNorm layers that were frozen until now this data's statistics, without changing what they compute.
 
     Frozen, these layers normalise by the statistics of the pretraining data, and the head has learned on the result.
     Once they learn, they normalise by those of each batch: all features would shift at one blow. So the statistics are
@@ -171,7 +172,7 @@ def adopt_statistics(model, layers, loader, device):
     scale' = scale * std' / std, shift' = shift + scale * (mean' - mean) / std. In eval mode the output stays the
     same; in train mode only the noise of single batches comes in.
 
-    model: a DetectionNetwork, left in eval mode. layers: names of the layers. loader: of training batches. Ranks
+    model: a DetectorBase, left in eval mode. layers: names of the layers. loader: of training batches. Ranks
     measure their shares and put them together: all must call, with the same layers.
     """
     model.eval()
@@ -192,7 +193,7 @@ def adopt_statistics(model, layers, loader, device):
     for hook in hooks:
         hook.remove()
     # Side by side, so that ranks exchange them at once.
-    total = sum_over_ranks(torch.cat(list(sums.values()), dim=1))
+    total = all_reduce_sum(torch.cat(list(sums.values()), dim=1))
     for layer, (images, mean, square) in zip(
         layers, total.split([layer.num_features for layer in layers], 1), strict=True
     ):

@@ -1,84 +1,83 @@
-"""The learning rate's course: how high, how it falls, and how parameters that join warm up."""
+"""The schedule of the learning rate: how high, how it falls, and how newly trained parameters warm up."""
 
 import math
 
 import torch
 from torch.optim import lr_scheduler
 
+from utils.io.errors import UserError
+
 # Batch size for which Init_lr is written; other batches scale it in proportion.
 NOMINAL_BATCH = 64
-
 # Bounds of the scaled learning rate; those of Min_lr are a hundredth of them.
-RATE_LIMITS = {
+LR_LIMITS = {
     "sgd": (5e-4, 5e-2),
     "adam": (3e-4, 1e-3),
     "adamw": (3e-4, 1e-3),
     "rmsprop": (1e-4, 5e-4),
     "adagrad": (1e-3, 2e-2),
 }
-
-WARMUP_SHARE, WARMUP_EPOCHS = 0.05, (1, 3)
-
-FINAL_SHARE, FINAL_EPOCHS = 0.05, (1, 15)
-
-# Where the steps lie unless the constants say it, as shares of all epochs; and what a step leaves of the rate.
-STEP_SHARE, MILESTONE_SHARES, STEP_FACTOR = 1 / 3, (0.7, 0.9), 0.1
-
+WARMUP_FRACTION, WARMUP_EPOCHS = 0.05, (1, 3)
+FINAL_FRACTION, FINAL_EPOCHS = 0.05, (1, 15)
+# Where the steps lie unless the constants say it, as fractions of all epochs; and what a step leaves of the rate.
+STEP_FRACTION, MILESTONE_FRACTIONS, STEP_FACTOR = 1 / 3, (0.7, 0.9), 0.1
 PLATEAU_STATE = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
 
 
-def scaled_rates(initial, minimum, optimizer_type, batch_size):
+def scale_lr(initial, minimum, optimizer_type, batch_size):
     """Learning rates for a batch size.
 
     initial, minimum: Init_lr and Min_lr (None: Init_lr / 100) for a batch of 64. batch_size: images per optimiser step,
     accumulation included. Returns (highest, lowest), clamped to the optimiser's limits.
     """
-    low, high = RATE_LIMITS[optimizer_type]
+    low, high = LR_LIMITS[optimizer_type]
     minimum = initial * 0.01 if minimum is None else minimum
     share = batch_size / NOMINAL_BATCH
     return min(max(share * initial, low), high), min(max(share * minimum, low * 0.01), high * 0.01)
 
 
-def rates_of(settings, phase):
+def lr_range(settings, phase):
     """(highest, lowest) learning rate of a phase, by its batch size and accumulate."""
     images = phase.batch_size * settings.accumulate
-    return scaled_rates(settings.Init_lr, settings.Min_lr, settings.optimizer_type, images)
+    return scale_lr(settings.Init_lr, settings.Min_lr, settings.optimizer_type, images)
 
 
 def warmup_epochs(epochs):
-    """How many epochs newly joined parameters take to reach the full learning rate."""
-    return _part_of(epochs, WARMUP_SHARE, WARMUP_EPOCHS)
+    """How many epochs newly trained parameters take to reach the full learning rate."""
+    return _part_of(epochs, WARMUP_FRACTION, WARMUP_EPOCHS)
 
 
 def _part_of(epochs, share, limits):
-    # A quarter at most, so that trainings of two or three epochs keep a course between warm-up and end.
+    # A quarter at most, so that trainings of two or three epochs keep a schedule between warm-up and end.
     return min(max(share * epochs, limits[0]), limits[1], epochs / 4)
 
 
 def cosine(progress, epochs):
-    """The 'cos' course, 1 to 0: half a cosine after the warm-up, then a flat end.
+    """The 'cos' schedule, 1 to 0: half a cosine after the warm-up, then a flat end.
 
     progress: epochs done, fractions allowed, 0..epochs. The warm-up and the flat end take 5 % of the epochs each, 1 to
     3 and 1 to 15 epochs, at most a quarter. Source: the schedule of the YOLOX release.
     """
-    warmup, final = warmup_epochs(epochs), _part_of(epochs, FINAL_SHARE, FINAL_EPOCHS)
+    warmup, final = warmup_epochs(epochs), _part_of(epochs, FINAL_FRACTION, FINAL_EPOCHS)
     share = (progress - warmup) / max(epochs - warmup - final, 1e-9)
     return 0.5 * (1 + math.cos(math.pi * min(max(share, 0.0), 1.0)))
 
 
-class Schedule:
-    """The course that lr_decay_type names, from the highest rate down to the lowest, for one training.
+class LRSchedule:
+    """The schedule that lr_decay_type names, from the highest rate down to the lowest, for one training.
 
     'cos' falls with every step. All others change between epochs and are torch's own schedulers, which drive a rate of
     their own that starts at 1: every parameter group of the training takes its share of it.
     settings: with lr_decay_type, lr_step_size, lr_milestones, lr_gamma, lr_factor, lr_patience, lr_cooldown, Init_lr,
-    Min_lr, Init_Epoch, UnFreeze_Epoch. Raises ValueError where a function of the user returns no factor.
+    Min_lr, Init_Epoch, UnFreeze_Epoch, optimizer_type, accumulate. Raises UserError where a function of the user
+    returns no factor.
     """
 
     def __init__(self, settings):
+        self.settings = settings
         self.epochs = settings.UnFreeze_Epoch
         self.is_smooth = settings.lr_decay_type == "cos"
-        # A function says all there is to say; the other courses end at the lowest rate.
+        # A function says all there is to say; the other schedules end at the lowest rate.
         self.has_floor = not callable(settings.lr_decay_type)
         self._driven = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
         self.scheduler = _make_scheduler(self._driven, settings)
@@ -86,10 +85,10 @@ class Schedule:
             for _ in range(settings.Init_Epoch):
                 self.end_epoch()
 
-    def go_to(self, epoch, state):
-        """Stand where a training stands that has done so many epochs. state: of its schedule.
+    def load_state_dict(self, state, epoch):
+        """Go on with the state_dict of the schedule of a training that has done so many epochs.
 
-        All courses but 'plateau' follow from the constants and the epoch, also where these have changed since.
+        All schedules but 'plateau' follow from the constants and the epoch, also where these have changed since.
         """
         if isinstance(self.scheduler, lr_scheduler.ReduceLROnPlateau):
             self._driven.param_groups[0]["lr"] = state.get("rate", 1.0)
@@ -98,8 +97,8 @@ class Schedule:
             while self.scheduler.last_epoch < epoch:
                 self.end_epoch()
 
-    def state(self):
-        """What 'plateau' has seen so far, as plain types; {} for the other courses."""
+    def state_dict(self):
+        """What 'plateau' has seen so far, as plain types; {} for the other schedules."""
         if not isinstance(self.scheduler, lr_scheduler.ReduceLROnPlateau):
             return {}
         seen = {name: getattr(self.scheduler, name) for name in PLATEAU_STATE}
@@ -114,27 +113,32 @@ class Schedule:
             self.scheduler.step(val_loss)
 
     def rate(self, progress, highest, lowest):
-        """The learning rate after so many epochs, before warm-up. highest, lowest: from scaled_rates."""
+        """The learning rate after so many epochs, before warm-up. highest, lowest: from scale_lr."""
         if self.is_smooth:
             return lowest + (highest - lowest) * cosine(progress, self.epochs)
         rate = highest * self._driven.param_groups[0]["lr"]
         return max(rate, min(lowest, highest)) if self.has_floor else rate
 
-    def warmup(self, progress, joined):
-        """Which share of the rate parameters get that joined after `joined` epochs: 0 to 1, quadratically."""
-        return min(max((progress - joined) / warmup_epochs(self.epochs), 0.0), 1.0) ** 2
+    def warmup(self, progress, start_epoch):
+        """Which fraction of the rate parameters get that train from start_epoch on: 0 to 1, quadratically."""
+        return min(max((progress - start_epoch) / warmup_epochs(self.epochs), 0.0), 1.0) ** 2
 
-    def set_rates(self, optimizer, progress, highest, lowest):
+    def set_lr(self, optimizer, progress, highest, lowest):
         """Set the learning rate of every parameter group for the next step.
 
-        progress: epochs done, 0..epochs. A group rises to the course from the epoch it joined at, so that neither the
-        first steps nor those after unfreezing undo what the weights know, and gets its factor of it. Returns the
+        progress: epochs done, 0..epochs. A group rises to the schedule from its start_epoch on, so that neither the
+        first steps nor those after unfreezing undo what the weights know, and gets its lr_scale of it. Returns the
         highest rate set.
         """
         rate = self.rate(progress, highest, lowest)
         for group in optimizer.param_groups:
-            group["lr"] = rate * group["factor"] * self.warmup(progress, group["joined"])
+            group["lr"] = rate * group["lr_scale"] * self.warmup(progress, group["start_epoch"])
         return max(group["lr"] for group in optimizer.param_groups)
+
+    def of_epoch(self, optimizer, phase, epoch):
+        """A function that sets the rates of an epoch of a phase: fraction of the epoch done, 0..1 -> highest rate."""
+        highest, lowest = lr_range(self.settings, phase)
+        return lambda fraction: self.set_lr(optimizer, epoch + fraction, highest, lowest)
 
 
 def _make_scheduler(optimizer, settings):
@@ -143,10 +147,10 @@ def _make_scheduler(optimizer, settings):
     if callable(kind):
         return lr_scheduler.LambdaLR(optimizer, _checked(kind, epochs))
     if kind == "step":
-        size = settings.lr_step_size or max(round(STEP_SHARE * epochs), 1)
+        size = settings.lr_step_size or max(round(STEP_FRACTION * epochs), 1)
         return lr_scheduler.StepLR(optimizer, size, gamma)
     if kind == "multistep":
-        milestones = settings.lr_milestones or [max(round(share * epochs), 1) for share in MILESTONE_SHARES]
+        milestones = settings.lr_milestones or [max(round(share * epochs), 1) for share in MILESTONE_FRACTIONS]
         return lr_scheduler.MultiStepLR(optimizer, milestones, gamma)
     if kind == "exp":
         # Unless told otherwise the last epoch ends at the lowest rate.
@@ -166,7 +170,7 @@ def _checked(function, epochs):
     for epoch in range(epochs):
         factor = function(epoch)
         if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 <= factor < math.inf:
-            raise ValueError(
+            raise UserError(
                 f"lr_decay_type is your function {name}, and {name}({epoch}) is {factor!r}; expected the factor of "
                 f"Init_lr in that epoch, a number of 0 or more, for each epoch from 0 to {epochs - 1}."
             )
@@ -174,20 +178,21 @@ def _checked(function, epochs):
     return lambda epoch: function(min(epoch, epochs - 1))
 
 
-def planned_rates(settings, phases, groups):
+def preview_lr(settings, phases, groups):
     """What the rates will be, for a picture: (epochs done (P,), {key of groups: rates (P,)}).
 
-    phases: with first, last (epochs, counted from 0) and batch_size. groups: {(factor, epoch it trains from): any}.
+    phases: with first, last (epochs, counted from 0) and batch_size. groups: {(lr_scale, start_epoch): any}.
     For 'plateau' nothing is known but the highest rate.
     """
-    schedule, progress, rates = Schedule(settings), [], {key: [] for key in groups}
+    schedule, progress, rates = LRSchedule(settings), [], {key: [] for key in groups}
     for phase in phases:
-        limits = rates_of(settings, phase)
+        limits = lr_range(settings, phase)
         for epoch in range(phase.first, phase.last):
             for part in range(10):
                 progress.append(epoch + (part + 1) / 10)
                 rate = schedule.rate(progress[-1], *limits)
-                for factor, joined in groups:
-                    rates[factor, joined].append(rate * factor * schedule.warmup(progress[-1], joined))
+                for lr_scale, start_epoch in groups:
+                    warmup = schedule.warmup(progress[-1], start_epoch)
+                    rates[lr_scale, start_epoch].append(rate * lr_scale * warmup)
             schedule.end_epoch()
     return progress, rates

@@ -1,14 +1,20 @@
-"""Steps whose loss or gradient is not finite: recognised on the device, so that the host need not wait for it."""
+"""Steps whose loss or gradient is not finite: recognised on the device, so that the host need not wait for it, and
+dumped with what led to them where step after step is such.
+"""
 
 import torch
 
+from utils.io.errors import UserError
+from utils.io.logger import logger
+from utils.runtime.distributed import MixedPrecision
 from utils.weights.save import save_content, snapshot
 
 # So many in a row are no accident. A GradScaler first halves its scale, from 65,536 down to 1, with every bad step.
-MOST_IN_A_ROW, HALVINGS = 5, 16
+MAX_IN_A_ROW, SCALE_HALVINGS = 5, 16
+CRASH_DUMP = "black_box.pth"
 
 
-class NotFiniteError(ValueError):
+class NonFiniteLossError(UserError):
     """Training came to where no step is possible. batches: those of the last bad step, as the loader gave them."""
 
     exit_status = 3
@@ -26,13 +32,13 @@ def is_not_finite(gradients):
     return ~torch.stack(torch._foreach_norm(gradients, 2)).isfinite().all()
 
 
-class Verdicts:
+class DelayedFlag:
     """Booleans of a device as the host learns them: at once, or one step late where asking would make it wait."""
 
     def __init__(self, is_late):
         self.is_late, self._waiting = is_late, None
 
-    def learn(self, flag):
+    def push(self, flag):
         """Hand in a bool tensor () and get what is known: of this call, or, late, of the one before; None: nothing."""
         if not self.is_late:
             return bool(flag)
@@ -42,11 +48,11 @@ class Verdicts:
         event = torch.cuda.Event() if flag.is_cuda else None
         if event:
             event.record()
-        known = self.finish()
+        known = self.flush()
         self._waiting = copy, event
         return known
 
-    def finish(self):
+    def flush(self):
         """What the last call handed in, where that is not known yet, else None."""
         waiting, self._waiting = self._waiting, None
         if waiting is None:
@@ -57,7 +63,7 @@ class Verdicts:
         return bool(copy)
 
 
-class KeptStatistics:
+class BatchNormBackup:
     """The statistics of a model's BatchNorm layers before a step, to bring them back where the step was bad.
 
     The forward pass moves them before anything is known of loss and gradient.
@@ -67,37 +73,34 @@ class KeptStatistics:
         self.buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
         self.kept = None
 
-    def remember(self):
+    def save(self):
         """Keep what they are now."""
         if self.buffers:
             self.kept = torch.cat([buffer.flatten() for buffer in self.buffers])
 
-    def settle(self, is_bad):
+    def restore_where(self, is_bad):
         """Keep what a step made of them, or, where the bool tensor () says so, bring back what was before."""
         if not self.buffers:
             return
         before = self.kept
-        self.remember()
+        self.save()
         # They may overflow by themselves: divided by inf, loss and gradient look fine.
         self.kept = torch.where(is_bad | ~self.kept.isfinite(), before, self.kept)
         parts = self.kept.split([buffer.numel() for buffer in self.buffers])
         torch._foreach_copy_(self.buffers, [part.view_as(own) for part, own in zip(parts, self.buffers, strict=True)])
 
 
-BLACK_BOX = "black_box.pth"
-
-
-def write_black_box(path, model, criterion, stepper, batches, paths, settings, epoch):
+def write_crash_dump(path, optim, batches, paths, settings, epoch):
     """Run the batches of a bad step again, write them and what came first that is not finite. Returns words for that.
 
-    model: in train mode, with the weights that met the batches. batches: of the loader; paths: of their images. Every
+    optim: an OptimWrapper, with the weights that met the batches. batches: of the loader; paths: of their images. Every
     rank must call, as the forward pass may speak to the others. path: None to write nothing.
     """
     # The steps below move the statistics.
-    state = snapshot(model.state_dict())
-    causes = [first_not_finite(model, criterion, stepper, batch) for batch in batches]  # all: every rank does as much
+    state = snapshot(optim.model.state_dict())
+    causes = [first_not_finite(optim, batch) for batch in batches]  # all: every rank does as much
     cause = next(filter(None, causes), "nothing any more")
-    stepper.optimizer.zero_grad(set_to_none=True)
+    optim.optimizer.zero_grad(set_to_none=True)
     about = {"paths": list(paths), "settings": settings, "epoch": epoch + 1, "first_not_finite": cause}
     if path is None:
         return cause
@@ -105,13 +108,13 @@ def write_black_box(path, model, criterion, stepper, batches, paths, settings, e
     try:
         save_content(path, {**about, **tensors, "model": state})
     except OSError as error:
-        print(f"note: {path} could not be written: {error.strerror}")  # what it was about is worth more
+        logger.warning(f"{path} could not be written: {error.strerror}")  # what it was about is worth more
     return cause
 
 
-def first_not_finite(model, criterion, stepper, batch):
+def first_not_finite(optim, batch):
     """What is not finite first in a training step on this batch, in words, '' for nothing."""
-    found = []
+    found, device = [], optim.runtime.device
 
     def look(name):
         def hook(_module, _inputs, output):
@@ -120,15 +123,16 @@ def first_not_finite(model, criterion, stepper, batch):
 
         return hook
 
-    layers = [(name, part) for name, part in model.named_modules() if not list(part.children())]
+    layers = [(name, part) for name, part in optim.model.named_modules() if not list(part.children())]
     hooks = [part.register_forward_hook(look(name)) for name, part in layers]
     try:
-        losses = stepper.losses(model, criterion, batch.images.to(stepper.device), batch.targets.to(stepper.device))
+        network = MixedPrecision(optim.model, optim.runtime)
+        losses = optim.compute_loss(network, batch.images.to(device), batch.targets.to(device))
     finally:
         for hook in hooks:
             hook.remove()
     found += [f"the loss '{part}'" for part, value in losses.items() if not value.isfinite().all()]
     losses["loss"].backward()
-    gradients = [(name, parameter.grad) for name, parameter in model.named_parameters() if parameter.grad is not None]
+    gradients = [(name, each.grad) for name, each in optim.model.named_parameters() if each.grad is not None]
     found += [f"the gradient of {name}" for name, gradient in gradients if not gradient.isfinite().all()]
     return found[0] if found else ""

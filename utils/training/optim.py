@@ -4,15 +4,17 @@ import copy
 
 import torch
 
+from utils.io.errors import UserError
+
 # The running average looks back over this share of the run's steps.
 EMA_HORIZON = 0.05
 
 
-def parameter_groups(module, weight_decay, joined, factor_of=lambda name: 1.0):
+def parameter_groups(module, weight_decay, start_epoch, lr_scale_of=lambda name: 1.0):
     """Optimiser groups of a module's parameters that require a gradient.
 
-    Weights decay; biases and normalising layers do not. factor_of: parameter name -> factor of its learning rate;
-    parameters of one factor form a group. joined: epoch from which their learning rate warms up. Groups without
+    Weights decay; biases and normalising layers do not. lr_scale_of: parameter name -> factor of its learning rate;
+    parameters of one factor form a group. start_epoch: from it on their learning rate warms up. Groups without
     parameters are left out.
     """
     groups = {}
@@ -20,11 +22,16 @@ def parameter_groups(module, weight_decay, joined, factor_of=lambda name: 1.0):
         for name, parameter in part.named_parameters(recurse=False):
             if parameter.requires_grad:
                 is_weight = name == "weight" and parameter.ndim > 1
-                factor = factor_of(f"{prefix}.{name}" if prefix else name)
-                groups.setdefault((factor, not is_weight), []).append(parameter)
+                lr_scale = lr_scale_of(f"{prefix}.{name}" if prefix else name)
+                groups.setdefault((lr_scale, not is_weight), []).append(parameter)
     return [
-        {"params": groups[key], "weight_decay": 0.0 if key[1] else weight_decay, "joined": joined, "factor": key[0]}
-        for key in sorted(groups, key=lambda key: (-key[0], key[1]))
+        {
+            "params": groups[lr_scale, is_bias],
+            "weight_decay": 0.0 if is_bias else weight_decay,
+            "start_epoch": start_epoch,
+            "lr_scale": lr_scale,
+        }
+        for lr_scale, is_bias in sorted(groups, key=lambda key: (-key[0], key[1]))
     ]
 
 
@@ -32,7 +39,7 @@ def build_optimizer(optimizer_type, groups, momentum):
     """sgd (Nesterov), adam, adamw, rmsprop or adagrad over parameter groups; rates are set per step.
 
     momentum: beta1 for the adams; adagrad has none. On a GPU sgd and the adams are the fused ones: faster, and able to
-    leave out a step without asking the host.
+    skip a step without asking the host.
     """
     if optimizer_type == "rmsprop":
         return torch.optim.RMSprop(groups, lr=0.0, momentum=momentum)
@@ -47,8 +54,8 @@ def build_optimizer(optimizer_type, groups, momentum):
     return optimizer_class(groups, lr=0.0, betas=(momentum, 0.999), fused=fused)
 
 
-def leaves_out_by_itself(optimizer):
-    """Whether an optimiser reads found_inf, a float tensor (), and leaves a step out on the device where it is 1."""
+def skips_on_device(optimizer):
+    """Whether an optimiser reads found_inf, a float tensor (), and skips a step on the device where it is 1."""
     return bool(optimizer.defaults.get("fused"))
 
 
@@ -57,13 +64,13 @@ def _start_state(optimizer, parameters):
     if isinstance(optimizer, torch.optim.Adagrad):
         # Some versions of torch fill its state only when it is made.
         optimizer.state.update(torch.optim.Adagrad(parameters).state)
-    elif isinstance(optimizer, torch.optim.SGD) and leaves_out_by_itself(optimizer):
-        # Where the first step is left out, the fused one would leave momenta that nobody has written.
+    elif isinstance(optimizer, torch.optim.SGD) and skips_on_device(optimizer):
+        # Where the first step is skipped, the fused one would leave momenta that nobody has written.
         for parameter in parameters if optimizer.defaults["momentum"] else ():
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
-def take_in(optimizer, groups):
+def add_param_groups(optimizer, groups):
     """Add to an optimiser the parameters of these groups that it lacks; the state of the others stays."""
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for group in groups:
@@ -73,14 +80,14 @@ def take_in(optimizer, groups):
             _start_state(optimizer, parameters)
 
 
-def restore(optimizer, state):
+def load_optimizer_state(optimizer, state):
     """Give an optimiser the state of another one, over the same groups, which may have run on another device.
 
     Its own momentum, decay and factors stay. Raises ValueError where the groups are others.
     """
     own, saved = optimizer.param_groups, state["param_groups"]
     if [len(group["params"]) for group in own] != [len(group["params"]) for group in saved]:
-        raise ValueError(
+        raise UserError(
             f"The checkpoint's optimiser moves {sum(len(group['params']) for group in saved)} tensors in {len(saved)} "
             f"groups, and now there are {sum(len(group['params']) for group in own)} in {len(own)}: Freeze_Epoch, "
             "train_only, freeze_layers, freeze_blocks or lr_scale are others. Set them back, or start a new training "
@@ -90,7 +97,7 @@ def restore(optimizer, state):
     optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
 
 
-class ModelEma:
+class ModelEMA:
     """Exponential running average of a model's weights, which is what is evaluated and saved.
 
     total_steps: optimiser steps of the whole run. The average looks back over 5 % of them: a decay made for long runs
@@ -103,37 +110,37 @@ class ModelEma:
         self.steps = 0
 
     @torch.no_grad()
-    def update(self, model, is_left_out=None):
+    def update(self, model, is_skipped=None):
         """Move the average towards the model's present weights.
 
-        is_left_out: a bool tensor () of the device, where the host does not know whether the step was left out: then
-        the average stays.
+        is_skipped: a bool tensor () of the device, where the host does not know whether the step was skipped: then the
+        average stays.
         """
         self.steps += 1
         # Early on there is little to look back on: the horizon grows with the steps taken.
         weight = 1 / min(self.horizon, (self.steps + 9) / 10 + 1)
         # The list functions, which torch's own optimisers use: one call instead of one per tensor.
         average = list(self.model.parameters())
-        if is_left_out is None:
+        if is_skipped is None:
             torch._foreach_lerp_(average, list(model.parameters()), weight)
         else:
             steps = torch._foreach_sub(list(model.parameters()), average)
-            torch._foreach_mul_(steps, weight * ~is_left_out)
+            torch._foreach_mul_(steps, weight * ~is_skipped)
             torch._foreach_add_(average, steps)
         # BatchNorm's running statistics are averages already: averaged again they would lag behind the weights.
         torch._foreach_copy_(list(self.model.buffers()), list(model.buffers()))
 
     @torch.no_grad()
-    def take_over(self, model, layers):
+    def copy_layers(self, model, layers):
         """Copy these layers of the model, given by name, as they are."""
         for name in layers:
             self.model.get_submodule(name).load_state_dict(model.get_submodule(name).state_dict())
 
-    def state(self):
+    def state_dict(self):
         """What it needs beyond the run's length, as plain types and tensors."""
         return {"model": self.model.state_dict(), "steps": self.steps}
 
-    def restore(self, state):
-        """Go on from a state()."""
+    def load_state_dict(self, state):
+        """Go on from a state_dict()."""
         self.model.load_state_dict(state["model"])
         self.steps = state["steps"]

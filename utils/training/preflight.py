@@ -1,82 +1,94 @@
-"""What can fail late is tried first: the largest steps of all phases, and a validation batch."""
+"""What can fail late is tried first: the largest step of each phase, and a validation batch."""
 
 import time
 
 import torch
 
-from utils.inference.postprocess import suppress
+from utils.inference.base import NMSOptions
+from utils.inference.postprocess import detect
+from utils.io.errors import UserError
+from utils.io.logger import logger
 from utils.runtime.device import random_states, set_random_states
-from utils.runtime.distributed import parallel
-from utils.training.engine import Stepper
-from utils.training.freezing import frozen_parameters
+from utils.runtime.distributed import wrap_model
+from utils.training.engine import OptimWrapper
+from utils.training.freezing import frozen_parameter_names
 from utils.training.optim import build_optimizer, parameter_groups
 
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
 
 
-def rehearse_steps(model, judged, criterion, settings, phases, input_shapes, records, place):
+def preflight(optim, settings, phases, train_loader):
+    """Try what will come, as try_steps, and log what it took. train_loader: of build_train_loader."""
+    shapes, annotations = train_loader.batch_sampler.multi_scale.shapes, train_loader.dataset.annotations
+    logger.info(f"preflight: {try_steps(optim, settings, phases, shapes, annotations)}")
+
+
+def try_steps(optim, settings, phases, input_shapes, annotations):
     """Run what will come and leave no trace: weights, statistics and random states stay as they were.
 
-    model: trained; judged: the one that is evaluated. phases: those to come. input_shapes: of the training batches.
-    records: training records. Returns words for a person: what was tried, how long it took, and on a GPU its peak of
-    memory. Raises ValueError where memory does not suffice.
+    optim: an OptimWrapper. phases: those to come. input_shapes: of the training batches. annotations: of the training
+    images. Returns words for a person: what was tried, how long it took, and on a GPU its peak of memory. Raises
+    UserError where memory does not suffice.
     """
-    random_before = random_states(place.device)
+    model, runtime = optim.model, optim.runtime
+    random_before = random_states(runtime.device)
     buffers = [buffer.clone() for buffer in model.buffers()]
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     largest = max(input_shapes, key=lambda shape: shape[0] * shape[1])
-    boxes, words = most_boxes(records, settings), []
+    boxes, words = max_boxes(annotations, settings), []
     try:
         for phase in phases:
-            count = max(min(phase.batch_size, len(records)) // place.ranks.world_size, 1)
+            count = max(min(phase.batch_size, len(annotations)) // runtime.dist.world_size, 1)
             name = f"{phase.name} step of {count} x {largest[0]} x {largest[1]}"
-            step = _step_of(model, criterion, settings, phase, (count, 3, *largest), boxes, place)
-            words.append(f"{name} {_measured(step, place, settings, phase)}")
+            step = _step_of(optim, settings, phase, (count, 3, *largest), boxes)
+            words.append(f"{name} {_measured(step, runtime, settings, phase)}")
         count = 2 * settings.Unfreeze_batch_size
-        validation = _validation_of(judged, (count, 3, *settings.input_shape), place)
+        validation = _validation_of(optim.eval_model, (count, 3, *settings.input_shape), runtime)
         unfrozen = phases[-1]._replace(frozen=False, batch_size=settings.Unfreeze_batch_size)
-        words.append(f"validation batch of {count} {_measured(validation, place, settings, unfrozen)}")
+        words.append(f"validation batch of {count} {_measured(validation, runtime, settings, unfrozen)}")
     finally:
         with torch.no_grad():
             for buffer, before in zip(model.buffers(), buffers, strict=True):
                 buffer.copy_(before)
         model.zero_grad(set_to_none=True)
         model.freeze(frozen)
-        set_random_states(random_before, place.device)
-        if place.on_gpu:
+        set_random_states(random_before, runtime.device)
+        if runtime.on_gpu:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
     return ", ".join(words)
 
 
-def most_boxes(records, settings):
+def max_boxes(annotations, settings):
     """How many boxes a sample may hold at most: mosaic joins four images, and mixup two of these."""
-    counts = sorted((len(records.boxes(index)) for index in range(len(records))), reverse=True)
+    counts = sorted((len(annotations.boxes(index)) for index in range(len(annotations))), reverse=True)
     return sum(counts[: (4 if settings.mosaic else 1) * (2 if settings.mixup else 1)])
 
 
-def _step_of(model, criterion, settings, phase, shape, boxes, place):
+def _step_of(optim, settings, phase, shape, boxes):
+    model, runtime = optim.model, optim.runtime
+
     def step():
-        model.freeze(frozen_parameters(model, settings, phase.frozen))
+        model.freeze(frozen_parameter_names(model, settings, phase.frozen))
         # With a rate of 0 the optimiser takes its memory and moves nothing.
         optimizer = build_optimizer(settings.optimizer_type, parameter_groups(model, 0.0, 0), settings.momentum)
-        stepper = Stepper(model, optimizer, None, place.precision, place.device, settings.clip_grad_norm)
-        stepper.statistics.remember()
-        network = parallel(model, place).train()
-        stepper.gather(stepper.losses(network, criterion, *_batch(shape, boxes, model.num_classes, place.device)))
-        stepper.step()
+        trial = OptimWrapper(model, optim.criterion, optimizer, None, runtime, 1, settings.clip_grad_norm)
+        trial.norm_backup.save()
+        network = wrap_model(model.train(), runtime)
+        trial.backward(trial.compute_loss(network, *_batch(shape, boxes, model.num_classes, runtime.device)))
+        trial.step()
 
     return step
 
 
-def _validation_of(model, shape, place):
+def _validation_of(model, shape, runtime):
     def validate():
         model.eval()
-        images, _ = _batch(shape, 0, 1, place.device)
-        dtype = place.precision.dtype
-        with torch.no_grad(), torch.autocast(place.device.type, dtype, enabled=dtype != torch.float32):
-            raw = model(images)
-        suppress(model.decode(raw), 0.001, 0.65)
+        images, _ = _batch(shape, 0, 1, runtime.device)
+        with torch.no_grad():
+            with runtime.autocast():
+                raw = model(images)
+            detect(model, raw, NMSOptions(0.001, 0.65))
 
     return validate
 
@@ -93,8 +105,8 @@ def _batch(shape, boxes, classes, device):
     return images.to(device), targets.to(device)
 
 
-def _measured(function, place, settings, phase):
-    if place.on_gpu:
+def _measured(function, runtime, settings, phase):
+    if runtime.on_gpu:
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
     try:
@@ -102,8 +114,8 @@ def _measured(function, place, settings, phase):
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise ValueError(memory_words(settings, phase)) from error
-    if place.on_gpu:
+        raise UserError(out_of_memory_message(settings, phase)) from error
+    if runtime.on_gpu:
         torch.cuda.synchronize()
         return f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
     return f"{time.perf_counter() - start:.1f} s"
@@ -114,7 +126,7 @@ def is_out_of_memory(error):
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
-def memory_words(settings, phase):
+def out_of_memory_message(settings, phase):
     """What to do where memory does not suffice for a phase."""
     name = "Freeze_batch_size" if phase.frozen else "Unfreeze_batch_size"
     size = settings.multi_scale_range[1] if settings.multi_scale else 1

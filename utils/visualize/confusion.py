@@ -5,9 +5,7 @@ import numpy as np
 from utils.image.draw import BLACK, shortened, text_image, text_width, write_text
 
 MOST_CLASSES = 80
-
 _RIGHT, _WRONG, _FALSE, _LINE, _UNKNOWN = (0, 114, 206), (230, 57, 70), (255, 150, 40), 215, 240
-
 _EDGE, _TOP = 24, 80
 
 

@@ -4,14 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.evaluation.curves import mean_over_classes
 from utils.image.codec import write_image
 from utils.image.draw import class_colour
-from utils.visualize.figures import DARK, TRAIN, name_box, names_on_left, new_figure, plain, rendered
+from utils.visualize.figures import DARK, TRAIN, name_box, names_on_left, new_figure, rendered, style_axes
 
 # Of more classes than there are colours only those are in colour that need work most.
 MAX_NAMED, LOWEST = 10, 5
-
 _FAINT = "#c4c4c4"
 
 
@@ -24,8 +22,8 @@ def draw_curves(curves, class_names, average_precisions, folder):
 def curve_pictures(curves, class_names, average_precisions):
     """{name: (H, W, 3) uint8 RGB} of pr_curve, f1_curve, precision_curve, recall_curve and class_ap.
 
-    curves: utils.eval.curves.Curves. average_precisions: (C,) in [0, 1], NaN for classes without boxes, which are left
-    out. Up to MAX_NAMED classes have a colour each, of more the LOWEST by AP. Without any there is no picture.
+    curves: utils.evaluation.curves.Curves. average_precisions: (C,) in [0, 1], NaN for classes without boxes, which are
+    left out. Up to MAX_NAMED classes have a colour each, of more the LOWEST by AP. Without any there is no picture.
     """
     ap = np.asarray(average_precisions, np.float64)
     shown = np.argsort(-ap, kind="stable")[: np.isfinite(ap).sum()]
@@ -51,12 +49,13 @@ def curve_pictures(curves, class_names, average_precisions):
     return pictures | {"class_ap": _bar_picture([class_names[number] for number in shown], ap[shown])}
 
 
-def _line_picture(axis_labels, axis, lines, labels, mean):
-    """labels: {class: (name, number)} of the classes shown, the highest AP first. mean: the number of their mean."""
+def _line_picture(axis_labels, axis, lines, labels, mean_text):
+    """labels: {class: (name, number)} of the classes shown, the highest AP first. mean_text: the number of their
+    mean."""
     figure = new_figure(900, 500)
     figure.subplots_adjust(left=0.07, right=0.68, top=0.96, bottom=0.11)
     limits = {"xlim": (axis[0], axis[-1]), "ylim": (0, 1.01)}
-    axes = plain(figure.add_subplot(), xlabel=axis_labels[0], ylabel=axis_labels[1], **limits)
+    axes = style_axes(figure.add_subplot(), xlabel=axis_labels[0], ylabel=axis_labels[1], **limits)
     has_colours, rows = len(labels) <= MAX_NAMED, []
     others, named = ([], list(labels)) if has_colours else (list(labels)[:-LOWEST], list(labels)[-LOWEST:])
     axes.plot(axis, lines[others].T, color=_FAINT, linewidth=0.8)
@@ -68,8 +67,9 @@ def _line_picture(axis_labels, axis, lines, labels, mean):
     if others:
         rows.insert(0, (_FAINT, f"{len(others)} other classes", ""))
     if len(labels) > 1:
-        axes.plot(axis, mean_over_classes(lines[list(labels)]), color=DARK, linewidth=3)
-        rows.insert(0, (DARK, "mean", mean))
+        mean = np.ma.masked_invalid(lines[list(labels)]).mean(0).filled(np.nan)
+        axes.plot(axis, mean, color=DARK, linewidth=3)
+        rows.insert(0, (DARK, "mean", mean_text))
     _add_legend(axes, rows)
     return rendered(figure)
 
@@ -93,7 +93,7 @@ def _bar_picture(names, values):
     height = 20 * len(names) + 100
     figure = new_figure(900, height)
     figure.subplots_adjust(left=0.26, right=0.92, top=1 - 25 / height, bottom=55 / height)
-    axes = plain(figure.add_subplot(), xlabel="AP", xlim=(0, 1), ylim=(len(names) - 0.5, -0.5))
+    axes = style_axes(figure.add_subplot(), xlabel="AP", xlim=(0, 1), ylim=(len(names) - 0.5, -0.5))
     axes.barh(range(len(names)), values, color=TRAIN, height=0.7)
     for place, value in enumerate(values):
         axes.text(value + 0.005, place, f"{value:.3f}", va="center", fontsize=9)

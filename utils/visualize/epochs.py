@@ -5,17 +5,16 @@ from itertools import cycle
 
 import numpy as np
 
-from utils.visualize.figures import GREY, TRAIN, VAL, new_figure, plain, rendered
+from utils.visualize.figures import GREY, TRAIN, VAL, new_figure, rendered, style_axes
 
 _GREEN, _VIOLET, _RED = "#2a9d3a", "#9d4edd", "#d1003f"
-
 _COLOURS = (TRAIN, VAL, _GREEN, _VIOLET, _RED, GREY)
 
 
 def epoch_pictures(rows):
     """{name: (H, W, 3) uint8 RGB} of epoch_loss, of epoch_map where an epoch was evaluated, and of both as results.
 
-    rows: as in History.add_epoch; at least one.
+    rows: as in MetricsWriter.add_epoch; at least one.
     """
     parts = [(key, key.removeprefix("loss_")) for key in rows[0] if key.startswith("loss_")]
     loss, part, rate = _row_of_axes(rows, ("loss", "parts of the training loss", "learning rate, end of the epoch"))
@@ -58,7 +57,7 @@ def _row_of_axes(rows, titles):
     phases = [row.get("phase") for row in rows]
     all_axes = figure.subplots(1, len(titles))
     for axes, title in zip(all_axes, titles, strict=True):
-        plain(axes, xlabel="epoch")
+        style_axes(axes, xlabel="epoch")
         axes.set_title(title, fontsize=12, pad=18)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if "frozen" in phases and phases[-1] == "unfrozen":
@@ -121,14 +120,15 @@ def _add_legend(axes, place):
         axes.legend(loc=place, fontsize=10, framealpha=0.85, edgecolor="none")
 
 
-def draw_planned_rates(progress, rates, groups, lr_decay_type, path):
+def draw_lr_preview(progress, rates, groups, lr_decay_type, path):
     """Draw the course of the learning rate before the training starts.
 
-    progress, rates: from utils.schedule.planned_rates. groups: {(factor, epoch it trains from): names of parts}.
+    progress, rates: from utils.training.lr_schedule.preview_lr. groups: {(factor, epoch it trains from): names of
+    parts}.
     """
     figure = new_figure(800, 500)
     figure.subplots_adjust(left=0.09, right=0.96, top=0.93, bottom=0.1)
-    axes = plain(figure.add_subplot(), xlabel="epoch", ylabel="learning rate")
+    axes = style_axes(figure.add_subplot(), xlabel="epoch", ylabel="learning rate")
     name = getattr(lr_decay_type, "__name__", lr_decay_type)
     axes.set_title(
         f"planned: {name}" + (", until the validation loss stalls" if name == "plateau" else ""), fontsize=10

@@ -8,7 +8,6 @@ import numpy as np
 from utils.image.draw import shortened, text_image
 
 TRAIN, VAL, GREY, DARK = "#0072ce", "#f07800", "#999999", "#222222"
-
 _NAME_SIZE = 13
 
 
@@ -19,7 +18,7 @@ def new_figure(width, height):
     return Figure(figsize=(width / 100, height / 100), dpi=100)
 
 
-def plain(axes, **properties):
+def style_axes(axes, **properties):
     """Axes with a faint grid, without a frame at top and right, and with these properties set. Returns them."""
     axes.set(**properties)
     axes.grid(alpha=0.25)

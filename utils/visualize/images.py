@@ -39,33 +39,32 @@ def boxes_tile(image_rgb, size_hw, boxes_xyxy, class_ids, scores, class_names):
     return draw_boxes(tile, np.asarray(boxes_xyxy) * scale, class_ids, scores, class_names, every_name=False)
 
 
-def image_tile(records, index, size_hw, boxes, class_names):
-    """One image of the records as large as a tile of size_hw holds it; grey where it cannot be read.
+def image_tile(annotations, index, size_hw, boxes, class_names):
+    """One image of the annotations as large as a tile of size_hw holds it; grey where it cannot be read.
 
     boxes: boxes_xyxy (N, 4) in pixels of the image, class_ids (N,), scores (N,) or None; see draw_boxes.
     """
     try:
         # No more pixels are decoded than the tile shows.
-        reduction = reduction_for((np.array(size_hw) / records.sizes_hw[index]).min())
-        image_rgb = read_image(records.path(index), reduction)
+        reduction = reduction_for((np.array(size_hw) / annotations.sizes_hw[index]).min())
+        image_rgb = read_image(annotations.path(index), reduction)
     except (OSError, ValueError):
-        reduction, image_rgb = 1, np.full((*records.sizes_hw[index], 3), PAD, np.uint8)
+        reduction, image_rgb = 1, np.full((*annotations.sizes_hw[index], 3), PAD, np.uint8)
     boxes_xyxy, class_ids, scores = boxes
     return boxes_tile(image_rgb, size_hw, boxes_xyxy / reduction, class_ids, scores, class_names)
 
 
 MOST_TRAINING, MOST_PAIRS = 16, 6
-
 MOST_PREDICTED = 50  # boxes of an image, the surest
-
 _PAGE_WIDTH, _PAIR_TILE = 1600, (380, 380)
 
 
-def batch_picture(batches, records, class_names):
+def batch_picture(batches, annotations, class_names):
     """{"train_batch": (H, W, 3) uint8 RGB}: training images exactly as the network gets them, up to MOST_TRAINING; {}
     without any.
 
-    batches: an iterable of utils.data.dataset.Batch, of which no more are taken than needed. records: they come from.
+    batches: an iterable of utils.data.loader.Batch, of which no more are taken than needed. annotations: they come
+    from.
     """
     samples = []
     for number, batch in enumerate(batches, 1):
@@ -83,26 +82,27 @@ def batch_picture(batches, records, class_names):
         for _, image, boxes, _ in samples
     ]
     captions = [
-        f"batch {number}, boxes: {len(boxes)}, {basename(records.path(index))}" for number, _, boxes, index in samples
+        f"batch {number}, boxes: {len(boxes)}, {basename(annotations.path(index))}"
+        for number, _, boxes, index in samples
     ]
     return {"train_batch": sheet(tiles, captions, columns)}
 
 
-def prediction_picture(records, detections, class_names, confidences, seed):
+def prediction_picture(annotations, detections, class_names, confidences, seed):
     """{"val_pred": (H, W, 3) uint8 RGB}: some images twice, with what is labelled and with what was found.
 
-    detections: utils.eval.inputs.Detections on the records. confidences: (C,) from which on a box of each class counts.
-    seed: chooses the images. {} where there is none.
+    detections: Detections on the annotations. confidences: (C,) from which on a box of each class
+    counts. seed: chooses the images. {} where there is none.
     """
     tiles, captions = [], []
-    for index in choose_images(records, MOST_PAIRS, seed):
+    for index in choose_images(annotations, MOST_PAIRS, seed):
         rows = np.flatnonzero(detections.image_ids == index)
         rows = rows[detections.scores[rows] >= confidences[detections.classes[rows]]]
         surest = rows[np.argsort(-detections.scores[rows], kind="stable")][:MOST_PREDICTED]
-        labelled = records.boxes(index), records.labels(index), None
+        labelled = annotations.boxes(index), annotations.labels(index), None
         found = detections.boxes_xyxy[surest], detections.classes[surest], detections.scores[surest]
-        tiles += [image_tile(records, index, _PAIR_TILE, boxes, class_names) for boxes in (labelled, found)]
-        captions.append(f"labelled: {len(labelled[0])}, {basename(records.path(index))}")
+        tiles += [image_tile(annotations, index, _PAIR_TILE, boxes, class_names) for boxes in (labelled, found)]
+        captions.append(f"labelled: {len(labelled[0])}, {basename(annotations.path(index))}")
         captions.append(f"predicted: {len(rows)}" + (f", shown: {len(surest)}" if len(surest) < len(rows) else ""))
     if not tiles:
         return {}
@@ -113,12 +113,13 @@ def prediction_picture(records, detections, class_names, confidences, seed):
     return {"val_pred": page}
 
 
-def choose_images(records, most, seed):
-    """Indices of so many images, the same for the same seed; those with boxes come first, in the order of the records.
+def choose_images(annotations, most, seed):
+    """Indices of so many images, the same for the same seed; those with boxes come first, in the order of the
+    annotations.
 
     Returns a list, [] for no images.
     """
-    shuffled = np.random.default_rng(seed).permutation(len(records))
-    is_empty = np.diff(records.first)[shuffled] == 0
+    shuffled = np.random.default_rng(seed).permutation(len(annotations))
+    is_empty = np.diff(annotations.offsets)[shuffled] == 0
     chosen = np.sort(shuffled[np.argsort(is_empty, kind="stable")][:most])
-    return chosen[np.argsort(np.diff(records.first)[chosen] == 0, kind="stable")].tolist()
+    return chosen[np.argsort(np.diff(annotations.offsets)[chosen] == 0, kind="stable")].tolist()

@@ -3,29 +3,27 @@
 import numpy as np
 
 from utils.data.quality.checks import TINY_SIDE, box_sizes_at_input, class_counts
-from utils.visualize.figures import GREY, TRAIN, VAL, legend_above, names_on_left, new_figure, plain, rendered
+from utils.visualize.figures import GREY, TRAIN, VAL, legend_above, names_on_left, new_figure, rendered, style_axes
 
 ANCHOR = "#d1003f"
-
 MOST_POINTS = 20_000
-
 _MOST_CLASSES, _LEAST_ROWS = 20, 6
 
 
-def label_picture(train_records, val_records, class_names, input_shape):
+def label_picture(train_annotations, val_annotations, class_names, input_shape):
     """{"labels": (H, W, 3) uint8 RGB}: classes, sizes and positions of the boxes; of many classes the most frequent.
 
     input_shape: (height, width) of the network, in whose pixels sizes are given.
     """
-    sets = (train_records, val_records)
+    sets = (train_annotations, val_annotations)
     figure = new_figure(1750, 620)
     bars, sizes, centres = (figure.add_axes((left, 0.11, 0.255, 0.72)) for left in (0.105, 0.405, 0.7))
-    counts = [class_counts(records, len(class_names)) for records in sets]
+    counts = [class_counts(annotations, len(class_names)) for annotations in sets]
     draw_class_bars(bars, *counts, class_names, _MOST_CLASSES, 165)
     # Few classes would get bars as thick as a fist.
     bars.set_ylim(max(min(len(class_names), _MOST_CLASSES), _LEAST_ROWS) - 0.4, -0.6)
-    draw_sizes(sizes, *(box_sizes_at_input(records, input_shape) for records in sets), input_shape)
-    _draw_centres(centres, train_records)
+    draw_sizes(sizes, *(box_sizes_at_input(annotations, input_shape) for annotations in sets), input_shape)
+    _draw_centres(centres, train_annotations)
     titles = "how often each class occurs", "how large the boxes are for the network", "where the boxes of train lie"
     for axes, title in zip((bars, sizes, centres), titles, strict=True):
         axes.set_title(title, fontsize=13, pad=30)
@@ -45,7 +43,7 @@ def draw_class_bars(axes, train_counts, val_counts, class_names, most, name_widt
         bars = axes.barh(np.arange(len(order)) + shift, shares, height=0.38, color=colour, label=label)
         axes.bar_label(bars, [f"{count:,}" for count in counts[order]], padding=3, fontsize=8, color=colour)
     left_out = f" (the {len(order)} largest of {len(class_names)} classes)" if len(order) < len(class_names) else ""
-    plain(axes, ylim=(len(order) - 0.4, -0.6), xlim=(0, 1.1 * max(axes.get_xlim()[1], 1)))
+    style_axes(axes, ylim=(len(order) - 0.4, -0.6), xlim=(0, 1.1 * max(axes.get_xlim()[1], 1)))
     axes.set_xlabel(f"share of all boxes of the set, %{left_out}")
     names_on_left(axes, [class_names[number] for number in order], name_width)
     legend_above(axes)
@@ -71,7 +69,7 @@ def draw_sizes(axes, train_sizes_wh, val_sizes_wh, input_shape, anchors_wh=(), s
     axes.axhspan(lowest, TINY_SIDE, color=GREY, alpha=0.3, linewidth=0)
     if len(anchors_wh):
         axes.scatter(*np.transpose(anchors_wh), s=90, marker="X", color=ANCHOR, edgecolors="white", label="anchors")
-    plain(axes, xscale="log", yscale="log", xlim=(lowest, highest), ylim=(lowest, highest), aspect="equal")
+    style_axes(axes, xscale="log", yscale="log", xlim=(lowest, highest), ylim=(lowest, highest), aspect="equal")
     axes.set(xlabel=f"width, pixels at {input_shape[0]}x{input_shape[1]}", ylabel="height, pixels")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(FixedLocator([number for number in 2.0 ** np.arange(12) if number <= highest]))
@@ -80,11 +78,11 @@ def draw_sizes(axes, train_sizes_wh, val_sizes_wh, input_shape, anchors_wh=(), s
     legend_above(axes)
 
 
-def _draw_centres(axes, records):
+def _draw_centres(axes, annotations):
     from matplotlib.ticker import MaxNLocator
 
-    sizes_wh = np.repeat(records.sizes_hw[:, ::-1], np.diff(records.first), 0)
-    centres = (records.boxes_xyxy[:, :2] + records.boxes_xyxy[:, 2:]) / 2 / np.maximum(sizes_wh, 1)
+    sizes_wh = np.repeat(annotations.sizes_hw[:, ::-1], np.diff(annotations.offsets), 0)
+    centres = (annotations.boxes_xyxy[:, :2] + annotations.boxes_xyxy[:, 2:]) / 2 / np.maximum(sizes_wh, 1)
     # About two boxes per cell, were they spread evenly.
     cells = int(np.clip((len(centres) / 2) ** 0.5, 8, 32))
     edges = np.linspace(0, 1, cells + 1)

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from utils.io.errors import UserError
+
 # model_name: numbers in a file for 0 classes, and for each class.
 SIZES = {"yolov4": (63998605, 5385), "yolov4_tiny": (5878014, 2310)}
-
 # Of both cfgs, whatever the network that is started from them has.
 ANCHORS_PER_MAP = 3
-
 # Files that end early, at the layer in their public name: (network, public name) by their numbers.
 PREFIXES = {42509664: ("yolov4", "yolov4.conv.137"), 4947424: ("yolov4_tiny", "yolov4-tiny.conv.29")}
 
@@ -53,7 +53,7 @@ def read_darknet(path):
             return DarknetWeights(np.fromfile(path, "<f4", offset=header), *fitting[0])
     expected = [f"{size + 80 * per_class:,} for {name} with 80 classes" for name, (size, per_class) in SIZES.items()]
     expected += [f"{count:,} for {public}" for count, (_, public) in PREFIXES.items()]
-    raise ValueError(
+    raise UserError(
         f"{path} looks like a Darknet file and holds {count + rest / 4:,.2f} numbers".replace(".00 ", " ")
         + f", which fits no network known here; expected {', '.join(expected)}. It is incomplete, too long, or of "
         "another network: fetch it again."
@@ -82,14 +82,14 @@ def darknet_state(model, numbers, num_classes):
             break
         size = math.prod(shape)
         if position + size > len(numbers):
-            raise ValueError(
+            raise UserError(
                 f"the file ends within {key} of {model.name}: it holds {len(numbers):,} numbers, and "
                 f"{position + size:,} are needed up to there."
             )
         state[key] = torch.from_numpy(numbers[position : position + size].astype(np.float32, copy=False)).view(shape)
         position += size
     if position != len(numbers):
-        raise ValueError(f"the file holds {len(numbers):,} numbers, and {model.name} takes {position:,}.")
+        raise UserError(f"the file holds {len(numbers):,} numbers, and {model.name} takes {position:,}.")
     return state
 
 

@@ -11,10 +11,10 @@ from uuid import uuid4
 
 from tqdm import tqdm
 
+from utils.io.errors import UserError
+
 _YOLOX = "https://github.com/Megvii-BaseDetection/YOLOX/releases/download/0.1.1rc0"
-
 _DARKNET = "https://github.com/AlexeyAB/darknet/releases/download"
-
 # What model_path may be called instead of naming a file, and where that is fetched from.
 RELEASES = {
     **{name: f"{_YOLOX}/{name}.pth" for name in (f"yolox_{size}" for size in ("nano", "tiny", "s", "m", "l", "x"))},
@@ -23,16 +23,12 @@ RELEASES = {
     "yolov4_tiny": f"{_DARKNET}/darknet_yolo_v4_pre/yolov4-tiny.weights",
     "yolov4-tiny.conv.29": f"{_DARKNET}/darknet_yolo_v4_pre/yolov4-tiny.conv.29",
 }
-
 # {name: SHA-256 in lower case} of the releases whose project publishes one; none of the above does.
 CHECKSUMS = {}
-
 # Seconds without a single byte after which the server counts as lost.
 TIMEOUT = 30
-
 # Above the largest release, some 800 MB; what is larger is something else.
 MAX_BYTES = 1024**3
-
 CHUNK_BYTES = 1024**2
 
 
@@ -59,12 +55,12 @@ def fetch(name, folder, verify):
         os.makedirs(folder, exist_ok=True)
         checksum = _download(address, temporary, file_name)
         if checksum != CHECKSUMS.get(name, checksum):
-            raise ValueError(f"its SHA-256 is {checksum}, expected {CHECKSUMS[name]}")
+            raise UserError(f"its SHA-256 is {checksum}, expected {CHECKSUMS[name]}")
         verify(temporary)
         os.replace(temporary, path)
     except (OSError, HTTPException, ValueError) as error:
         reason = _reason(error).replace(temporary, file_name)
-        raise ValueError(
+        raise UserError(
             f"{name} could not be fetched from {address} ({reason}); fetch it with a browser and put it at "
             f"{os.path.abspath(path)}, or check the network and start again."
         ) from error
@@ -85,12 +81,12 @@ def _download(address, path, title):
             while chunk := response.read(CHUNK_BYTES):
                 count += len(chunk)
                 if max(count, expected or 0) > MAX_BYTES:
-                    raise ValueError(f"it is larger than {MAX_BYTES} bytes, which no release is")
+                    raise UserError(f"it is larger than {MAX_BYTES} bytes, which no release is")
                 file.write(chunk)
                 checksum.update(chunk)
                 bar.update(len(chunk))
         if expected is not None and count != expected:
-            raise ValueError(f"only {count} of {expected} bytes came")
+            raise UserError(f"only {count} of {expected} bytes came")
         file.flush()
         os.fsync(file.fileno())
     return checksum.hexdigest()

@@ -6,12 +6,11 @@ into the input, and how raw maps are decoded. Nothing here depends on a file's n
 
 from typing import NamedTuple
 
+from utils.io.errors import UserError
+
 _RGB_1 = {"channels": "RGB", "mean": [0.0, 0.0, 0.0], "std": [255.0, 255.0, 255.0]}
-
 _RGB_IMAGENET = {"channels": "RGB", "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
-
 _CENTRED = {"mode": "center", "pad": 128}
-
 # Width of the first convolution, by which a YOLOX tells its size.
 _YOLOX_SIZES = {16: "nano", 24: "tiny", 32: "s", 48: "m", 64: "l", 80: "x"}
 
@@ -59,7 +58,6 @@ FORMATS = {
         {"mode": "topleft", "pad": 114},
     ),
 }
-
 # Which of them a network's weights can follow.
 FITTING = {
     "yolox": ("yolox", "yolox_rgb", "flat_yolox"),
@@ -114,7 +112,7 @@ def choose_format(recognised, wrapper, weights_format, path):
     fitting = FITTING[recognised.family]
     if weights_format:
         if weights_format not in fitting:
-            raise ValueError(
+            raise UserError(
                 f"weights_format is {weights_format!r}, but {path} holds {recognised.model_name or 'a backbone'}, "
                 f"which can follow {' or '.join(map(repr, fitting))}; set it so, or to '' to let the file decide."
             )

@@ -2,40 +2,41 @@
 
 from typing import NamedTuple
 
+from utils.io.errors import UserError
+from utils.io.text import format_table
 from utils.weights.darknet import darknet_state
 
 # A counter that older and foreign files lack and that nothing here reads.
 COUNTER = "num_batches_tracked"
-
 # How many tensors that stay fresh are named one by one.
 SHOWN = 6
 
 
-class Fit(NamedTuple):
+class LoadResult(NamedTuple):
     """How a file's tensors fit a network.
 
-    loaded: keys taken over whole. by_class: {key: number of classes whose rows were taken over}. missing: {key of the
-    network: why it stays fresh}. unused: keys of the file that have no place.
+    loaded: keys taken over whole. by_class: {key: number of classes whose rows were taken over}. missing_keys: {key of
+    the network: why it is not loaded}. unexpected_keys: keys of the file that have no place.
     """
 
     loaded: list
     by_class: dict
-    missing: dict
-    unused: list
+    missing_keys: dict
+    unexpected_keys: list
 
 
 def load_matching(model, weights, class_names, allow_partial_backbone=False):
     """Load every tensor of a file that has its place in the network; of class predictions, the rows of known classes.
 
-    model: a DetectionNetwork. weights: a WeightFile. class_names: of the network, in order. Returns a Fit. Raises
+    model: a DetectorBase. weights: a WeightFile. class_names: of the network, in order. Returns a LoadResult. Raises
     ValueError, with the counts, where the feature extractor is not whole and allow_partial_backbone is not set: then
     the file belongs to another network, and training would silently start from noise. The same for values that are not
     finite.
     """
     state = _state_for(model, weights)
     own, rows = model.state_dict(), model.class_rows()
-    old_names = weights.contract.get("class_names")
-    old_count = len(old_names) if old_names else weights.contract.get("num_classes")
+    old_names = weights.metadata.get("class_names")
+    old_count = len(old_names) if old_names else weights.metadata.get("num_classes")
     pairs = _shared_classes(old_names, class_names)
     taken, by_class, missing = {}, {}, {}
     for key, value in own.items():
@@ -54,22 +55,22 @@ def load_matching(model, weights, class_names, allow_partial_backbone=False):
     _refuse_wrong_backbone(model, weights, own, missing, allow_partial_backbone)
     broken = [key for key, value in taken.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
-        raise ValueError(
+        raise UserError(
             f"{weights.path} holds values that are no finite numbers ({len(broken)} tensors, first: {broken[0]}); it "
             "is damaged, or from a training that had failed. Take another file."
         )
     model.load_state_dict(taken, strict=False)
     whole = [key for key in taken if key not in by_class]
-    return Fit(whole, by_class, missing, [key for key in state if key not in own])
+    return LoadResult(whole, by_class, missing, [key for key in state if key not in own])
 
 
 def _state_for(model, weights):
     """The file's tensors under the network's keys."""
     if weights.numbers is not None:
         try:
-            return darknet_state(model, weights.numbers, weights.contract.get("num_classes"))
+            return darknet_state(model, weights.numbers, weights.metadata.get("num_classes"))
         except ValueError as error:
-            raise ValueError(f"{weights.path} ({weights.source}) does not fit {model.name}: {error}") from error
+            raise UserError(f"{weights.path} ({weights.source}) does not fit {model.name}: {error}") from error
     prefix = model.extractor_prefix() if weights.is_backbone else ""
     return {prefix + key: value for key, value in weights.state.items()}
 
@@ -114,7 +115,7 @@ def _refuse_wrong_backbone(model, weights, own, missing, allowed):
     lost = [key for key in missing if key.startswith(prefix)]
     total = [key for key in own if key.startswith(prefix) and not key.endswith(COUNTER)]
     if lost and not (allowed and len(lost) < len(total)):
-        raise ValueError(
+        raise UserError(
             f"{weights.path} ({weights.source}) does not fit {model.name}: {len(lost)} of the backbone's {len(total)} "
             f"tensors do not (first: {lost[0]}, {missing[lost[0]]}). Set model_name and backbone to what the file was "
             "trained with, or model_path to a file of this network"
@@ -122,23 +123,23 @@ def _refuse_wrong_backbone(model, weights, own, missing, allowed):
         )
 
 
-def loading_table(model, fit):
+def loading_table(model, result):
     """How a file fits a network, part by part, as text; what stays fresh is named with the reason."""
     rows = [("part", "tensors", "loaded", "by class", "fresh")]
     keys = [key for key in model.state_dict() if not key.endswith(COUNTER)]
-    loaded = set(fit.loaded)
+    loaded = set(result.loaded)
     for part in model.parts:
         members = [key for key in keys if model.part_of(key) == part]
-        counts = (sum(key in group for key in members) for group in (loaded, fit.by_class, fit.missing))
+        counts = (sum(key in group for key in members) for group in (loaded, result.by_class, result.missing_keys))
         rows.append((part, str(len(members)), *map(str, counts)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(f"{text:>{width}}" for text, width in zip(row, widths, strict=True)) for row in rows]
-    if fit.by_class:
-        count = next(iter(fit.by_class.values()))
+    lines = [format_table(rows, right=range(5))]
+    if result.by_class:
+        count = next(iter(result.by_class.values()))
         lines.append(f"  class predictions: {count} of {model.num_classes} classes go on from the file, by their names")
-    lines += [f"  fresh: {key} ({why})" for key, why in list(fit.missing.items())[:SHOWN]]
-    if len(fit.missing) > SHOWN:
-        lines.append(f"  fresh: {len(fit.missing) - SHOWN} more")
-    if fit.unused:
-        lines.append(f"  {len(fit.unused)} tensors of the file have no place here (the first: {fit.unused[0]})")
+    lines += [f"  fresh: {key} ({why})" for key, why in list(result.missing_keys.items())[:SHOWN]]
+    if len(result.missing_keys) > SHOWN:
+        lines.append(f"  fresh: {len(result.missing_keys) - SHOWN} more")
+    if result.unexpected_keys:
+        count, first = len(result.unexpected_keys), result.unexpected_keys[0]
+        lines.append(f"  {count} tensors of the file have no place here (the first: {first})")
     return "\n".join(lines)

@@ -3,63 +3,62 @@
 import math
 
 from utils.image.letterbox import MODES
-from utils.io.text import listed
+from utils.io.errors import UserError
+from utils.io.logger import logger
+from utils.io.text import shorten_list
 
-# The version of the contract that this project writes and reads.
+# The version of the metadata that this project writes and reads.
 FORMAT = 1
-
 # For classes whose best confidence is not known.
 USUAL_CONFIDENCE = 0.5
-
 # The best score of fewer boxes is an accident. Below the least nearly everything is background, whatever is best.
 MIN_BOXES, LEAST_CONFIDENCE = 10, 0.05
-
 _KEYS = ("format", "model_name", "class_names", "input_shape", "resize_rule", "pixel_rule")
 
 
-def check_contract(path, contract):
-    """Raise ValueError, naming the file and the entry, for a contract that is incomplete, newer, or makes no sense."""
-    if not isinstance(contract, dict) or (missing := [key for key in _KEYS if key not in contract]):
-        shown = ", ".join(missing) if isinstance(contract, dict) else "all of it"
-        raise ValueError(
-            f"{path}: its contract, which says how the weights are used, lacks {shown}; take another copy."
-        )
-    if contract["format"] != FORMAT:
-        raise ValueError(
-            f"{path} is written in format {contract['format']!r}, and this project reads {FORMAT}: use the project's "
+def check_metadata(path, metadata):
+    """Raise ValueError, naming the file and the entry, for metadata that is incomplete, newer, or makes no sense."""
+    if not isinstance(metadata, dict) or (missing := [key for key in _KEYS if key not in metadata]):
+        shown = ", ".join(missing) if isinstance(metadata, dict) else "all of it"
+        raise UserError(f"{path}: its metadata, which say how the weights are used, lack {shown}; take another copy.")
+    if metadata["format"] != FORMAT:
+        raise UserError(
+            f"{path} is written in format {metadata['format']!r}, and this project reads {FORMAT}: use the project's "
             "newest state."
         )
     for key, holds in _RULES.items():
-        if key in contract and not holds(contract[key]):
-            raise ValueError(
-                f"{path}: its contract says {key} = {contract[key]!r}, which makes no sense; take another copy."
+        if key in metadata and not holds(metadata[key]):
+            raise UserError(
+                f"{path}: its metadata say {key} = {metadata[key]!r}, which makes no sense; take another copy."
             )
 
 
 def best_confidences(scores):
-    """What the contract keeps of an evaluation: {class name: the confidence of its best F1}.
+    """What the metadata keep of an evaluation: {class name: the confidence of its best F1}.
 
-    scores: of utils.eval.scores.score_detections, None where nothing was scored. Classes without one, or with fewer
+    scores: of score_detections, None where nothing was scored. Classes without one, or with fewer
     than MIN_BOXES boxes, are left out.
     """
     rows = [row for row in (scores["classes"] if scores else []) if row["boxes"] >= MIN_BOXES]
     return {row["name"]: row["confidence"] for row in rows if math.isfinite(row["confidence"])}
 
 
-def confidence_of(contract, class_names):
+def confidence_of(metadata, class_names):
     """The lowest score at which a box of each class is shown: a list, with USUAL_CONFIDENCE where none is known."""
-    known = contract.get("confidence", {})
+    known = metadata.get("confidence", {})
     return [max(known.get(name, USUAL_CONFIDENCE), LEAST_CONFIDENCE) for name in class_names]
 
 
-def confidence_words(contract, class_names, confidence=None):
-    """A sentence on the scores from which on boxes are shown. confidence: the constant; None takes the contract's."""
-    known = contract.get("confidence", {})
-    shown = zip(class_names, confidence_of(contract, class_names), strict=True)
+def confidence_words(metadata, class_names, confidence=None):
+    """A sentence on the scores from which on boxes are shown. confidence: the constant; None takes those of the
+    metadata."""
+    known = metadata.get("confidence", {})
+    shown = zip(class_names, confidence_of(metadata, class_names), strict=True)
     named = [f"{name} {value:.2f}" for name, value in shown if name in known]
     if confidence is None and named:
         others = f"; {USUAL_CONFIDENCE:g} for the other classes" if len(named) < len(class_names) else ""
-        return f"Boxes are shown from the score on that was best for their class in training: {listed(named)}{others}."
+        shown = shorten_list(named) + others
+        return f"Boxes are shown from the score on that was best for their class in training: {shown}."
     reason = "" if confidence is not None else "; the file does not say which score is best"
     return f"Boxes are shown from the score {USUAL_CONFIDENCE if confidence is None else confidence:g} on{reason}."
 
@@ -104,7 +103,7 @@ _RULES = {
 }
 
 
-def make_contract(model, class_names, input_shape, resize_rule, **about):
+def make_metadata(model, class_names, input_shape, resize_rule, **about):
     """What a weight file says about its own use: model, classes, input size, resize and pixel rules, and `about`."""
     return {
         "format": FORMAT,
@@ -118,3 +117,27 @@ def make_contract(model, class_names, input_shape, resize_rule, **about):
         "strides": list(model.strides),
         **about,
     }
+
+
+def warn_weights_differ(metadata, init_epoch, model):
+    """Log what a weight file says about itself and the constants do not follow.
+
+    init_epoch: the constant Init_Epoch. model: the network that is trained, with decode_rule, and decode_defaults of
+    its kind, which files that do not say theirs follow.
+    """
+    usual = model.decode_defaults or {}
+    if metadata.get("model_name") and usual | metadata.get("decode_rule", {}) != model.decode_rule:
+        logger.warning(
+            "the weights were trained with other anchors than anchors_path and anchors_mask say; box sizes have to be "
+            "learned anew. Leave both empty to keep those of the weights."
+        )
+    if metadata.get("epoch") and not init_epoch:
+        logger.warning(
+            f"these weights have seen {metadata['epoch']} epochs; this is a new training from them. To go on with that "
+            "one instead, exactly as if it had never stopped, set resume to the folder of its run."
+        )
+    elif metadata.get("epoch"):
+        logger.warning(
+            f"this goes on from the weights alone, at epoch {init_epoch}: the optimiser and the average of the weights "
+            "begin anew. resume = True (or the folder of the run) would continue exactly."
+        )

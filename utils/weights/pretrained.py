@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torchvision.models import get_model_weights
 
+from utils.io.errors import UserError
 from utils.weights.read import WeightFile
 
 
@@ -17,10 +18,10 @@ def read_pretrained(backbone, pretrained):
     try:
         choices = get_model_weights(backbone)
     except ValueError as error:
-        raise ValueError(f"backbone is {backbone!r}; torchvision has no network of that name.") from error
+        raise UserError(f"backbone is {backbone!r}; torchvision has no network of that name.") from error
     names = [entry.name for entry in choices]
     if pretrained is not True and pretrained not in names:
-        raise ValueError(f"pretrained is {pretrained!r}; for {backbone} expected True or one of {', '.join(names)}.")
+        raise UserError(f"pretrained is {pretrained!r}; for {backbone} expected True or one of {', '.join(names)}.")
     entry = choices.DEFAULT if pretrained is True else choices[pretrained]
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     try:
@@ -28,7 +29,7 @@ def read_pretrained(backbone, pretrained):
     except Exception as error:  # no network, a broken answer, a wrong hash, a damaged file in the cache
         # What torch says of a file that it cannot unpickle is advice to run the code in it.
         reason = str(error).rstrip(".") if isinstance(error, OSError | RuntimeError) else type(error).__name__
-        raise ValueError(
+        raise UserError(
             f"The weights {entry.name} of {backbone} cannot be fetched from {entry.url} ({reason}); put that file into "
             f"{folder}, check the network, or set pretrained = False."
         ) from None

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from utils.io.class_names import read_class_names
+from utils.io.errors import UserError
 from utils.io.files import PROJECT
 from utils.weights.darknet import looks_like_darknet, read_darknet
 from utils.weights.formats import FITTING, FORMATS, choose_format, recognise
-from utils.weights.metadata import check_contract
+from utils.weights.metadata import check_metadata
 
 # Numbers of numpy, which trainers keep beside their tensors; torch does not know them by itself. The second name is the
 # one of numpy before 2.
@@ -20,29 +21,25 @@ PLAIN_NUMBERS = [
     *(np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType),
     *(np._core.multiarray.scalar, (np._core.multiarray.scalar, "numpy.core.multiarray.scalar")),
 ]
-
 # Under these keys files keep their state dict, in the order in which they are looked for.
 WRAPPERS = ("model", "net", "state_dict", "model_state_dict", "ema", "module")
-
 # What wrapping a network for several devices, or compiling it, puts before its keys.
 PREFIXES = ("module.", "_orig_mod.")
-
 COCO_CLASSES = 80
-
 SMALL_INPUT = ("yolox_nano", "yolox_tiny", "yolov4_tiny")
 
 
 class WeightFile(NamedTuple):
     """A weight file as it was found.
 
-    state: {key: tensor}, empty for a Darknet file, whose numbers then hold all. contract: what the file, or its format,
+    state: {key: tensor}, empty for a Darknet file, whose numbers then hold all. metadata: what the file, or its format,
     says about its use; an entry that cannot be known is missing. is_backbone: the keys lack the backbone's prefix, and
     nothing else is held. source: words for people.
     """
 
     path: str
     state: dict
-    contract: dict
+    metadata: dict
     source: str
     is_backbone: bool = False
     numbers: np.ndarray | None = None
@@ -59,12 +56,12 @@ def read_weights(path, weights_format=""):
     path = str(path)
     if not Path(path).is_file():
         what = "is a folder" if Path(path).is_dir() else "does not exist"
-        raise ValueError(f"The weight file {path!r} {what} (relative to {Path.cwd()}); correct the path.")
+        raise UserError(f"The weight file {path!r} {what} (relative to {Path.cwd()}); correct the path.")
     try:
         with open(path, "rb") as file:
             start = file.read(512)
     except OSError as error:
-        raise ValueError(f"{path} cannot be opened ({error.strerror}); check its permissions.") from error
+        raise UserError(f"{path} cannot be opened ({error.strerror}); check its permissions.") from error
     _refuse_other_files(path, start)
     if not start.startswith((b"PK\x03\x04", b"\x80")) and looks_like_darknet(start):
         return _from_darknet(path, weights_format)
@@ -82,7 +79,7 @@ def _refuse_other_files(path, start):
     elif text.startswith(b"version https://git-lfs"):
         found = "is a Git LFS pointer, not the file itself: run `git lfs pull`, or download the file from its page"
     if found:
-        raise ValueError(f"{path} {found}; expected a file of weights. Fetch it again.")
+        raise UserError(f"{path} {found}; expected a file of weights. Fetch it again.")
 
 
 def load_content(path, mmap=False):
@@ -90,7 +87,7 @@ def load_content(path, mmap=False):
     with open(path, "rb") as file:
         is_archive = file.read(2) == b"PK"
     if is_archive and not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is cut off: the download or copy was broken off. Fetch it again.")
+        raise UserError(f"{path} is cut off: the download or copy was broken off. Fetch it again.")
     try:
         with torch.serialization.safe_globals(PLAIN_NUMBERS):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -105,50 +102,50 @@ def load_content(path, mmap=False):
             if is_code
             else f"it is damaged, incomplete, or no file that torch.save wrote ({type(error).__name__}): fetch it again"
         )
-        raise ValueError(f"{path} cannot be read as weights: {reason}.") from None
+        raise UserError(f"{path} cannot be read as weights: {reason}.") from None
 
 
 def _from_content(path, content, weights_format):
     state, wrapper = unwrap(content)
     if not state:
-        raise ValueError(f"{path} holds no tensors by name; expected weights, that is, a state dict.")
+        raise UserError(f"{path} holds no tensors by name; expected weights, that is, a state dict.")
     if isinstance(content, dict) and "contract" in content:
-        contract = content["contract"]
-        check_contract(path, contract)
-        _refuse_format(path, contract, weights_format)
-        part = f"{len(contract['class_names'])} classes" if contract["class_names"] else "a part of it"
-        return WeightFile(path, state, contract, f"{contract['model_name']}, {part}, written by this project")
+        metadata = content["contract"]
+        check_metadata(path, metadata)
+        _refuse_format(path, metadata, weights_format)
+        part = f"{len(metadata['class_names'])} classes" if metadata["class_names"] else "a part of it"
+        return WeightFile(path, state, metadata, f"{metadata['model_name']}, {part}, written by this project")
     recognised = recognise(state)
     if recognised is None:
         shown = ", ".join(list(state)[:3])
-        raise ValueError(
+        raise UserError(
             f"{path} holds {len(state)} tensors of a network that is not known here (the first: {shown}); expected "
             "weights of YOLOX, YOLOv4 or YOLOv4-tiny, or a backbone of torchvision."
         )
     name = choose_format(recognised, wrapper, weights_format, path)
-    contract = foreign_contract(name, recognised.model_name, recognised.num_classes)
+    metadata = foreign_metadata(name, recognised.model_name, recognised.num_classes)
     source, others = FORMATS[name].words, [other for other in FITTING[recognised.family] if other != name]
     if others and not weights_format:
         source += f" (if it was trained otherwise, set weights_format to {' or '.join(map(repr, others))})"
-    return WeightFile(path, state, contract, source, recognised.is_backbone)
+    return WeightFile(path, state, metadata, source, recognised.is_backbone)
 
 
-def _refuse_format(path, contract, weights_format):
+def _refuse_format(path, metadata, weights_format):
     if weights_format:
-        raise ValueError(
-            f"weights_format is {weights_format!r}, but {path} says itself how it is used ({contract['pixel_rule']}): "
+        raise UserError(
+            f"weights_format is {weights_format!r}, but {path} says itself how it is used ({metadata['pixel_rule']}): "
             "set weights_format = ''."
         )
 
 
 def _from_darknet(path, weights_format):
     if weights_format not in ("", "darknet"):
-        raise ValueError(f"weights_format is {weights_format!r}, but {path} is a Darknet file: set it to ''.")
+        raise UserError(f"weights_format is {weights_format!r}, but {path} is a Darknet file: set it to ''.")
     darknet = read_darknet(path)
-    contract = foreign_contract("darknet", darknet.model_name, darknet.num_classes)
+    metadata = foreign_metadata("darknet", darknet.model_name, darknet.num_classes)
     part = f"{darknet.num_classes} classes" if darknet.num_classes else "its first layers"
     source = f"Darknet file of {darknet.model_name}, {part}; {FORMATS['darknet'].words}"
-    return WeightFile(path, {}, contract, source, numbers=darknet.numbers)
+    return WeightFile(path, {}, metadata, source, numbers=darknet.numbers)
 
 
 def unwrap(content, depth=3):
@@ -173,18 +170,18 @@ def _bare(key):
     return key
 
 
-def foreign_contract(format_name, model_name, num_classes):
+def foreign_metadata(format_name, model_name, num_classes):
     """What is known about the use of weights that do not say it themselves."""
     rules = FORMATS[format_name]
-    contract = {"pixel_rule": rules.pixel_rule, "resize_rule": rules.resize_rule}
+    metadata = {"pixel_rule": rules.pixel_rule, "resize_rule": rules.resize_rule}
     if model_name:
         side = 416 if model_name in SMALL_INPUT else 608 if model_name == "yolov4" else 640
-        contract |= {"model_name": model_name, "backbone": "", "input_shape": [side, side]}
+        metadata |= {"model_name": model_name, "backbone": "", "input_shape": [side, side]}
     if rules.scale_x_y:
         maps = 2 if model_name == "yolov4_tiny" else 3
-        contract["decode_rule"] = {"scale_x_y": [rules.scale_x_y] * maps}
+        metadata["decode_rule"] = {"scale_x_y": [rules.scale_x_y] * maps}
     if num_classes:
-        contract["num_classes"] = num_classes
+        metadata["num_classes"] = num_classes
     if num_classes == COCO_CLASSES:
-        contract["class_names"] = read_class_names(PROJECT / "model_data" / "coco_classes.txt")
-    return contract
+        metadata["class_names"] = read_class_names(PROJECT / "model_data" / "coco_classes.txt")
+    return metadata

@@ -1,4 +1,4 @@
-"""Writing weight files: tensors, and the contract that says how they must be used.
+"""Writing weight files: tensors, and the metadata that say how they must be used.
 
 A file is {"model": state dict, "contract": ...}, plain types and tensors only, so that torch.load(weights_only=True)
 reads it. Reading is utils/weights/.
@@ -13,14 +13,14 @@ import torch
 from utils.io.files import replace_file
 
 
-def save_weights(path, model, contract):
-    """Write weights and contract; the file appears whole or not at all."""
-    save_state(path, model.state_dict(), contract)
+def save_weights(path, model, metadata):
+    """Write weights and metadata; the file appears whole or not at all."""
+    save_state(path, model.state_dict(), metadata)
 
 
-def save_state(path, state, contract):
-    """Write tensors, {key: tensor}, and contract; the file appears whole or not at all."""
-    save_content(path, {"model": {key: value.detach().cpu() for key, value in state.items()}, "contract": contract})
+def save_state(path, state, metadata):
+    """Write tensors, {key: tensor}, and metadata; the file appears whole or not at all."""
+    save_content(path, {"model": {key: value.detach().cpu() for key, value in state.items()}, "contract": metadata})
 
 
 def save_content(path, content):

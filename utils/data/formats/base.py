@@ -10,14 +10,14 @@ from utils.data.quality.findings import Finding
 
 
 @dataclass
-class Source:
+class RawAnnotations:
     """N images and M boxes in flat arrays.
 
     annotation_path: where all this was read, for messages.
     paths:           the images' paths.
     stated_sizes_hw: (N, 2) int32 height and width as the annotation states them; 0 where it states none.
     owner:           (M,) int64 image of each box, ascending.
-    boxes_xyxy:      (M, 4) float64 x1, y1, x2, y2 as written: in pixels, or in shares of the image where in_shares.
+    boxes_xyxy:      (M, 4) float64 x1, y1, x2, y2 as written: in pixels, or in shares of the image where normalized.
     classes:         (M,) int64 index into names; where these are None, the number that the annotation states.
     difficult:       (M,) bool.
     names:           the class names that the annotation knows, or None where it knows numbers alone.
@@ -27,22 +27,22 @@ class Source:
     annotation_path: str
     paths: list[str]
     stated_sizes_hw: np.ndarray
-    owner: np.ndarray
+    image_index: np.ndarray
     boxes_xyxy: np.ndarray
     classes: np.ndarray
     difficult: np.ndarray
     names: list[str] | None
-    in_shares: bool
+    normalized: bool
     findings: list[Finding]
 
 
-class SourceBuilder:
+class RawAnnotationsBuilder:
     """Takes in images and their boxes one after another; arrays, because objects of 800,000 boxes fill the memory."""
 
     def __init__(self, annotation_path: str):
         self.annotation_path = annotation_path
         self.paths, self.findings = [], []
-        self.sizes_hw, self.owner, self.boxes_xyxy = array("i"), array("q"), array("d")
+        self.sizes_hw, self.image_index, self.boxes_xyxy = array("i"), array("q"), array("d")
         self.classes, self.difficult = array("q"), array("b")
 
     def report(self, kind: str, image: str, detail: str = "") -> None:
@@ -54,21 +54,21 @@ class SourceBuilder:
 
     def add_box(self, box_xyxy: Sequence[float], class_index: int, difficult: bool = False) -> None:
         """Add a box of the image that was added last."""
-        self.owner.append(len(self.paths) - 1)
+        self.image_index.append(len(self.paths) - 1)
         self.boxes_xyxy.extend(box_xyxy)
         self.classes.append(class_index)
         self.difficult.append(difficult)
 
-    def source(self, names: list[str] | None, in_shares: bool = False) -> Source:
-        return Source(
+    def source(self, names: list[str] | None, normalized: bool = False) -> RawAnnotations:
+        return RawAnnotations(
             self.annotation_path,
             self.paths,
             np.array(self.sizes_hw, np.int32).reshape(-1, 2),
-            np.array(self.owner, np.int64),
+            np.array(self.image_index, np.int64),
             np.array(self.boxes_xyxy, np.float64).reshape(-1, 4),
             np.array(self.classes, np.int64),
             np.array(self.difficult, bool),
             names,
-            in_shares,
+            normalized,
             self.findings,
         )

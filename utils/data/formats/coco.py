@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from utils.data.formats.base import Source
+from utils.data.formats.base import RawAnnotations
 from utils.data.formats.json_stream import JsonStream
 from utils.data.quality.findings import Finding
 from utils.io.class_names import one_line
+from utils.io.errors import UserError
 from utils.io.files import is_inside
 
 NUMBERS, LARGEST = {int, float}, 1e300  # JSON in Python also knows NaN and integers of any length
@@ -42,7 +43,6 @@ def _is_flag(value) -> bool:
 
 # What is read of each part of the file: {part: (key, test, the words for what was expected)}.
 _ID = ("id", _is_id, "a number")
-
 RULES = {
     "categories": (_ID, ("name", _is_text, "the name of a class")),
     "images": (_ID, ("file_name", _is_file_name, "a path inside the data set's folder: not absolute, no `..`")),
@@ -55,7 +55,7 @@ RULES = {
 }
 
 
-def read_coco_json(annotation_path: str) -> Source:
+def read_coco_json(annotation_path: str) -> RawAnnotations:
     """What a COCO annotation file says. Crowds (iscrowd) become difficult boxes; names come in the order of their ids.
 
     Images are looked for in the file's folder, and beside that in the folder of the split (val2017/ for
@@ -66,7 +66,7 @@ def read_coco_json(annotation_path: str) -> Source:
     content = _Content(annotation_path)
     _read_parts(annotation_path, content.add)
     if not content.images and not content.findings:
-        raise ValueError(f"{annotation_path} is empty; it must name at least one image.")
+        raise UserError(f"{annotation_path} is empty; it must name at least one image.")
     return content.source()
 
 
@@ -91,11 +91,11 @@ def _read_parts(annotation_path: str, add: Callable[[str, int, object], None]) -
                     for number, _ in enumerate(items):
                         add(part, number, stream.value())
             if stream.peek():
-                raise ValueError("it goes on after its end")
+                raise UserError("it goes on after its end")
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{annotation_path} is not valid JSON ({error}); copy or export it again.") from error
+        raise UserError(f"{annotation_path} is not valid JSON ({error}); copy or export it again.") from error
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{annotation_path} has no list {missing[0]!r}; expected COCO annotations with images, annotations and "
             "categories. Export the boxes as COCO JSON (object detection)."
         )
@@ -142,22 +142,22 @@ class _Content:
     def report(self, detail: str) -> None:
         self.findings.append(Finding("broken_annotation", self.annotation_path, detail))
 
-    def source(self) -> Source:
+    def source(self) -> RawAnnotations:
         """The boxes, sorted by image, with what refers to nothing reported and left out."""
         paths = _find_images(self.annotation_path, [name for name, *_ in self.images.values()], self.findings)
         is_found = np.array([path is not None for path in paths], bool)
         categories = sorted(self.names, key=lambda item_id: (isinstance(item_id, str), item_id))
-        owner = self.resolve("image_id", self.image_of, self.image_numbers, list(self.images))
+        image_index = self.resolve("image_id", self.image_of, self.image_numbers, list(self.images))
         classes = self.resolve("category_id", self.category_of, self.category_numbers, categories)
-        kept = (owner >= 0) & (classes >= 0)
-        kept[kept] = is_found[owner[kept]]
+        kept = (image_index >= 0) & (classes >= 0)
+        kept[kept] = is_found[image_index[kept]]
         order = np.flatnonzero(kept)
-        order = order[np.argsort(owner[order], kind="stable")]
-        return Source(
+        order = order[np.argsort(image_index[order], kind="stable")]
+        return RawAnnotations(
             self.annotation_path,
             [path for path in paths if path is not None],
             np.array([size_hw for _, *size_hw in self.images.values()], np.int32).reshape(-1, 2)[is_found],
-            (np.cumsum(is_found) - 1)[owner[order]],
+            (np.cumsum(is_found) - 1)[image_index[order]],
             np.array(self.boxes_xyxy, np.float64).reshape(-1, 4)[order],
             classes[order],
             np.array(self.difficult, bool)[order],

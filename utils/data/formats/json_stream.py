@@ -5,14 +5,12 @@ import re
 from collections.abc import Iterator
 from typing import TextIO
 
+from utils.io.errors import UserError
+
 CHUNK = 2**22  # characters
-
 DECODER, BLANK = json.JSONDecoder(), " \t\r\n"
-
 BLANKS, COMMA = re.compile(f"[{BLANK}]*"), re.compile(f"[{BLANK}]*,[{BLANK}]*")
-
 AFTER_VALUES = {*",:]}", *BLANK}
-
 # Outlines take most of a COCO file: lists of numbers that are longer than any box, emptied before they are decoded.
 OUTLINE = re.compile(r"\[[^]\[\"{}a-zA-Z]{150,}+\]")
 
@@ -48,7 +46,7 @@ class JsonStream:
             except json.JSONDecodeError as error:
                 if self._read_on():
                     continue
-                raise ValueError(f"{error.msg} at {self.text[error.pos : error.pos + 30]!r}") from error
+                raise UserError(f"{error.msg} at {self.text[error.pos : error.pos + 30]!r}") from error
             if self.text[end : end + 1] not in AFTER_VALUES and self._read_on():
                 continue  # a number may go on
             self.at = end
@@ -56,7 +54,7 @@ class JsonStream:
 
     def take(self, character: str) -> None:
         if self.peek() != character:
-            raise ValueError(f"expected {character} at {self.text[self.at : self.at + 30]!r}")
+            raise UserError(f"expected {character} at {self.text[self.at : self.at + 30]!r}")
         self.at += 1
 
     def peek(self) -> str:

@@ -4,18 +4,18 @@ import math
 import os
 import re
 
-from utils.data.formats.base import Source, SourceBuilder
+from utils.data.formats.base import RawAnnotations, RawAnnotationsBuilder
+from utils.io.errors import UserError
 from utils.io.files import find_image, read_lines
 
 # A path, which may hold spaces, then boxes x1,y1,x2,y2,class up to the end of the line.
 LIST_LINE = re.compile(r"(?P<path>.*?)(?P<boxes>(?:\s+[-+.\deE]+(?:,[-+.\deE]+){4})*)$")
-
 WHERE = "looked for from the current directory and from the list's folder; boxes must read x1,y1,x2,y2,class"
 
 
-def read_list_file(annotation_path: str) -> Source:
+def read_list_file(annotation_path: str) -> RawAnnotations:
     """Read a list; boxes are in pixels, classes are numbers. Raises ValueError where it is empty or not UTF-8."""
-    builder, folder = SourceBuilder(annotation_path), os.path.dirname(annotation_path)
+    builder, folder = RawAnnotationsBuilder(annotation_path), os.path.dirname(annotation_path)
     is_empty = True
     for number, line in enumerate(map(str.strip, read_lines(annotation_path)), 1):
         if not line:
@@ -35,7 +35,7 @@ def read_list_file(annotation_path: str) -> Source:
         for box_xyxy, class_index in boxes:
             builder.add_box(box_xyxy, class_index)
     if is_empty:
-        raise ValueError(f"{annotation_path} is empty; it must name at least one image.")
+        raise UserError(f"{annotation_path} is empty; it must name at least one image.")
     return builder.source(names=None)
 
 
@@ -45,5 +45,5 @@ def _box(text: str) -> tuple[list[float], int]:
     except ValueError:
         values = [math.nan]
     if not all(map(math.isfinite, values)) or not values[4].is_integer() or abs(values[4]) > 2**31:
-        raise ValueError(f"{text} is no box; expected five numbers x1,y1,x2,y2,class, the class a whole one")
+        raise UserError(f"{text} is no box; expected five numbers x1,y1,x2,y2,class, the class a whole one")
     return values[:4], int(values[4])

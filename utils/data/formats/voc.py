@@ -11,10 +11,11 @@ import numpy as np
 from defusedxml import DefusedXmlException, ElementTree
 from tqdm import tqdm
 
-from utils.data.formats.base import Source, SourceBuilder
+from utils.data.formats.base import RawAnnotations, RawAnnotationsBuilder
 from utils.io.class_names import one_line
+from utils.io.errors import MissingFileError, UserError
 from utils.io.files import IMAGE_SUFFIXES, files_below, read_bytes, read_lines
-from utils.io.text import listed
+from utils.io.text import shorten_list
 
 MAX_XML_MEGABYTES = 5
 
@@ -37,25 +38,25 @@ def voc_root(annotation_path: str) -> Path | None:
     return None
 
 
-def read_voc_split(annotation_path: str) -> Source:
+def read_voc_split(annotation_path: str) -> RawAnnotations:
     """Read the images that a split names. Raises FileNotFoundError where it is missing, ValueError where empty."""
     root = voc_root(annotation_path)
     if not os.path.isfile(annotation_path):
-        raise FileNotFoundError(_missing_split_message(annotation_path, root))
+        raise MissingFileError(_missing_split_message(annotation_path, root))
     lines = [line.strip() for line in read_lines(annotation_path) if line.strip()]
     if not lines:
-        raise ValueError(f"{annotation_path} is empty; it must name at least one image.")
+        raise UserError(f"{annotation_path} is empty; it must name at least one image.")
     return read_voc(root, lines, annotation_path)
 
 
-def read_voc(root: Path, lines: Sequence[str], annotation_path: str) -> Source:
+def read_voc(root: Path, lines: Sequence[str], annotation_path: str) -> RawAnnotations:
     """Read the images of a VOC folder that the lines of a split name; annotation_path stands in messages only.
 
     Raises FileNotFoundError where root has no Annotations or JPEGImages.
     """
     # Looking ids up in listings keeps `../` in a split file from leading anywhere.
     xml_names, image_names = _by_id(root, "Annotations", (".xml",)), _by_id(root, "JPEGImages", IMAGE_SUFFIXES)
-    builder, numbers = SourceBuilder(annotation_path), {}
+    builder, numbers = RawAnnotationsBuilder(annotation_path), {}
     for line in tqdm(lines, desc=f"reading {annotation_path}", unit="file", disable=None, delay=1, leave=False):
         # The devkit writes `id` or `id flag`; ids of other tools may hold spaces and folders.
         image_id = line.replace("\\", "/")
@@ -78,7 +79,7 @@ def read_voc(root: Path, lines: Sequence[str], annotation_path: str) -> Source:
     return source
 
 
-def _add_image(builder: SourceBuilder, path: str, xml_path: str, numbers: dict[str, int]) -> None:
+def _add_image(builder: RawAnnotationsBuilder, path: str, xml_path: str, numbers: dict[str, int]) -> None:
     """Add an image with its boxes; numbers gives each class name its number, and takes in new ones."""
     try:
         annotation = parse_voc_xml(xml_path)
@@ -98,17 +99,17 @@ def parse_voc_xml(xml_path: str) -> VocAnnotation:
     try:
         tree = _parsed(read_bytes(xml_path, MAX_XML_MEGABYTES))
         if tree.tag != "annotation":
-            raise ValueError(f"its root is {reprlib.repr(tree.tag)}; expected 'annotation', as in VOC's files")
+            raise UserError(f"its root is {reprlib.repr(tree.tag)}; expected 'annotation', as in VOC's files")
         annotation = VocAnnotation([], [], [], _stated_size_hw(tree))
         for item in tree.findall("object"):
             name = one_line(item.findtext("name") or "")
             if not name:
-                raise ValueError("an object has no name; expected that of its class")
+                raise UserError("an object has no name; expected that of its class")
             annotation.names.append(name)
             annotation.boxes_xyxy.append(_corners(item, name))
             annotation.difficult.append((item.findtext("difficult") or "").strip().lower() in ("1", "true"))
     except ValueError as error:
-        raise ValueError(f"{xml_path}: {error}") from error
+        raise UserError(f"{xml_path}: {error}") from error
     return annotation
 
 
@@ -116,12 +117,12 @@ def _parsed(content: bytes):
     try:
         return ElementTree.fromstring(content, forbid_dtd=True)
     except DefusedXmlException as error:
-        raise ValueError("holds a DTD or entities, which are refused") from error
+        raise UserError("holds a DTD or entities, which are refused") from error
     except (ElementTree.ParseError, LookupError, ValueError) as error:
         # All but the first are about encodings, of which the parser knows few.
         is_utf8 = isinstance(error, ElementTree.ParseError) and "\ufffd" not in content.decode("utf-8", "replace")
         hint = "" if is_utf8 else "; save it as UTF-8, and name no other encoding in its first line"
-        raise ValueError(f"not valid XML ({error}){hint}") from error
+        raise UserError(f"not valid XML ({error}){hint}") from error
 
 
 def _corners(item, name: str) -> tuple[float, float, float, float]:
@@ -131,7 +132,7 @@ def _corners(item, name: str) -> tuple[float, float, float, float]:
     except (AttributeError, TypeError, ValueError):
         corners = (math.nan,) * 4
     if not all(map(math.isfinite, corners)):
-        raise ValueError(f"an object {name!r} has no bndbox with four numbers")
+        raise UserError(f"an object {name!r} has no bndbox with four numbers")
     return corners
 
 
@@ -146,7 +147,7 @@ def _stated_size_hw(tree) -> tuple[int, int]:
 def _by_id(root: Path, folder: str, suffixes: tuple[str, ...]) -> dict[str, str]:
     """{id: file name} of a folder; where an id has several files, the one with the preferred suffix."""
     if not (root / folder).is_dir():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{root / folder} does not exist. A VOC data set has Annotations and JPEGImages folders."
         )
     parts = [os.path.splitext(name) for name in files_below(str(root / folder), suffixes)]
@@ -158,7 +159,7 @@ def _missing_split_message(annotation_path: str, root: Path) -> str:
     if (root / "Annotations").is_dir():
         present = sorted(path.name for path in Path(annotation_path).parent.glob("*.txt"))
         return (
-            f"{annotation_path} does not exist; the splits there are: {listed(present) or 'none'}. "
+            f"{annotation_path} does not exist; the splits there are: {shorten_list(present) or 'none'}. "
             f'Make them by `python tools/voc_annotation.py --annotation_mode=1 --VOCdevkit_path="{root}"`.'
         )
     return (

@@ -14,19 +14,17 @@ from typing import NamedTuple
 import yaml
 from tqdm import tqdm
 
-from utils.data.formats.base import Source, SourceBuilder
+from utils.data.formats.base import RawAnnotations, RawAnnotationsBuilder
 from utils.data.formats.list_file import LIST_LINE
 from utils.io.class_names import one_line
+from utils.io.errors import MissingFileError, UserError
 from utils.io.files import IMAGE_SUFFIXES, files_below, find_image, read_bytes, read_lines
-from utils.io.text import listed
+from utils.io.text import shorten_list
 
 MAX_LABEL_MEGABYTES, MAX_YAML_MEGABYTES = 5, 1
-
 # Boxes may reach a little beyond their image; numbers far outside 0 to 1 are pixels by mistake.
 LOWEST_SHARE, HIGHEST_SHARE = -0.5, 1.5
-
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid")}
-
 # Names of classes are looked for in so many folders above the labels or the folder that was named.
 FOLDERS_ABOVE = 3
 
@@ -38,7 +36,7 @@ class ClassNames(NamedTuple):
     path: str
 
 
-def read_yolo_yaml(annotation_path: str, split: str) -> Source:
+def read_yolo_yaml(annotation_path: str, split: str) -> RawAnnotations:
     """Read the part of a data.yaml (keys path, train, val, names) that split, "train" or "val", names.
 
     Raises FileNotFoundError where its folders or lists do not exist, ValueError for what is no such file, and where it
@@ -49,18 +47,18 @@ def read_yolo_yaml(annotation_path: str, split: str) -> Source:
     places = content.get(split) or []
     places = [places] if isinstance(places, str) else places
     if not isinstance(places, list) or not places or not all(isinstance(place, str) for place in places):
-        raise ValueError(
+        raise UserError(
             f"{annotation_path} has {split}: {reprlib.repr(content.get(split))}; expected a folder of images, a list "
             "file of image paths, or a list of these."
         )
-    builder, paths = SourceBuilder(annotation_path), []
+    builder, paths = RawAnnotationsBuilder(annotation_path), []
     bases = _bases(annotation_path, str(content.get("path") or ""))
     for place in places:
         paths += _images_of(_find_place(annotation_path, bases, place), builder, bases)
     return _read_images(builder, paths, known)
 
 
-def read_yolo_folder(folder: str, split: str) -> Source:
+def read_yolo_folder(folder: str, split: str) -> RawAnnotations:
     """Read a folder of images, or one that holds images/ and labels/; where it holds both parts, that of split.
 
     The names of the classes come from a data.yaml or classes.txt in it or near it, if there is one. Raises ValueError
@@ -68,19 +66,19 @@ def read_yolo_folder(folder: str, split: str) -> Source:
     """
     inner = [*SPLIT_FOLDERS[split], *(f"images/{name}" for name in SPLIT_FOLDERS[split]), "images"]
     chosen = next((place for name in inner if os.path.isdir(place := os.path.join(folder, name))), folder)
-    builder = SourceBuilder(folder)
+    builder = RawAnnotationsBuilder(folder)
     paths = _images_of(chosen, builder)
     return _read_images(builder, paths, _names_near(paths[0], folder) if paths else None)
 
 
-def read_yolo_list(annotation_path: str) -> Source | None:
+def read_yolo_list(annotation_path: str) -> RawAnnotations | None:
     """Read a list of image paths; None where a line holds boxes, or none of the images has a label file.
 
     Names as for read_yolo_folder.
     """
     if any(LIST_LINE.match(line.strip())["boxes"] for line in read_lines(annotation_path)):
         return None
-    builder = SourceBuilder(annotation_path)
+    builder = RawAnnotationsBuilder(annotation_path)
     paths = _images_of(annotation_path, builder)
     if not has_label_files(paths):
         return None
@@ -108,14 +106,14 @@ def _label_folder(folder: str) -> str:
     return folder
 
 
-def _read_images(builder: SourceBuilder, paths: Sequence[str], known: ClassNames | None) -> Source:
+def _read_images(builder: RawAnnotationsBuilder, paths: Sequence[str], known: ClassNames | None) -> RawAnnotations:
     if not paths and not builder.findings:
-        raise ValueError(
+        raise UserError(
             f"{builder.annotation_path} leads to no images ({', '.join(IMAGE_SUFFIXES)}). Name a data.yaml, or a "
             "folder that holds images/ and labels/."
         )
     if paths and not has_label_files(paths):
-        raise ValueError(
+        raise UserError(
             f"{builder.annotation_path}: none of its {len(paths)} images has a label file; the first would be "
             f"{label_path_of(paths[0])}. Put the labels there, or name another annotation file."
         )
@@ -132,10 +130,10 @@ def _read_images(builder: SourceBuilder, paths: Sequence[str], known: ClassNames
             continue
         for number, line in enumerate(lines, 1):
             _add_line(builder, line, f"{label_path}, line {number}", known)
-    return builder.source(known.names if known else None, in_shares=True)
+    return builder.source(known.names if known else None, normalized=True)
 
 
-def _add_line(builder: SourceBuilder, line: str, place: str, known: ClassNames | None) -> None:
+def _add_line(builder: RawAnnotationsBuilder, line: str, place: str, known: ClassNames | None) -> None:
     """Add the box of a line of a label file to the image added last, or report what is wrong with it."""
     try:
         values = [float(value) for value in line.split()]
@@ -172,16 +170,16 @@ def _load_yaml(annotation_path: str) -> dict:
         content = yaml.load(read_bytes(annotation_path, MAX_YAML_MEGABYTES).decode("utf-8-sig"), yaml.BaseLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{annotation_path} is not valid YAML ({reason}); copy or export it again.") from error
+        raise UserError(f"{annotation_path} is not valid YAML ({reason}); copy or export it again.") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{annotation_path} is no data set description; expected the keys train, val and names.")
+        raise UserError(f"{annotation_path} is no data set description; expected the keys train, val and names.")
     return content
 
 
 def _names_of_yaml(annotation_path: str, content: dict) -> ClassNames:
     """The names that a data.yaml gives, as a list or as a dict {0: name}."""
     if "kpt_shape" in content:
-        raise ValueError(
+        raise UserError(
             f"{annotation_path} has kpt_shape, so its labels hold key points, which are not read; export the data "
             "set for detection (boxes)."
         )
@@ -189,7 +187,7 @@ def _names_of_yaml(annotation_path: str, content: dict) -> ClassNames:
     if isinstance(names, dict) and sorted(names) == sorted(map(str, range(len(names)))):
         names = [names[str(index)] for index in range(len(names))]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name.strip() for name in names):
-        raise ValueError(
+        raise UserError(
             f"{annotation_path} has names: {reprlib.repr(names)}; expected the class names as a list, or under the "
             "numbers 0, 1, 2, ..."
         )
@@ -207,9 +205,9 @@ def _names_near(path: str, named: str) -> ClassNames | None:
         known = _names_of_file(str(file))
         if known and file.suffix != ".txt":
             if nearest and nearest.names != known.names:
-                raise ValueError(
-                    f"{nearest.path} names the classes {listed(nearest.names)}, but {known.path} names "
-                    f"{listed(known.names)}. Correct the wrong one, or move it elsewhere."
+                raise UserError(
+                    f"{nearest.path} names the classes {shorten_list(nearest.names)}, but {known.path} names "
+                    f"{shorten_list(known.names)}. Correct the wrong one, or move it elsewhere."
                 )
             return known
         nearest = nearest or known
@@ -239,15 +237,15 @@ def _find_place(annotation_path: str, bases: Sequence[str], place: str) -> str:
     candidates = [os.path.normpath(os.path.join(base, name)) for name in names for base in bases]
     found = next(filter(os.path.exists, candidates), None)
     if found is None:
-        looked_for = listed(list(dict.fromkeys(candidates)))
-        raise FileNotFoundError(
+        looked_for = shorten_list(list(dict.fromkeys(candidates)))
+        raise MissingFileError(
             f"{annotation_path} names {place}, which does not exist; looked for {looked_for}. Correct the keys "
             "path, train and val in it."
         )
     return found
 
 
-def _images_of(place: str, builder: SourceBuilder, bases: Sequence[str] = ()) -> list[str]:
+def _images_of(place: str, builder: RawAnnotationsBuilder, bases: Sequence[str] = ()) -> list[str]:
     """The images of a folder and its sub-folders, or of a list file; those of a list that are missing are reported.
 
     Paths of a list start from its own folder, from one of the bases, or from the current directory.

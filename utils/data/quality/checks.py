@@ -5,107 +5,110 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from utils.data.annotations import Records
+from utils.data.annotations import Annotations
 from utils.data.quality.findings import Finding
 
 # Input pixels. The finest map of the networks has a cell every 8: a side under half of that leaves next to no trace.
 TINY_SIDE = 4.0
-
 # Longer side by shorter side. Of 815 boxes of COCO two are thinner, knives seen edge-on; most are slips of the hand.
 THIN_ASPECT = 20.0
-
 # Two objects do not share so much of their boxes; two drawings of one object do.
 DUPLICATE_IOU = 0.95
-
 # Under FEW_BOXES nothing is learned. Under RARE_BOXES it is a matter of what else there is: a class that the largest
 # one outnumbers 1 / RARE_SHARE times is hardly ever in a batch.
 FEW_BOXES, RARE_BOXES, RARE_SHARE = 10, 100, 0.01
 
 
 def quick_findings(
-    train_records: Records,
-    val_records: Records,
+    train_annotations: Annotations,
+    val_annotations: Annotations,
     class_names: Sequence[str],
     input_shape: Sequence[int],
     keep_difficult: bool = False,
 ) -> list[Finding]:
-    """All that a look at the records shows; no file is opened. A second for 100,000 images and 800,000 boxes.
+    """All that a look at the annotations shows; no file is opened. A second for 100,000 images and 800,000 boxes.
 
     input_shape: (height, width); sizes of boxes are judged after the letterbox. keep_difficult: whether boxes marked
     difficult are learned; as something to validate on they never count. Returns one Finding per box, image or class.
     """
-    learned = train_records if keep_difficult else train_records.without_difficult()
-    findings = _class_balance(learned, val_records, class_names)
-    findings += _same_paths(train_records, val_records)
-    for records in (train_records, val_records):
-        findings += _duplicate_boxes(records, class_names, input_shape)
-        findings += _odd_boxes(records, class_names, input_shape)
+    learned = train_annotations if keep_difficult else train_annotations.without_difficult()
+    findings = _class_balance(learned, val_annotations, class_names)
+    findings += _same_paths(train_annotations, val_annotations)
+    for annotations in (train_annotations, val_annotations):
+        findings += _duplicate_boxes(annotations, class_names, input_shape)
+        findings += _odd_boxes(annotations, class_names, input_shape)
     return findings
 
 
-def box_sizes_at_input(records: Records, input_shape: Sequence[int]) -> np.ndarray:
+def box_sizes_at_input(annotations: Annotations, input_shape: Sequence[int]) -> np.ndarray:
     """(M, 2) width and height of each box in pixels of an input of (height, width), aspect ratio kept."""
-    boxes_xyxy = records.boxes_xyxy.astype(np.float64)
-    scale = (np.asarray(input_shape) / np.maximum(records.sizes_hw, 1)).min(axis=1, initial=np.inf)
-    return (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) * np.repeat(scale, np.diff(records.first))[:, None]
+    boxes_xyxy = annotations.boxes_xyxy.astype(np.float64)
+    scale = (np.asarray(input_shape) / np.maximum(annotations.sizes_hw, 1)).min(axis=1, initial=np.inf)
+    return (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) * np.repeat(scale, np.diff(annotations.offsets))[:, None]
 
 
-def class_counts(records: Records, class_count: int, scored: bool = False) -> np.ndarray:
+def class_counts(annotations: Annotations, class_count: int, scored: bool = False) -> np.ndarray:
     """(class_count,) boxes of each class; with scored only those that are not marked difficult."""
-    return np.bincount(records.classes[~records.difficult] if scored else records.classes, minlength=class_count)
+    return np.bincount(
+        annotations.classes[~annotations.difficult] if scored else annotations.classes, minlength=class_count
+    )
 
 
-def same_boxes(records: Records, index: int, others: Records, other_index: int) -> bool:
+def same_boxes(annotations: Annotations, index: int, others: Annotations, other_index: int) -> bool:
     """Whether two images have the same boxes of the same classes, in whatever order."""
     first, second = (
-        np.column_stack([part.labels(at), part.boxes(at)]) for part, at in ((records, index), (others, other_index))
+        np.column_stack([part.labels(at), part.boxes(at)]) for part, at in ((annotations, index), (others, other_index))
     )
     return first.shape == second.shape and bool((first[np.lexsort(first.T)] == second[np.lexsort(second.T)]).all())
 
 
 def same_images(
-    train_records: Records, val_records: Records, train_keys: Sequence, val_keys: Sequence
+    train_annotations: Annotations, val_annotations: Annotations, train_keys: Sequence, val_keys: Sequence
 ) -> Iterable[Finding]:
     """Findings on images that share a key, which stands for the image: its path, or a hash of its file; None for none.
 
     train_keys, val_keys: one for each image. Repetitions in a set count from the second time on.
     """
     first_in_train = {}
-    for is_val, records, keys in ((False, train_records, train_keys), (True, val_records, val_keys)):
+    for is_val, annotations, keys in ((False, train_annotations, train_keys), (True, val_annotations, val_keys)):
         first_in_set = {}
         for index, key in enumerate(keys):
             if key is None:
                 continue
             for kinds, others, earlier in (
-                (("repeated_image", "conflicting_labels"), records, first_in_set.get(key)),
-                (("leaked_image", "leaked_image"), train_records, first_in_train.get(key) if is_val else None),
+                (("repeated_image", "conflicting_labels"), annotations, first_in_set.get(key)),
+                (("leaked_image", "leaked_image"), train_annotations, first_in_train.get(key) if is_val else None),
             ):
                 if earlier is not None:
-                    agrees = same_boxes(records, index, others, earlier)
-                    path, other = records.path(index), others.path(earlier)
+                    agrees = same_boxes(annotations, index, others, earlier)
+                    path, other = annotations.path(index), others.path(earlier)
                     detail = ("" if other == path else f"same as {other}, ") + f"{'same' if agrees else 'other'} boxes"
                     yield Finding(kinds[0] if agrees else kinds[1], path, detail)
             first_in_set.setdefault(key, index)
         first_in_train = first_in_set
 
 
-def path_keys(records: Records) -> list[str]:
+def path_keys(annotations: Annotations) -> list[str]:
     """For each image the one spelling that all spellings of its path share."""
-    return [os.path.normcase(os.path.abspath(records.path(index))) for index in range(len(records))]
+    return [os.path.normcase(os.path.abspath(annotations.path(index))) for index in range(len(annotations))]
 
 
-def _same_paths(train_records: Records, val_records: Records) -> list[Finding]:
-    return list(same_images(train_records, val_records, path_keys(train_records), path_keys(val_records)))
+def _same_paths(train_annotations: Annotations, val_annotations: Annotations) -> list[Finding]:
+    return list(
+        same_images(train_annotations, val_annotations, path_keys(train_annotations), path_keys(val_annotations))
+    )
 
 
-def _class_balance(train_records: Records, val_records: Records, class_names: Sequence[str]) -> list[Finding]:
-    train = class_counts(train_records, len(class_names))
-    val = class_counts(val_records, len(class_names), scored=True)
+def _class_balance(
+    train_annotations: Annotations, val_annotations: Annotations, class_names: Sequence[str]
+) -> list[Finding]:
+    train = class_counts(train_annotations, len(class_names))
+    val = class_counts(val_annotations, len(class_names), scored=True)
     findings = []
     if not train.any():
-        findings.append(Finding("no_boxes_at_all", "", f"{len(train_records)} training images, no box"))
+        findings.append(Finding("no_boxes_at_all", "", f"{len(train_annotations)} training images, no box"))
     if not val.any():
-        findings.append(Finding("no_val_boxes", "", f"{len(val_records)} validation images, no box that counts"))
+        findings.append(Finding("no_val_boxes", "", f"{len(val_annotations)} validation images, no box that counts"))
     for name, train_count, val_count in zip(class_names, train.tolist(), val.tolist(), strict=True):
         if train.any() and not train_count:
             findings.append(Finding("class_without_boxes", "", f"{name}: 0 in training, {val_count} in validation"))
@@ -119,12 +122,12 @@ def _class_balance(train_records: Records, val_records: Records, class_names: Se
     return findings
 
 
-def _duplicate_boxes(records: Records, class_names: Sequence[str], input_shape: Sequence[int]) -> list[Finding]:
+def _duplicate_boxes(annotations: Annotations, class_names: Sequence[str], input_shape: Sequence[int]) -> list[Finding]:
     """Each box that an earlier one of its image covers, whichever its class."""
-    earlier = duplicates(records)
+    earlier = duplicates(annotations)
     rows = np.flatnonzero(earlier >= 0)
-    findings = _box_findings("duplicate_box", records, rows, class_names, input_shape)
-    classes = records.classes
+    findings = _box_findings("duplicate_box", annotations, rows, class_names, input_shape)
+    classes = annotations.classes
     return [
         finding._replace(detail=f"{finding.detail}; also labelled {class_names[classes[earlier[row]]]}")
         if classes[row] != classes[earlier[row]]
@@ -133,13 +136,13 @@ def _duplicate_boxes(records: Records, class_names: Sequence[str], input_shape: 
     ]
 
 
-def duplicates(records: Records) -> np.ndarray:
+def duplicates(annotations: Annotations) -> np.ndarray:
     """(M,) for each box the first of its image that it overlaps by more than DUPLICATE_IOU, -1 for none before it."""
-    boxes_xyxy = records.boxes_xyxy.astype(np.float64)
-    owner = np.repeat(np.arange(len(records)), np.diff(records.first))
-    earlier = np.full(len(owner), len(owner))
-    order = np.lexsort((boxes_xyxy[:, 0], owner))
-    sorted_xyxy, sorted_owner = boxes_xyxy[order], owner[order]
+    boxes_xyxy = annotations.boxes_xyxy.astype(np.float64)
+    image_index = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
+    earlier = np.full(len(image_index), len(image_index))
+    order = np.lexsort((boxes_xyxy[:, 0], image_index))
+    sorted_xyxy, sorted_owner = boxes_xyxy[order], image_index[order]
     sides = sorted_xyxy[:, 2:] - sorted_xyxy[:, :2]
     # An IoU over t leaves less than 1 - t of a box's width to its left. So, sorted by left edges, duplicates follow
     # closely, and each pass compares boxes one step further apart that are still in reach: no n x n pairs.
@@ -157,32 +160,32 @@ def duplicates(records: Records) -> np.ndarray:
         pairs = np.stack([order[first], order[second]], axis=1)[overlap > DUPLICATE_IOU * union]
         np.minimum.at(earlier, pairs.max(axis=1), pairs.min(axis=1))
         step += 1
-    return np.where(earlier < len(owner), earlier, -1)
+    return np.where(earlier < len(image_index), earlier, -1)
 
 
-def _odd_boxes(records: Records, class_names: Sequence[str], input_shape: Sequence[int]) -> list[Finding]:
-    sizes_wh = box_sizes_at_input(records, input_shape)
+def _odd_boxes(annotations: Annotations, class_names: Sequence[str], input_shape: Sequence[int]) -> list[Finding]:
+    sizes_wh = box_sizes_at_input(annotations, input_shape)
     shorter, longer = sizes_wh.min(axis=1, initial=np.inf), sizes_wh.max(axis=1, initial=0)
     findings = []
     for kind, is_odd in (
         ("tiny_box", shorter < TINY_SIDE),
         ("thin_box", longer > THIN_ASPECT * shorter),
-        ("difficult_box", records.difficult),
+        ("difficult_box", annotations.difficult),
     ):
-        findings += _box_findings(kind, records, np.flatnonzero(is_odd), class_names, input_shape)
+        findings += _box_findings(kind, annotations, np.flatnonzero(is_odd), class_names, input_shape)
     return findings
 
 
 def _box_findings(
-    kind: str, records: Records, rows: np.ndarray, class_names: Sequence[str], input_shape: Sequence[int]
+    kind: str, annotations: Annotations, rows: np.ndarray, class_names: Sequence[str], input_shape: Sequence[int]
 ) -> list[Finding]:
     """One Finding for each of these rows of the box arrays, with what it takes to find the box in its image."""
-    owners = np.searchsorted(records.first, rows, side="right") - 1
-    sizes_wh = box_sizes_at_input(records, input_shape)[rows].tolist()
-    columns = zip(owners, records.classes[rows], records.boxes_xyxy[rows].tolist(), sizes_wh, strict=True)
+    owners = np.searchsorted(annotations.offsets, rows, side="right") - 1
+    sizes_wh = box_sizes_at_input(annotations, input_shape)[rows].tolist()
+    columns = zip(owners, annotations.classes[rows], annotations.boxes_xyxy[rows].tolist(), sizes_wh, strict=True)
     findings = []
-    for owner, class_id, box_xyxy, (width, height) in columns:
+    for image_index, class_id, box_xyxy, (width, height) in columns:
         corners = ",".join(f"{value:.6g}" for value in box_xyxy)
         at_input = f"{width:.1f} x {height:.1f} at {input_shape[0]}x{input_shape[1]}"
-        findings.append(Finding(kind, records.path(owner), f"{class_names[class_id]} {corners} ({at_input})"))
+        findings.append(Finding(kind, annotations.path(image_index), f"{class_names[class_id]} {corners} ({at_input})"))
     return findings

@@ -5,13 +5,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from utils.io.text import listed
+from utils.io.errors import MissingFileError, UserError
+from utils.io.text import format_table, shorten_list
 
 LEVELS = {
-    "stops": "training refuses to start",
-    "wrong": "training or its scores mean nothing",
-    "harms": "the detector gets worse",
-    "note": "good to know",
+    "error": "training refuses to start",
+    "critical": "training or its scores mean nothing",
+    "warning": "the detector gets worse",
+    "info": "good to know",
 }
 
 
@@ -23,33 +24,35 @@ class Kind(NamedTuple):
 
 # In the order of how much they hurt; tables follow it.
 KINDS = {
-    "missing_image": Kind("stops", "image does not exist", "refuses to start"),
-    "missing_annotation": Kind("stops", "image without annotation file", "refuses to start"),
-    "broken_annotation": Kind("stops", "annotation cannot be read", "refuses to start"),
-    "many_unreadable": Kind("stops", "many images cannot be read", "refuses to start"),
-    "unknown_class": Kind("stops", "box of a class that classes_path lacks", "refuses to start"),
-    "no_boxes_at_all": Kind("stops", "no boxes to learn from", "refuses to start"),
-    "leaked_image": Kind("wrong", "same image in train and val", "uses it: scores come out too high"),
-    "no_val_boxes": Kind("wrong", "no boxes to validate on", "cannot score: every mAP is empty"),
+    "missing_image": Kind("error", "image does not exist", "refuses to start"),
+    "missing_annotation": Kind("error", "image without annotation file", "refuses to start"),
+    "broken_annotation": Kind("error", "annotation cannot be read", "refuses to start"),
+    "many_unreadable": Kind("error", "many images cannot be read", "refuses to start"),
+    "unknown_class": Kind("error", "box of a class that classes_path lacks", "refuses to start"),
+    "no_boxes_at_all": Kind("error", "no boxes to learn from", "refuses to start"),
+    "leaked_image": Kind("critical", "same image in train and val", "uses it: scores come out too high"),
+    "no_val_boxes": Kind("critical", "no boxes to validate on", "cannot score: every mAP is empty"),
     "unreadable_image": Kind(
-        "harms", "image cannot be read", "leaves it out, in validation too (the score looks better)"
+        "warning", "image cannot be read", "leaves it out, in validation too (the score looks better)"
     ),
-    "cut_off_image": Kind("harms", "image lacks its last bytes", "uses it, grey where it is missing"),
-    "conflicting_labels": Kind("harms", "same image twice, labels differ", "learns both"),
-    "size_disagrees": Kind("harms", "annotation states another image size", "takes the boxes as pixels of the image"),
-    "leaked_lookalike": Kind("harms", "nearly the same image in train and val", "uses it: scores come out too high"),
-    "class_without_boxes": Kind("harms", "class without training boxes", "never finds it"),
-    "class_not_validated": Kind("harms", "class without validation boxes", "cannot score it"),
-    "rare_class": Kind("harms", "class with few training boxes", "finds it poorly"),
-    "no_area": Kind("harms", "box without area inside its image", "drops the box"),
-    "clipped_box": Kind("harms", "box reaches beyond its image", "clips the box"),
-    "duplicate_box": Kind("harms", "same box twice in one image", "learns both"),
-    "tiny_box": Kind("harms", "box of a few pixels at input_shape", "learns it, mostly in vain"),
-    "thin_box": Kind("harms", "box absurdly long and thin", "learns it"),
-    "no_label_file": Kind("note", "image without label file", "takes it as background"),
-    "background": Kind("note", "image without boxes", "takes it as background"),
-    "difficult_box": Kind("note", "box marked difficult, or a crowd", "follows keep_difficult; scores ignore it"),
-    "repeated_image": Kind("note", "same image twice, same labels", "uses it twice"),
+    "truncated_image": Kind("warning", "image lacks its last bytes", "uses it, grey where it is missing"),
+    "conflicting_labels": Kind("warning", "same image twice, labels differ", "learns both"),
+    "size_disagrees": Kind("warning", "annotation states another image size", "takes the boxes as pixels of the image"),
+    "leaked_near_duplicate": Kind(
+        "warning", "nearly the same image in train and val", "uses it: scores come out too high"
+    ),
+    "class_without_boxes": Kind("warning", "class without training boxes", "never finds it"),
+    "class_not_validated": Kind("warning", "class without validation boxes", "cannot score it"),
+    "rare_class": Kind("warning", "class with few training boxes", "finds it poorly"),
+    "no_area": Kind("warning", "box without area inside its image", "drops the box"),
+    "clipped_box": Kind("warning", "box reaches beyond its image", "clips the box"),
+    "duplicate_box": Kind("warning", "same box twice in one image", "learns both"),
+    "tiny_box": Kind("warning", "box of a few pixels at input_shape", "learns it, mostly in vain"),
+    "thin_box": Kind("warning", "box absurdly long and thin", "learns it"),
+    "no_label_file": Kind("info", "image without label file", "takes it as background"),
+    "background": Kind("info", "image without boxes", "takes it as background"),
+    "difficult_box": Kind("info", "box marked difficult, or a crowd", "follows keep_difficult; scores ignore it"),
+    "repeated_image": Kind("info", "same image twice, same labels", "uses it twice"),
 }
 
 
@@ -74,11 +77,7 @@ def findings_table(findings: Iterable[Finding]) -> str:
         level, what, effect = KINDS[kind]
         example = ": ".join(part for part in found[0][1:] if part)
         rows.append((level, str(len(found)), what, effect, example))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return "\n".join(
-        f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:<{widths[2]}}  {row[3]:<{widths[3]}}  {row[4]}".rstrip()
-        for row in rows
-    )
+    return format_table(rows, right=(1,))
 
 
 def by_kind(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
@@ -100,20 +99,21 @@ def write_findings(path, findings: Iterable[Finding]) -> None:
             writer.writerows((level, what, image, detail, effect) for _, image, detail in found)
 
 
-def refuse(annotation_path: str, findings: Iterable[Finding], class_names: Sequence[str] = ()) -> None:
-    """Raise where findings stop training: a sentence on each kind, which names them and says what to do.
+def raise_errors(annotation_path: str, findings: Iterable[Finding], class_names: Sequence[str] = ()) -> None:
+    """Raise where findings are errors, with which training cannot start: a sentence on each kind, which names them and
+    says what to do.
 
-    class_names: what classes_path names, for the sentence on unknown classes. Raises FileNotFoundError where the worst
-    are missing files, else ValueError.
+    class_names: what classes_path names, for the sentence on unknown classes. Raises MissingFileError where the worst
+    are missing files, else UserError.
     """
-    stops = [(kind, found) for kind, found in by_kind(findings).items() if KINDS[kind].level == "stops"]
-    if not stops:
+    errors = [(kind, found) for kind, found in by_kind(findings).items() if KINDS[kind].level == "error"]
+    if not errors:
         return
     sentences = []
-    for kind, found in stops:
-        remedy = REMEDIES[kind].format(names=listed(class_names))
+    for kind, found in errors:
+        remedy = REMEDIES[kind].format(names=shorten_list(class_names))
         sentences.append(f"{annotation_path}: {counted(kind, len(found))}: {_named(kind, found)}. {remedy}")
-    error = FileNotFoundError if stops[0][0].startswith("missing") else ValueError
+    error = MissingFileError if errors[0][0].startswith("missing") else UserError
     raise error("\n".join(sentences))
 
 
@@ -133,8 +133,8 @@ def _named(kind: str, found: Sequence[Finding]) -> str:
         return ", ".join(f"{name} ({_times(count)})" for name, count in details.most_common())
     if len(details) == 1 and len(found) > 1:
         (detail,) = details
-        return listed([finding.image for finding in found]) + (f" ({detail})" if detail else "")
-    return listed([": ".join(part for part in finding[1:] if part) for finding in found])
+        return shorten_list([finding.image for finding in found]) + (f" ({detail})" if detail else "")
+    return shorten_list([": ".join(part for part in finding[1:] if part) for finding in found])
 
 
 REMEDIES = {

@@ -5,14 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.data.annotations import Records
-from utils.reporting.hints.classes import class_advice
-from utils.reporting.hints.curves import course_advice
+from utils.data.annotations import Annotations
+from utils.reporting.hints.classes import class_hints
+from utils.reporting.hints.curves import curve_hints
 
 MOST = 10
 # Share of an epoch from which on the wait for images is worth a word.
 MUCH_WAITING = 0.25
-
 # From scratch nothing is found for many epochs, which says nothing. Classes are judged once half of the epochs are
 # done, or once the detector finds so much on the whole that a class near zero stands out.
 RIPE_SHARE, RIPE_MAP = 0.5, 0.3
@@ -25,29 +24,29 @@ class Run(NamedTuple):
 
     settings: object
     class_names: list
-    train_records: Records
-    val_records: Records
+    train_annotations: Annotations
+    val_annotations: Annotations
     decode_rule: dict
     workers: int
 
 
-def advise(run, rows, scores=None, detections=None, is_last=False):
+def collect_hints(run, rows, scores=None, detections=None, is_last=False):
     """What would help, what helps most first: {topic: sentence}, MOST at most, {} where nothing stands out.
 
-    rows: all of utils.history.History so far. scores, detections: of the epoch just evaluated (Evaluation in
-    utils/eval/evaluate.py), None where there are none. is_last: whether the training is over.
+    rows: all rows of MetricsWriter so far. scores, detections: of the epoch just evaluated (Evaluation in
+    utils.evaluation.evaluate), None where there are none. is_last: whether the training is over.
     A topic always means the same, whatever the numbers in its sentence: who has told one need not tell it again before
     the end.
     """
     if not rows:
         return {}
-    remarks = dict(course_advice(rows, run.settings, is_last))
+    remarks = dict(curve_hints(rows, run.settings, is_last))
     if scores and (is_last or is_ripe(run.settings, rows, scores)):
-        by_class = class_advice(run, scores, detections)
+        by_class = class_hints(run, scores, detections)
         # That a class is not found yet, for no other reason, says nothing on the way.
         remarks |= {topic: by_class[topic] for topic in by_class if is_last or not topic.startswith("not found")}
     waiting = float(np.mean([row["data_wait"] for row in rows[1:] or rows]))  # the first epoch starts the workers
-    for sentence in data_wait_advice({"data_wait": waiting}, run.settings, run.workers):
+    for sentence in data_wait_hint({"data_wait": waiting}, run.settings, run.workers):
         remarks["data wait"] = sentence
     return dict(list(remarks.items())[:MOST])
 
@@ -58,7 +57,7 @@ def is_ripe(settings, rows, scores):
     return done >= RIPE_SHARE or scores["map50"] >= RIPE_MAP
 
 
-def data_wait_advice(row, settings, workers):
+def data_wait_hint(row, settings, workers):
     """What to change where an epoch waited much for images: a set of one sentence or none; row as in epoch_line."""
     if row["data_wait"] < MUCH_WAITING:
         return set()

@@ -8,25 +8,20 @@ from utils.data.anchors import best_anchor_iou
 from utils.data.quality.checks import FEW_BOXES, RARE_BOXES, box_sizes_at_input, class_counts
 from utils.evaluation.evaluate import ground_truth
 from utils.evaluation.matching import confusion_matrix
-from utils.io.text import listed
-from utils.training.phases import starts_trained
+from utils.io.text import shorten_list
+from utils.training.phases import is_pretrained
 
 # Below this mAP@0.5 a class is as good as not found.
 LOW_MAP = 0.1
-
 # Pixels of the input, as train.py advises for input_shape: the finest map has a cell every 8, and smaller boxes leave
 # less than one cell's trace. No input is larger than 1280 for any usual network.
 SMALL_SIDE, LARGEST_INPUT = 10, 1280
-
 # An anchor is matched well from this IoU on; where under half of a class's boxes have one, it learns little.
 GOOD_IOU, LEAST_FITTING = 0.5, 0.5
-
 # This share of a class's boxes, found as one other class, is no accident; what is less sure than SURE is no finding.
 CONFUSED, SURE = 1 / 3, 0.1
-
 # Shown from 0.5 on, as people are used to, a class whose best threshold lies so low hardly appears.
 LOW_CONFIDENCE = 0.25
-
 _SENTENCES = {
     "no training boxes": "No training boxes: {}. Label some in train_annotation_path, or take the class out of "
     "classes_path.",
@@ -46,27 +41,26 @@ _SENTENCES = {
     "no validation boxes": "No validation boxes: {}. Nothing tells how well they are found: split anew with `python "
     "tools/voc_annotation.py`.",
 }
-
 # These only keep a class from being judged or shown.
 _LAST = ("low scores", "no validation boxes")
 
 
-def class_advice(run, scores, detections):
+def class_hints(run, scores, detections):
     """{topic: sentence} on classes that are hardly found; first what concerns most of them.
 
-    run: Run of utils/advice/advise.py. scores, detections: of its validation set, see utils/eval/scores.py.
+    run: Run of utils.reporting.hints. scores, detections: of its validation set, see utils.evaluation.scores.
     """
-    train_counts = class_counts(run.train_records, len(run.class_names))
+    train_counts = class_counts(run.train_annotations, len(run.class_names))
     matrix = None
     if any(row["map50"] < LOW_MAP for row in scores["classes"]):
-        matrix = confusion_matrix(ground_truth(run.val_records), detections, len(run.class_names), SURE)
+        matrix = confusion_matrix(ground_truth(run.val_annotations), detections, len(run.class_names), SURE)
     reasons = {}
     for class_id, row in enumerate(scores["classes"]):
         topic, detail = _reason(run, class_id, row, int(train_counts[class_id]), matrix)
         if topic:
             reasons.setdefault(topic, []).append(f"{row['name']}{f' ({detail})' if detail else ''}")
     order = sorted(reasons, key=lambda topic: (topic in _LAST, -len(reasons[topic])))
-    return {topic: _SENTENCES[topic].format(listed(reasons[topic])) for topic in order}
+    return {topic: _SENTENCES[topic].format(shorten_list(reasons[topic])) for topic in order}
 
 
 def _reason(run, class_id, row, train_count, matrix):
@@ -80,7 +74,9 @@ def _reason(run, class_id, row, train_count, matrix):
         return ("low scores", f"best from {row['confidence']:.2f} on") if is_low else ("", "")
     if train_count < FEW_BOXES:
         return "few boxes", f"{train_count}"
-    sizes_wh = box_sizes_at_input(run.train_records, run.settings.input_shape)[run.train_records.classes == class_id]
+    sizes_wh = box_sizes_at_input(run.train_annotations, run.settings.input_shape)[
+        run.train_annotations.classes == class_id
+    ]
     side = float(np.median(sizes_wh.min(axis=1)))
     if side < SMALL_SIDE:
         larger = [32 * math.ceil(length * SMALL_SIDE / max(side, 0.1) / 32) for length in run.settings.input_shape]
@@ -97,5 +93,5 @@ def _reason(run, class_id, row, train_count, matrix):
         return "confused", f"{taken.max():.0%} for {run.class_names[other + (other >= class_id)]}"
     if train_count < RARE_BOXES:
         return "few boxes", f"{train_count}"
-    start = "" if starts_trained(run.settings) else ", from scratch"
+    start = "" if is_pretrained(run.settings) else ", from scratch"
     return f"not found{start}", f"mAP@0.5 {row['map50']:.2f}, {train_count} training boxes"

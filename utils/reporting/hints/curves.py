@@ -4,40 +4,33 @@ import math
 
 import numpy as np
 
-from utils.training.lr_schedule import RATE_LIMITS
-from utils.training.phases import starts_trained
+from utils.training.lr_schedule import LR_LIMITS
+from utils.training.phases import is_pretrained
 
 # Fewer epochs of a phase have no course.
 LEAST_EPOCHS = 10
-
 # On the way that many must have hardly brought anything before it is said.
 ENOUGH_EPOCHS = 15
-
 # The warm-up, with its own ups and downs.
 WARM_UP = 3
-
 # The mean loss of an epoch scatters by 2 to 4 % from one to the next, also on a hundred images.
 JUMP, JUMPS = 1.25, 2
-
 # On the drawn sample the loss falls by 35 % in 14 epochs, by 6 % at a rate that is far too low. A detector that finds
 # much already has less to learn.
 LEAST_FALL, GOOD_MAP = 0.1, 0.3
-
 # As the rate falls so do the losses of any training. On the drawn sample the validation loss falls by 7 to 11 % in the
 # second half where that was enough epochs, by 18 % and more where it was a quarter of them. In the last fifth it must
 # not have come to rest.
 TRAIN_FALL, VAL_FALL, LATE_FALL = 0.05, 0.12, 0.005
-
 # From scratch the first validation losses can be hundreds, until the statistics of BatchNorm have settled. A loss that
 # exceeds that of training so many times says nothing about overfitting.
 MEANINGLESS = 5
-
 # A validation loss scatters by a few percent, the mAP of forty images by 0.02.
 VAL_RISE, MAP_FALL = 1.1, 0.05
 
 
-def course_advice(rows, settings, is_last):
-    """Yield (topic, sentence) on the epochs so far; arguments as utils.advice.advise. Sooner said what helps more."""
+def curve_hints(rows, settings, is_last):
+    """Yield (topic, sentence) on the epochs so far; arguments as collect_hints. Sooner said what helps more."""
     phase = [row for row in rows if row["phase"] == rows[-1]["phase"]]
     if len(phase) < LEAST_EPOCHS:
         return
@@ -46,7 +39,7 @@ def course_advice(rows, settings, is_last):
     best_map = max((value for _, value in maps), default=0)
     yield from _jumps(train, phase, settings)
     # What goes on from good weights has little to learn, and nobody knows how little without a score.
-    is_new = settings.Init_Epoch == 0 and (maps or not starts_trained(settings))
+    is_new = settings.Init_Epoch == 0 and (maps or not is_pretrained(settings))
     if best_map < GOOD_MAP and is_new and (is_last or len(phase) >= ENOUGH_EPOCHS):
         yield from _hardly_falls(train, phase, settings)
     if is_last:
@@ -80,7 +73,7 @@ def _hardly_falls(train, rows, settings):
     names = ["Freeze_Train"] if rows[-1]["phase"] == "frozen" else []
     names += [name for name in ("freeze_layers", "freeze_blocks", "train_only") if getattr(settings, name)]
     names += ["lr_scale"] if 0 in settings.lr_scale.values() else []
-    middle_rate = math.sqrt(math.prod(RATE_LIMITS[settings.optimizer_type]))
+    middle_rate = math.sqrt(math.prod(LR_LIMITS[settings.optimizer_type]))
     if names:
         yield "frozen", f"{start}, and much is frozen by {', '.join(names)}: let more of the network train."
     elif max(row["lr"] for row in rows) < middle_rate:

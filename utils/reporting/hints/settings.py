@@ -1,16 +1,16 @@
-"""Settings that will train badly, and weights that other constants fit better, before time is spent."""
+"""Settings that will train badly, said before time is spent on them."""
 
 import math
 
-from utils.training.lr_schedule import NOMINAL_BATCH, RATE_LIMITS, rates_of
-from utils.training.phases import starts_trained, steps_of
+from utils.training.lr_schedule import LR_LIMITS, NOMINAL_BATCH, lr_range
+from utils.training.phases import count_steps, is_pretrained
 
 
-def advice(settings, phases, images, ranks):
+def setting_hints(settings, phases, images, world_size=1):
     """Sentences on settings that will train badly, before time is spent on them."""
-    if settings.Freeze_Train and not starts_trained(settings):
+    if settings.Freeze_Train and not is_pretrained(settings):
         yield "Freeze_Train is True, but the backbone is untrained (model_path = ''): nothing is worth freezing."
-    if any(min(phase.batch_size // ranks.world_size, images) == 1 for phase in phases):
+    if any(min(phase.batch_size // world_size, images) == 1 for phase in phases):
         yield "A batch of 1 image gives BatchNorm no statistics: use batch sizes of 2 or more."
     if settings.optimizer_type in ("adam", "rmsprop", "adagrad") and settings.weight_decay:
         yield (
@@ -18,7 +18,7 @@ def advice(settings, phases, images, ranks):
             "added to the gradient, where the step size cancels most of it, and the rest falls on rarely used weights. "
             "Meant is nearly always optimizer_type = 'adamw'; else set weight_decay = 0."
         )
-    yield from _advice_on_rates(settings, phases, images)
+    yield from _rate_hints(settings, phases, images)
     rests = settings.freeze_layers or settings.freeze_blocks or settings.train_only
     if rests and not settings.freeze_whole_run and not any(phase.frozen for phase in phases):
         yield "freeze_whole_run is False, but no epoch belongs to the phase of Freeze_Train: nothing is frozen."
@@ -26,10 +26,10 @@ def advice(settings, phases, images, ranks):
         yield "multi_scale ends with the other augmentation, and special_aug_ratio leaves no epoch for it."
     if settings.compile and settings.multi_scale:
         yield "With compile and multi_scale only batches of input_shape itself run compiled; choose one of the two."
-    steps = steps_of(phases, images, settings.accumulate)
-    wanted = 300 if starts_trained(settings) else 1000
+    steps = count_steps(phases, images, settings.accumulate)
+    wanted = 300 if is_pretrained(settings) else 1000
     if steps < wanted and not settings.Init_Epoch:
-        start = "from weights" if starts_trained(settings) else "from scratch"
+        start = "from weights" if is_pretrained(settings) else "from scratch"
         name = "Freeze_Epoch and UnFreeze_Epoch" if phases[-1].frozen else "UnFreeze_Epoch"
         yield (
             f"Only {steps} optimiser steps in all; training {start} wants at least {wanted}: raise {name} to about "
@@ -37,7 +37,7 @@ def advice(settings, phases, images, ranks):
         )
 
 
-def _advice_on_rates(settings, phases, images):
+def _rate_hints(settings, phases, images):
     for phase in phases:
         batches = math.ceil(images / phase.batch_size)
         if settings.accumulate > batches:
@@ -46,9 +46,9 @@ def _advice_on_rates(settings, phases, images):
                 "after which every step ends; the learning rate counts on more. Lower accumulate."
             )
         asked = settings.Init_lr * phase.batch_size * settings.accumulate / NOMINAL_BATCH
-        highest, _ = rates_of(settings, phase)
+        highest, _ = lr_range(settings, phase)
         if not math.isclose(asked, highest):
-            low, high = RATE_LIMITS[settings.optimizer_type]
+            low, high = LR_LIMITS[settings.optimizer_type]
             yield (
                 f"Init_lr {settings.Init_lr:g} is {asked:.1e} for the batches of the {phase.name} phase; it is kept "
                 f"within {low:g} to {high:g} for {settings.optimizer_type}, so {highest:.1e} is used."
@@ -60,26 +60,4 @@ def _advice_on_rates(settings, phases, images):
         yield (
             f"lr_decay_type is {settings.lr_decay_type!r}, and its first step, in epoch {end[settings.lr_decay_type]}, "
             f"comes after UnFreeze_Epoch {settings.UnFreeze_Epoch}: the rate never falls."
-        )
-
-
-def unlike(contract, settings, decode_rule, usual_rule):
-    """Sentences on what a weight file says about itself and the constants do not follow.
-
-    decode_rule: of the network that is trained; usual_rule: of its kind, which files that do not say theirs follow.
-    """
-    if contract.get("model_name") and (usual_rule or {}) | contract.get("decode_rule", {}) != decode_rule:
-        yield (
-            "the weights were trained with other anchors than anchors_path and anchors_mask say; box sizes have to be "
-            "learned anew. Leave both empty to keep those of the weights."
-        )
-    if contract.get("epoch") and not settings.Init_Epoch:
-        yield (
-            f"these weights have seen {contract['epoch']} epochs; this is a new training from them. To go on with that "
-            "one instead, exactly as if it had never stopped, set resume to the folder of its run."
-        )
-    elif contract.get("epoch"):
-        yield (
-            f"this goes on from the weights alone, at epoch {settings.Init_Epoch}: the optimiser and the average of "
-            "the weights begin anew. resume = True (or the folder of the run) would continue exactly."
         )

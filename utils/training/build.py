@@ -1,0 +1,229 @@
+"""From the constants of train.py to what a training is made of: data, network, loss, optimiser, loaders."""
+
+import logging
+from typing import NamedTuple
+
+import torch
+
+from nets import LossOptions, build_criterion, build_model
+from nets.backbones.torchvision import check_backbone
+from utils.checkpoint.resume import check_resumable, resume_summary, weights_of
+from utils.config.cli import to_plain
+from utils.data.anchors import choose_decode_rule, unused_anchors
+from utils.data.annotations import Annotations, build_annotations, class_names_of, read_raw_annotations
+from utils.data.augment import AugmentOptions
+from utils.data.image_cache import RamCache, cache_fits, train_scales
+from utils.data.loader import LoaderOptions, build_train_loader, build_val_loader
+from utils.data.quality.checks import quick_findings
+from utils.data.quality.findings import findings_table, raise_errors
+from utils.data.sampling import MultiScale, multi_scale_of
+from utils.inference.detector import find_weights
+from utils.io.class_names import read_class_names
+from utils.io.errors import UserError
+from utils.io.logger import logger
+from utils.runtime.distributed import all_reduce_sum, convert_sync_bn, local_world_size, rank_zero_first
+from utils.training.engine import OptimWrapper
+from utils.training.freezing import frozen_parameter_names, lr_scales, warn_untrained_frozen
+from utils.training.optim import ModelEMA, build_optimizer, parameter_groups
+from utils.training.phases import build_phases, count_steps
+from utils.weights.load import load_matching, loading_table
+from utils.weights.metadata import make_metadata, warn_weights_differ
+from utils.weights.pretrained import read_pretrained
+from utils.weights.read import read_weights
+
+
+class TrainingData(NamedTuple):
+    """What a training learns from, what it validates on, and what was found wrong with both."""
+
+    class_names: list[str]
+    train: Annotations
+    val: Annotations
+    findings: list
+
+
+def load_dataset(settings):
+    """Read the annotations that the constants name, as TrainingData; what is wrong with them is logged.
+
+    Raises UserError for what makes them unusable.
+    """
+    paths = {"train": settings.train_annotation_path, "val": settings.val_annotation_path}
+    sources = [read_raw_annotations(path, split) for split, path in paths.items()]
+    class_names = read_class_names(settings.classes_path) if settings.classes_path else class_names_of(sources)
+    sets, findings = [], []
+    for path, source in zip(paths.values(), sources, strict=True):
+        annotations, found = build_annotations(source, class_names)
+        raise_errors(path, found, class_names)
+        boxes = len(annotations.boxes_xyxy)
+        logger.info(f"{path}: {len(annotations)} images, {boxes} boxes, {len(class_names)} classes")
+        sets.append(annotations)
+        findings += found
+    findings += quick_findings(*sets, class_names, settings.input_shape, settings.keep_difficult)
+    raise_errors(settings.train_annotation_path, findings, class_names)
+    if findings:
+        table = findings_table(findings)
+        logger.info(f"\nIn the data, the worst first (python tools/check_data.py looks deeper):\n{table}\n")
+    return TrainingData(class_names, _learned(sets[0], settings), sets[1], findings)
+
+
+def _learned(annotations, settings):
+    """The annotations with the boxes that are learned; scores look at all of them."""
+    return annotations if settings.keep_difficult else annotations.without_difficult()
+
+
+def build_detector(settings, class_names, runtime, checkpoint=None):
+    """The network on its device, with the weights that model_path or pretrained names.
+
+    checkpoint: of a run that goes on, with its weights then, else None. Raises UserError for constants that contradict
+    the weights or the checkpoint.
+    """
+    weights = weights_of(settings.resume, checkpoint) if checkpoint else find_start_weights(settings, runtime)
+    metadata = weights.metadata if weights else {}
+    for name in ("model_name", "backbone"):
+        if metadata.get(name, getattr(settings, name)) != getattr(settings, name):
+            raise UserError(
+                f"{name} is {getattr(settings, name)!r}, but {weights.path} ({weights.source}) holds weights of "
+                f"{metadata[name]!r}: set {name} so, or model_path (or resume) to what fits."
+            )
+    decode_rule = choose_decode_rule(settings, metadata)
+    try:
+        model = build_model(
+            settings.model_name, len(class_names), metadata.get("pixel_rule"), decode_rule, settings.backbone
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    network = f"{settings.model_name} with {settings.backbone}" if settings.backbone else settings.model_name
+    logger.info(f"{network} {'from ' + weights.path if weights else 'from scratch'}")
+    uninitialised = set(model.state_dict())
+    if weights:
+        result = load_matching(model, weights, class_names, settings.allow_partial_backbone)
+        logger.info(f"  {weights.source}\n{loading_table(model, result)}")
+        partly = (key for key, count in result.by_class.items() if count < model.num_classes)
+        uninitialised = {*result.missing_keys, *partly}
+    if weights and not checkpoint:
+        warn_weights_differ(metadata, settings.Init_Epoch, model)
+    if settings.anchors_path and (unused := unused_anchors(model.decode_rule)):
+        logger.warning(f"no map has anchors {unused} of {settings.anchors_path}: see anchors_mask")
+    if checkpoint:
+        check_resumable(settings.resume, checkpoint, run_metadata(settings, model, class_names), settings)
+        logger.info("\n".join(resume_summary(settings.resume, checkpoint, settings)))
+    warn_untrained_frozen(model, settings, build_phases(settings), uninitialised)
+    model.to(runtime.device, memory_format=torch.channels_last)
+    return convert_sync_bn(model, settings.sync_bn, runtime)
+
+
+def find_start_weights(settings, runtime):
+    """The weights to start from, fetched first where model_path names a release; None to start from scratch."""
+    if settings.backbone:
+        try:
+            check_backbone(settings.backbone)  # before its weights are fetched
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    with rank_zero_first(runtime.dist):
+        if settings.model_path:
+            return read_weights(find_weights(settings.model_path), settings.weights_format)
+        return read_pretrained(settings.backbone, settings.pretrained) if settings.pretrained else None
+
+
+def run_metadata(settings, model, class_names):
+    """What the weight files of a run say about their use."""
+    rule, plain = augment_options(settings).rule, to_plain(vars(settings))
+    return make_metadata(model, class_names, tuple(settings.input_shape), rule, settings=plain)
+
+
+def build_loss(settings, model):
+    """The criterion of a network, by the constants of the loss block. Raises UserError where they do not fit it."""
+    options = LossOptions(
+        settings.iou_type,
+        settings.label_smoothing,
+        settings.focal_loss,
+        settings.focal_alpha,
+        settings.focal_gamma,
+        settings.ignore_iou,
+        tuple(settings.map_weights),
+    )
+    try:
+        return build_criterion(model, options)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def build_optim(settings, model, criterion, phases, runtime, images):
+    """The OptimWrapper of a training over so many images, with what trains in its first phase."""
+    model.freeze(frozen_parameter_names(model, settings, phases[0].frozen))
+    groups = parameter_groups(model, settings.weight_decay, phases[0].first, lr_scales(model, settings.lr_scale))
+    optimizer = build_optimizer(settings.optimizer_type, groups, settings.momentum)
+    ema = ModelEMA(model, count_steps(phases, images, settings.accumulate)) if settings.ema else None
+    clip = settings.clip_grad_norm, settings.clip_norm_type
+    return OptimWrapper(model, criterion, optimizer, ema, runtime, settings.accumulate, *clip)
+
+
+def augment_options(settings):
+    """The constants of the augmentation block as the loader takes them."""
+    hue, saturation, brightness = settings.colour_jitter
+    return AugmentOptions(
+        augment_epochs=round(settings.special_aug_ratio * settings.UnFreeze_Epoch),
+        mosaic=settings.mosaic,
+        mosaic_prob=settings.mosaic_prob,
+        mixup=settings.mixup,
+        mixup_prob=settings.mixup_prob,
+        scale_range=tuple(settings.scale_range),
+        aspect_jitter=settings.aspect_jitter,
+        flip_prob=settings.flip_prob,
+        hue_gain=hue,
+        saturation_gain=saturation,
+        value_gain=brightness,
+    )
+
+
+def is_mosaic_on(settings, epoch):
+    """Whether an epoch, counted from 0, may join images."""
+    return settings.mosaic and epoch < augment_options(settings).augment_epochs
+
+
+def build_loaders(settings, data, runtime):
+    """The loader of training batches, those of the first phase at first, and that of validation batches."""
+    augment, multi_scale = augment_options(settings), build_multi_scale(settings)
+    workers = runtime.workers(settings.num_workers)
+    options = LoaderOptions(
+        workers, runtime.on_gpu, settings.worker_timeout, runtime.dist.rank, runtime.dist.world_size
+    )
+    batch_size = build_phases(settings, runtime.dist.world_size)[0].batch_size
+    load_image = _ram_cache(settings, data.train, augment, multi_scale, options, runtime)
+    train_loader = build_train_loader(data.train, augment, settings.seed, multi_scale, batch_size, options, load_image)
+    val_loader = build_val_loader(
+        _learned(data.val, settings),
+        tuple(settings.input_shape),
+        augment.rule,
+        2 * settings.Unfreeze_batch_size,
+        options._replace(num_workers=min(workers, 2)),
+    )
+    return train_loader, val_loader
+
+
+def build_multi_scale(settings):
+    """The input shapes of training batches: one, or several with multi_scale."""
+    if not settings.multi_scale:
+        return MultiScale([tuple(settings.input_shape)])
+    last_epoch = augment_options(settings).augment_epochs
+    multi_scale = multi_scale_of(
+        tuple(settings.input_shape), settings.multi_scale_range, settings.multi_scale_period, last_epoch
+    )
+    if len(multi_scale.shapes) == 1:
+        logger.warning("multi_scale is True, but multi_scale_range holds no other multiple of 32: widen it.")
+    logger.info("input sizes: " + ", ".join(f"{height}x{width}" for height, width in sorted(multi_scale.shapes)))
+    return multi_scale
+
+
+def _ram_cache(settings, annotations, augment, multi_scale, options, runtime):
+    """What gives the loader its decoded images; None where it decodes them itself."""
+    if settings.cache != "ram":
+        return None
+    scales, shared = train_scales(annotations, multi_scale.shapes, augment), options.num_workers > 0
+    fits, sentence = cache_fits(annotations, scales, shared, local_world_size())
+    logger.log(logging.INFO if fits else logging.WARNING, sentence)
+    # Ranks must agree before one of them takes memory: else the others see less of it.
+    if all_reduce_sum(torch.tensor(float(fits), device=runtime.device)) < runtime.dist.world_size:
+        return None
+    cache = RamCache(annotations, scales, shared)
+    cache.fill("decoding into main memory" if runtime.dist.is_main else None)
+    return cache
