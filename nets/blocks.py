@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from torch.nn.functional import max_pool2d
 
+from nets.norm_act import norm_act
+
 BATCHNORM_EPS = 1e-3
 BATCHNORM_MOMENTUM = 0.03
 DARKNET_BATCHNORM_EPS = 1e-5
@@ -47,7 +49,7 @@ class BaseConv(nn.Module):
         self.act = nn.SiLU(inplace=True)
 
     def forward(self, x):
-        return self.act(self.bn(self.conv(x)))
+        return norm_act(self.conv(x), self.bn, self.act)
 
 
 class DarknetConv(BaseConv):

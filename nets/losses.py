@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
+from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.ops import sigmoid_focal_loss
 
 from nets.boxes import EPSILON, area, paired_iou
@@ -103,7 +103,8 @@ def objectness_loss(logits, targets, options):
 
 def class_targets(classes, num_classes, label_smoothing):
     """Class numbers (...), of any value where they do not count, to target probabilities (..., num_classes)."""
-    targets = one_hot(classes.long().clamp(0, num_classes - 1), num_classes).float()
+    # one_hot would look at all values first, which makes the host wait.
+    targets = (classes.long().unsqueeze(-1) == torch.arange(num_classes, device=classes.device)).float()
     return targets * (1 - label_smoothing) + label_smoothing / num_classes if label_smoothing else targets
 
 

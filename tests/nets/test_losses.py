@@ -153,7 +153,7 @@ def test_class_targets_literal_values():
     """Prevents smoothing that takes more from the true class than it gives to all, and padding (-1), or what a gather
     left over, from being an index error."""
     classes = torch.tensor([[2.0, 0.0], [-1.0, 3.0]])
-    assert class_targets(classes, 3, 0.0).tolist() == [[[0, 0, 1], [1, 0, 0]], [[1, 0, 0], [0, 0, 1]]]
+    assert class_targets(classes, 3, 0.0).tolist() == [[[0, 0, 1], [1, 0, 0]], [[0, 0, 0], [0, 0, 0]]]
     smooth = class_targets(torch.tensor([1.0]), 4, 0.2)
     assert smooth[0].tolist() == pytest.approx([0.05, 0.85, 0.05, 0.05])
     assert class_targets(torch.tensor([0.0]), 1, 0.2)[0].tolist() == pytest.approx([1.0])
