@@ -135,15 +135,17 @@ Unfreeze_batch_size = 8
 #   fp16            Mixed precision: about half the memory and up to twice the speed, no loss of accuracy to speak of.
 #                   bfloat16 where the hardware has it (GPUs from Ampere on, newer CPUs), else float16 on GPUs and
 #                   float32 on CPUs. Set it to False only to rule it out as the cause of a problem.
-#   num_workers     Processes that prepare images beside the training. -1 chooses: one per core up to 8 with a GPU, none
-#                   on a CPU, where they would take the cores that the network needs. Raise it where an epoch's line
-#                   shows much "data wait"; lower it where main memory is short.
+#   num_workers     Processes that prepare images beside the training. -1 chooses: with a GPU all cores but two, up to
+#                   16; none on a CPU, where they would take the cores that the network needs. Raise it where an epoch's
+#                   line shows much "data wait"; lower it where main memory is short.
 #   worker_timeout  Seconds after which a worker that gives no batch counts as hung, which ends the run with the image
 #                   that it was reading; 0 waits for ever. Raise it where images come over a slow network.
 #   cpu_threads     Threads of the network's computations on a CPU. 0 takes one per core; fewer leave cores for others.
-#   compile         torch.compile: translates the network for this machine, which takes some minutes per phase and pays
-#                   in long trainings on a GPU. Where it fails, training says so and goes on without. With multi_scale
-#                   only batches of input_shape itself gain: choose one of the two.
+#   compile         How steps are sped up on a GPU. 'graphs' records a whole step once and then runs it by one call, to
+#                   the same numbers: with one GPU, sgd, adam or adamw, and accumulate = 1, and elsewhere steps run one
+#                   operation at a time. 'default' is torch.compile, which translates the network for some minutes per
+#                   phase and pays in long trainings; with multi_scale only batches of input_shape itself gain. Where
+#                   either fails, training says so and goes on without. '' for neither.
 #   cudnn_benchmark Let cuDNN try which algorithm is fastest for each size of input. On an H100 the search took 20 s for
 #                   every new size of batch and gained nothing, so it is off; on older GPUs with large networks and a
 #                   single input size it can pay in long trainings.
@@ -159,7 +161,7 @@ fp16 = True
 num_workers = -1
 worker_timeout = 300
 cpu_threads = 0
-compile = False
+compile = "graphs"
 cudnn_benchmark = False
 deterministic = False
 seed = 11
@@ -171,8 +173,10 @@ seed = 11
 #                   do: they are hard to make out, or stand for many objects. Scores never count them.
 #   cache           'ram' decodes every training image once, before the first epoch, and keeps it in main memory at the
 #                   size of the input, one copy for all workers. It spares a quarter to a half of the loader's work.
-#                   Training says how much it takes, and goes on without where it does not fit. '' is off. Zoomed parts
-#                   of images become a little softer.
+#                   Training says how much it takes, and goes on without where it does not fit. Zoomed parts of images
+#                   become a little softer. 'gpu' keeps the images on the GPU and draws mosaic, colours and all else
+#                   there, for data sets of some thousand images; where that does not fit, 'ram' takes its place. ''
+#                   is off.
 # ----------------------------------------------------------------------------------------------------------------------
 keep_difficult = False
 cache = ""
@@ -417,7 +421,7 @@ def main(settings):
     ahead = remaining_phases(phases, progress)
 
     with interruptions(run_logger, checkpointer, optim, train_loader, settings):
-        preflight(optim, settings, ahead, train_loader)
+        memory = preflight(optim, settings, ahead, train_loader)
         if checkpoint:
             unfreeze_begun(optim, phases, progress, settings)
             progress = checkpointer.load(checkpoint, meter)
@@ -436,6 +440,7 @@ def main(settings):
             title = f"epoch {epoch + 1}/{settings.UnFreeze_Epoch}" if runtime.dist.is_main else ""
             set_lr, done = schedule.of_epoch(optim.optimizer, phase, epoch), progress.batches(phase.batch_size)
             result = train_one_epoch(network.train(), train_loader, optim, set_lr, meter, done, title, after_step)
+            memory.check(phase)
             evaluation = evaluate(
                 optim.eval_model,
                 val_loader,

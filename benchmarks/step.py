@@ -2,20 +2,23 @@
 
 python benchmarks/step.py [--frozen_steps=130 --unfrozen_steps=520 ...]
 
-First, seconds per step of each variant, frozen and unfrozen. Then, where counts are given, so many bare steps in a row
-with the constants of train.py, to hold against a whole training of as many steps: compare `CPU seconds` with user plus
-system time of `/usr/bin/time -v python train.py ...` on the same idle machine.
+First, seconds per step of each variant, frozen and unfrozen, and what a step calls. Then, where counts are given, so
+many bare steps in a row with the constants of train.py, to hold against a whole training of as many steps: compare `CPU
+seconds` with user plus system time of `/usr/bin/time -v python train.py ...` on the same idle machine.
 """
 
+import cProfile
 import os
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils.runtime.threads  # noqa: F401 # isort: skip
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nets import build_criterion, build_model
 from utils.config.cli import read_constants, run_script
@@ -47,6 +50,22 @@ unfrozen_steps = 0
 repeats = 8
 Cuda = True
 fp16 = True
+
+
+class OperatorCounter(TorchDispatchMode):
+    """Counts the operators that run inside of it. counts: {name: how often}."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    @property
+    def total(self):
+        return sum(self.counts.values())
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.counts[function.overloadpacket.__name__] += 1
+        return function(*args, **(kwargs or {}))
 
 
 def fixed_batch(batch_size, settings, device):
@@ -95,6 +114,17 @@ def make(settings, device, memory_format, frozen):
     return model.train(), build_criterion(model), batch
 
 
+def count_calls(settings, device, dtype):
+    """(operators, calls of Python functions) of an unfrozen step."""
+    model, criterion, batch = make(settings, device, torch.channels_last, False)
+    bare_step(model, criterion, batch, device, dtype)
+    profile = cProfile.Profile()
+    profile.runcall(bare_step, model, criterion, batch, device, dtype)
+    with OperatorCounter() as counter:
+        bare_step(model, criterion, batch, device, dtype)
+    return counter.total, sum(entry.callcount for entry in profile.getstats() if not isinstance(entry.code, str))
+
+
 def main(settings):
     """Print both tables."""
     device, _ = machine.choose_device(settings.Cuda)
@@ -115,6 +145,8 @@ def main(settings):
             phase = "frozen" if frozen else "unfrozen"
             per_step = f"{wall / settings.repeats:12.3f} {cpu / settings.repeats:11.3f}"
             print(f"{name:34s} {phase:9s} {len(batch[0]):5d} {per_step}")
+    operators, calls = count_calls(settings, device, precision.dtype)
+    print(f"\nan unfrozen step of train.py: {operators} operators, {calls} calls of Python functions")
     if settings.frozen_steps or settings.unfrozen_steps:
         total_wall = total_cpu = 0.0
         for frozen, steps in ((True, settings.frozen_steps), (False, settings.unfrozen_steps)):

@@ -23,7 +23,7 @@ from utils.inference.detector import Detector
 from utils.io.class_names import read_class_names
 from utils.io.errors import UserError
 from utils.io.logger import logger
-from utils.runtime.device import choose_device, choose_precision
+from utils.runtime.device import choose_device
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   first             A weight file: the first word of the command.
@@ -38,7 +38,6 @@ from utils.runtime.device import choose_device, choose_precision
 #   batch_size        Images at a time.
 #   num_workers       Processes that prepare images; 0 for none.
 #   Cuda              Use the GPU where there is one.
-#   fp16              Mixed precision as in training: faster; False is the most exact.
 # ----------------------------------------------------------------------------------------------------------------------
 first = ""
 second = ""
@@ -52,7 +51,6 @@ nms_iou = 0.65
 batch_size = 16
 num_workers = 0
 Cuda = True
-fp16 = False
 
 _METRICS = ("AP", "AP50", "AP75", "map50")
 
@@ -79,9 +77,8 @@ def main(settings):
         logger.info(findings_table(findings))
     if sentence:
         logger.warning(sentence)
-    precision = choose_precision(settings.fp16, device)
     eval_options = EvalOptions(settings.confidence, settings.nms_iou)
-    options = precision, settings.batch_size, settings.num_workers, eval_options
+    options = settings.batch_size, settings.num_workers, eval_options
     found = [evaluate_detector(detector, annotations, *options).detections for detector in detectors]
     rows = compare(ground_truth(annotations), found, names, len(annotations), settings)
     logger.info(f"\n{format_rows(rows, settings.metric)}\n\n{verdict(rows, settings, len(annotations))}")

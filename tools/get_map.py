@@ -28,7 +28,6 @@ from utils.evaluation.scores import format_scores, score_detections
 from utils.inference.detector import open_detector
 from utils.io.errors import MissingFileError, UserError
 from utils.io.logger import logger
-from utils.runtime.device import choose_precision
 from utils.visualize.curves import draw_curves
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -55,7 +54,6 @@ from utils.visualize.curves import draw_curves
 #   batch_size        Images at a time.
 #   num_workers       Processes that prepare images; 0 for none.
 #   Cuda              Use the GPU where there is one.
-#   fp16              Mixed precision as in training: faster, and its very numbers; False is the most exact.
 #   map_out_path      Folder for scores, detections and curves; what an earlier run left there is replaced.
 # ----------------------------------------------------------------------------------------------------------------------
 annotation_path = "VOCdevkit/Sample/ImageSets/Main/val.txt"
@@ -77,7 +75,6 @@ resamplings = 1000
 batch_size = 16
 num_workers = 0
 Cuda = True
-fp16 = False
 map_out_path = "map_out"
 
 
@@ -137,13 +134,12 @@ def check_paths(settings, folder):
 def detect(settings):
     """Run the network of a weight file over labelled images. Returns Labelled."""
     detector = open_detector(settings, tta_flip=settings.tta_flip, tta_scales=settings.tta_scales)
-    precision = choose_precision(settings.fp16, detector.device)
     annotations, findings = read_annotations(settings.annotation_path, detector.class_names, "val")
     logger.info(f"{settings.annotation_path}: {len(annotations)} images, {len(annotations.boxes_xyxy)} boxes")
     if findings:
         logger.info(findings_table(findings))
     options = EvalOptions(settings.confidence, settings.nms_iou, settings.MINOVERLAP)
-    evaluation = evaluate_detector(detector, annotations, precision, settings.batch_size, settings.num_workers, options)
+    evaluation = evaluate_detector(detector, annotations, settings.batch_size, settings.num_workers, options)
     notes = [f"{path} cannot be decoded; its objects count as missed" for path in evaluation.unreadable]
     names = [Path(annotations.path(number)).name for number in range(len(annotations))]
     image_ids, category_ids = list(range(1, len(names) + 1)), list(range(1, len(detector.class_names) + 1))

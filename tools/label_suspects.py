@@ -35,7 +35,6 @@ from utils.image.codec import read_image, write_image
 from utils.inference.detector import open_detector
 from utils.io.errors import UserError
 from utils.io.logger import logger
-from utils.runtime.device import choose_precision
 from utils.visualize.images import boxes_tile, sheet
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -52,7 +51,6 @@ from utils.visualize.images import boxes_tile, sheet
 #   batch_size        Images at a time.
 #   num_workers       Processes that prepare images; 0 for none.
 #   Cuda              Use the GPU where there is one.
-#   fp16              Mixed precision as in training: faster; False is the most exact.
 # ----------------------------------------------------------------------------------------------------------------------
 model_path = "logs/best_epoch_weights.pth"
 annotation_path = "VOCdevkit/Sample/ImageSets/Main/train.txt,VOCdevkit/Sample/ImageSets/Main/val.txt"
@@ -66,7 +64,6 @@ input_shape = []
 batch_size = 16
 num_workers = 0
 Cuda = True
-fp16 = False
 
 # IoU: boxes below NEAR have nothing to do with each other, from SAME on they are of one object, and from TIGHT on their
 # places agree: the boxes of a good detector reach 0.8 to 0.95.
@@ -163,9 +160,8 @@ def look_at(path, split, detector, settings):
     logger.info(f"{path}: {len(annotations)} images, {len(annotations.boxes_xyxy)} boxes")
     if findings:
         logger.info(findings_table(findings))
-    precision = choose_precision(settings.fp16, detector.device)
     options = EvalOptions(confidence=_LOWEST_CONFIDENCE)
-    evaluation = evaluate_detector(detector, annotations, precision, settings.batch_size, settings.num_workers, options)
+    evaluation = evaluate_detector(detector, annotations, settings.batch_size, settings.num_workers, options)
     for unreadable in evaluation.unreadable:
         logger.warning(f"{unreadable} cannot be decoded and is left out")
     labels, detections, names = ground_truth(annotations), evaluation.detections, detector.class_names

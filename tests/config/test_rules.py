@@ -21,7 +21,7 @@ def a_schedule(epoch):
             "lr_scale is ['backbone']; expected factors by name, such as {'backbone': 0.1}; {}",
         ),
         ("--freeze_layers=backbone", "freeze_layers is 'backbone'; expected a list of names, such as ['backbone', 'n"),
-        ("--compile=1", "compile is 1; expected True or False."),
+        ("--compile=1", "compile is '1'; expected 'graphs', 'default', or '' for neither."),
         ("--fp16=maybe", "fp16 is 'maybe'; expected True or False."),
         ("--seed=1.5", "seed is 1.5; expected a whole number, 0 or more."),
         ("--seed=", "seed is ''; expected a whole number, 0 or more."),
@@ -87,7 +87,7 @@ def test_shipped_constants_pass_their_checks(constants):
 
 BAD_VALUES = [
     *[(name, "yes") for name in ("Cuda", "distributed", "sync_bn", "fp16", "mosaic", "mixup", "Freeze_Train")],
-    *[(name, 1) for name in ("ema", "eval_flag", "compile", "cudnn_benchmark", "deterministic", "focal_loss")],
+    *[(name, 1) for name in ("ema", "eval_flag", "cudnn_benchmark", "deterministic", "focal_loss")],
     *[(name, None) for name in ("multi_scale", "freeze_whole_run", "allow_partial_backbone", "keep_difficult")],
     ("patience", -1),
     ("patience", 2.5),
@@ -99,6 +99,8 @@ BAD_VALUES = [
     ("keep_checkpoints", 2.5),
     ("worker_timeout", -1),
     ("worker_timeout", 1.5),
+    ("compile", 1),
+    ("compile", "fast"),
     ("cache", "disk"),
     ("cache", True),
     *[(name, 0) for name in ("gpu_ids", "classes_path", "train_annotation_path", "val_annotation_path")],

@@ -10,12 +10,12 @@ from utils.data.augment import (
     AugmentParameters,
     PlacedImage,
     SampleKey,
-    apply_parameters,
     augmented_targets,
     largest_scales,
     painted_yxyx,
     sample_parameters,
 )
+from utils.data.draw import apply_parameters
 from utils.image.codec import reduce
 from utils.image.letterbox import letterbox, placement
 

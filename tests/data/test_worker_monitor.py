@@ -223,10 +223,13 @@ def test_workers_are_deaf_to_signals_for_the_main_process():
 
 def test_signals_wait_while_workers_start():
     """Prevents Ctrl-C from ending a worker that is just being started, and from being lost to the main process."""
+    # A shell starts what runs in its background with Ctrl-C ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt), worker_monitor._signals_blocked():
         # To this thread: one that has no mask might take what is for the process.
         signal.pthread_kill(threading.get_ident(), signal.SIGINT)
         reached = True
+    signal.signal(signal.SIGINT, before)
     assert reached
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 

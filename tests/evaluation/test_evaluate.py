@@ -25,10 +25,9 @@ from utils.evaluation.evaluate import (
 from utils.image.codec import write_image
 from utils.image.letterbox import boxes_to_input, placement
 from utils.inference.base import Boxes
-from utils.runtime.device import Precision, RuntimeContext
+from utils.runtime.device import FLOAT32, Precision, RuntimeContext
 from utils.runtime.distributed import DistInfo
 
-FLOAT32 = Precision(torch.float32, False, "float32")
 RUNTIME = RuntimeContext(torch.device("cpu"), DistInfo(), FLOAT32)
 NAMES = ["cat", "dog"]
 INPUT = (64, 64)
@@ -101,6 +100,20 @@ def test_a_perfect_network_scores_one(annotations):
     rows_by_class = [(row["name"], row["boxes"], row["map50"]) for row in scores["classes"]]
     assert rows_by_class == [("cat", 2, 1.0), ("dog", 1, 1.0)]
     assert scores["images"] == 3
+
+
+def test_scores_are_those_of_float32(annotations):
+    """Prevents a validation in a training's bfloat16, whose scores tie, or in float16, which overflows early on."""
+    types = []
+
+    class Model(FakeModel):
+        def forward(self, images):
+            types.append(torch.mm(torch.ones(1, 1), torch.ones(1, 1)).dtype)
+            return super().forward(images)
+
+    runtime = RUNTIME._replace(precision=Precision(torch.bfloat16, False, ""))
+    run_network(Model(rows(annotations)).eval(), batches(annotations), annotations, runtime)
+    assert types == [torch.float32, torch.float32]
 
 
 def test_a_network_that_finds_nothing_scores_zero(annotations):
@@ -245,7 +258,7 @@ def test_a_detector_is_evaluated_in_its_own_size_and_classes(tmp_path):
     annotations = Annotations(paths, sizes_hw, [len(item.scores) for item in found], boxes_xyxy, classes)
     options = EvalOptions(confidence=0.3, nms_iou=0.5)
     for num_workers in (0, 1):
-        evaluation = evaluate_detector(detector, annotations, FLOAT32, 2, num_workers, options)
+        evaluation = evaluate_detector(detector, annotations, 2, num_workers, options)
         assert evaluation.loss is None and evaluation.scores["map50"] == 1.0
         assert [row["name"] for row in evaluation.scores["classes"]] == TINY_NAMES
         assert evaluation.detections.boxes_xyxy == pytest.approx(boxes_xyxy, abs=1e-3)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from launched import SETTINGS
 
+from utils.io.errors import UserError
 from utils.io.logger import logger
 from utils.runtime import device as device_module
 from utils.runtime.device import Precision, RuntimeContext
@@ -204,17 +205,64 @@ def test_other_ranks_are_silent(monkeypatch, capsys):
     [
         ("cpu", 1, 16, -1, 0),
         ("cpu", 1, 16, 3, 3),
-        ("cuda", 1, 6, -1, 6),
-        ("cuda", 1, 32, -1, 8),
-        ("cuda", 4, 16, -1, 4),
+        ("cuda", 1, 6, -1, 4),
+        ("cuda", 1, 32, -1, 16),
+        ("cuda", 4, 18, -1, 4),
         ("cuda", 8, 4, -1, 1),
-        ("cuda", 1, None, -1, 1),
+        ("cuda", 1, 1, -1, 1),
         ("cuda", 1, 32, 0, 0),
         ("cuda", 1, 4, 12, 12),
     ],
 )
 def test_workers(monkeypatch, device, world_size, cores, asked, expected):
     """Prevents loaders that take the CPU from the network, or more processes than the machine has cores."""
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(device_module, "available_cores", lambda: cores)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(world_size))
     assert context(device, world_size).workers(asked) == expected
+
+
+def test_a_container_has_the_cores_that_it_may_use(monkeypatch):
+    """Prevents sixteen workers in a container that was given two cores of a large machine."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {4, 5}, raising=False)
+    assert device_module.available_cores() == 2
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert device_module.available_cores() == 1
+
+
+def test_a_gpu_that_torch_does_not_support_is_one_sentence(monkeypatch):
+    """Prevents a trace after the data were read, where a card is too old or too new for this torch."""
+
+    def fails(*_):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmany more lines")
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", fails)
+    monkeypatch.setattr(torch, "ones", lambda *_, device: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Tesla K80")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (3, 7))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80"])
+    with pytest.raises(UserError) as error:
+        device_module.check_kernels(torch.device("cuda"))
+    assert str(error.value) == (
+        f"Tesla K80 (compute capability 3.7) does not run torch {torch.__version__}, which is built for sm_75, sm_80 "
+        "(CUDA error: no kernel image is available for execution on the device): install a torch that supports this "
+        "GPU, update its driver, or train on the CPU by Cuda = False."
+    )
+
+
+def test_a_device_that_computes_passes():
+    """Prevents a check that refuses all."""
+    device_module.check_kernels(CPU)
+
+
+@pytest.mark.parametrize(("count", "launched", "is_told"), [(1, False, False), (4, False, True), (4, True, False)])
+def test_several_gpus_without_a_launcher_hear_of_it(monkeypatch, count, launched, is_told):
+    """Prevents people from training with DataParallel because nobody told them how to start one process per GPU."""
+    properties = SimpleNamespace(name="NVIDIA H100", total_memory=80 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: properties)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(device_module, "is_distributed", lambda: launched)
+    rows = dict(device_module.describe(torch.device("cuda")))
+    assert rows["device"] == f"{count} x NVIDIA H100, 80.0 GiB each"
+    assert ("several GPUs" in rows) is is_told
+    assert not is_told or rows["several GPUs"].endswith(": torchrun --nproc_per_node=4 train.py")

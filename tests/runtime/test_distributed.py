@@ -233,6 +233,16 @@ def test_one_device_wraps_for_precision_alone():
     assert network(torch.ones(1, 1)).dtype == torch.float32
 
 
+@pytest.mark.parametrize(("norm", "broadcasts"), [(nn.BatchNorm2d, True), (nn.SyncBatchNorm, False)])
+def test_statistics_are_exchanged_where_ranks_differ(monkeypatch, norm, broadcasts):
+    """Prevents statistics from being sent in every step where SyncBatchNorm gives all ranks the same."""
+    given = {}
+    monkeypatch.setattr(distributed, "is_distributed", lambda: True)
+    monkeypatch.setattr(nn.parallel, "DistributedDataParallel", lambda network, **options: given.update(options))
+    distributed.wrap_model(nn.Sequential(norm(2)), context())
+    assert given == {"device_ids": None, "gradient_as_bucket_view": True, "broadcast_buffers": broadcasts}
+
+
 def test_threads_compute_in_the_precision_of_the_run():
     """Prevents DataParallel's replicas, which run in threads of their own, from computing in float32: the autocast of
     the caller does not reach other threads."""

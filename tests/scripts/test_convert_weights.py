@@ -229,7 +229,7 @@ def test_from_the_command_line_to_boxes(sources, tmp_path):
     assert (tmp_path / "img_out/a.png").is_file()
     finished = run_here(
         *("tools/get_map.py", *common, f"--annotation_path={tmp_path / 'list.txt'}"),
-        *(f"--map_out_path={tmp_path / 'map_out'}", "--fp16=False"),
+        f"--map_out_path={tmp_path / 'map_out'}",
     )
     assert finished.status == 0, finished.error
     assert "1 images, 1 boxes" in finished.said

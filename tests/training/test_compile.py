@@ -66,8 +66,8 @@ def compiled_by(monkeypatch, compiler):
 def counting(calls):
     """A compiler whose networks note what they are called with."""
 
-    def compiler(network, dynamic):
-        assert not dynamic
+    def compiler(network, dynamic, fullgraph):
+        assert not dynamic and fullgraph
 
         def compiled(images):
             calls.append((tuple(images.shape), images.dtype))
@@ -79,7 +79,7 @@ def counting(calls):
 
 
 def test_a_compiled_network_is_used(monkeypatch, capsys):
-    """Prevents compile = True without effect, and a translation for the last batch of each epoch, which has another
+    """Prevents compile without effect, and a translation for the last batch of each epoch, which has another
     shape; the step that tries it leaves no trace in weights, statistics and gradients."""
     calls = []
     network, compiled = compiled_by(monkeypatch, counting(calls))
@@ -101,7 +101,7 @@ def test_a_failing_compiler_ends_no_training(monkeypatch, capsys, when, message,
     def fail(*_, **__):
         raise RuntimeError(message)
 
-    network, compiled = compiled_by(monkeypatch, fail if when == "at once" else lambda network, dynamic: fail)
+    network, compiled = compiled_by(monkeypatch, fail if when == "at once" else lambda network, **_: fail)
     assert compiled is network
     note = f"note: torch.compile fails here (RuntimeError: {shown}); training goes on without it.\n"
     assert capsys.readouterr().out == TRIED + note
@@ -135,8 +135,8 @@ def test_data_parallel_is_not_compiled(monkeypatch, capsys):
     optim.runtime = RuntimeContext(torch.device("cuda"), DistInfo(), FLOAT32)
     assert compile_network(model, optim, SHAPE) is model
     assert capsys.readouterr().out == (
-        "note: compile is True, but one process drives several GPUs here: start one process per GPU with torchrun, or "
-        "choose one by gpu_ids.\n"
+        "note: compile is 'default', but one process drives several GPUs here: start one process per GPU with "
+        "torchrun, or choose one by gpu_ids.\n"
     )
 
 

@@ -165,20 +165,23 @@ def test_average_by_hand():
         model.weight.fill_(1.0)
         model.running_mean.fill_(3.0)
         model.num_batches_tracked.fill_(7)
-    average.update(model)
+    average.advance()
+    average.update()
     assert average.model.weight.item() == pytest.approx(0.5)
     assert average.model.running_mean.item() == 3.0
     assert average.model.num_batches_tracked.item() == 7
 
     with torch.no_grad():
         model.weight.fill_(2.6)
-    average.update(model)
+    average.advance()
+    average.update()
     assert average.model.weight.item() == pytest.approx(1.5)  # 0.5 + 2.1 / 2.1
 
     average.steps = 500  # far into the run the horizon no longer grows
     with torch.no_grad():
         model.weight.fill_(2.5)
-    average.update(model)
+    average.advance()
+    average.update()
     assert average.model.weight.item() == pytest.approx(1.7)  # 1.5 + 1.0 / 5
 
 
@@ -206,7 +209,8 @@ def test_the_horizon_follows_the_length_of_the_run(total_steps, horizon):
     if horizon == 1.0:
         with torch.no_grad():
             model.weight.fill_(4.0)
-        average.update(model)
+        average.advance()
+        average.update()
         assert average.model.weight.item() == 4.0
 
 
@@ -314,9 +318,11 @@ def test_the_average_stays_where_a_step_is_skipped():
     average = ModelEMA(model, 1000)
     with torch.no_grad():
         model.weight.fill_(3.0)
-    average.update(model, torch.tensor(True))
+    average.advance()
+    average.update(torch.tensor(True))
     assert average.model.weight.item() == 1.0
-    average.update(model, torch.tensor(False))
+    average.advance()
+    average.update(torch.tensor(False))
     assert average.model.weight.item() == pytest.approx(1 + 2 / 2.1)
 
 
@@ -327,10 +333,12 @@ def test_the_average_goes_on_from_its_state():
     for step in range(6):
         with torch.no_grad():
             model.weight.fill_(step / 7)
-        whole.update(model)
+        whole.advance()
+        whole.update()
         if step == 3:
             state = first.state_dict()
-            first = ModelEMA(nn.BatchNorm1d(1), 1000)
+            first = ModelEMA(model, 1000)
             first.load_state_dict(state)
-        first.update(model)
+        first.advance()
+        first.update()
     assert (first.steps, first.model.weight.item()) == (6, whole.model.weight.item())

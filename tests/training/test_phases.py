@@ -21,6 +21,7 @@ from utils.training.phases import (
     remaining_phases,
     start_phase,
     unfreeze_begun,
+    val_batch_size,
 )
 
 WEIGHTS = {"model_path": "a.pth"}
@@ -138,14 +139,16 @@ def test_a_phase_that_unfreezes_measures_statistics_in_float32():
     model, dtypes, before = optim.model, [], state_of(optim.model)
     norm = model.get_submodule("backbone.backbone.dark2.1.conv1.bn")
     norm.register_forward_pre_hook(lambda layer, inputs: dtypes.append((inputs[0].dtype, layer.training)))
+    conv = model.get_submodule("backbone.backbone.dark2.1.conv1.conv")
+    conv.register_forward_hook(lambda layer, inputs, output: dtypes.append(output.dtype))
     network = start_phase(UNFROZEN, optim, loader, settings_of())
-    assert dtypes == [(torch.float32, False)] * 2 and loader.told == [(10, 2)]
+    assert dtypes == [torch.float32, (torch.float32, False)] * 2 and loader.told == [(10, 2)]
     backbone = {key for key in before if key.startswith("backbone.backbone.") and ".bn." in key}
     assert changed(model, before) == {key for key in backbone if not key.endswith("num_batches_tracked")}
     assert changed(optim.ema.model, state_of(model)) == set()
     assert [group["start_epoch"] for group in optim.optimizer.param_groups] == [0, 0, 10, 10]
     network(loader[0].images)
-    assert dtypes[2:] == [(torch.bfloat16, True)]
+    assert dtypes[4:] == [torch.bfloat16] and norm.training
 
 
 def test_a_frozen_phase_changes_nothing():
@@ -176,3 +179,9 @@ def test_what_trained_when_a_run_was_broken_off_trains_again(progress, starts):
     unfreeze_begun(optim, [FROZEN, UNFROZEN], progress, settings_of())
     assert [group["start_epoch"] for group in optim.optimizer.param_groups] == starts
     assert optim.model.backbone_frozen is (len(starts) == 2)
+
+
+@pytest.mark.parametrize(("batch_size", "world_size", "expected"), [(8, 1, 16), (8, 4, 4), (2, 8, 1)])
+def test_ranks_share_a_validation_batch(batch_size, world_size, expected):
+    """Prevents validation batches that grow with the number of GPUs, until their memory is full."""
+    assert val_batch_size(SimpleNamespace(Unfreeze_batch_size=batch_size), world_size) == expected

@@ -17,7 +17,14 @@ from utils.training.engine import OptimWrapper
 from utils.training.freezing import frozen_parameter_names
 from utils.training.optim import ModelEMA, build_optimizer, parameter_groups
 from utils.training.phases import Phase
-from utils.training.preflight import is_out_of_memory, max_boxes, out_of_memory_message, preflight, try_steps
+from utils.training.preflight import (
+    MemoryForecast,
+    is_out_of_memory,
+    max_boxes,
+    out_of_memory_message,
+    preflight,
+    try_steps,
+)
 
 FROZEN, UNFROZEN = Phase(True, 0, 2, 4), Phase(False, 2, 6, 2)
 SHAPES = [(32, 64), (64, 64), (32, 32)]
@@ -70,17 +77,18 @@ def tried(criterion=None, settings=None, phases=(FROZEN, UNFROZEN)):
 def test_the_largest_steps_are_tried_and_leave_no_trace(optimizer_type):
     """Prevents memory that runs out at the unfreeze epoch, after hours; and a training that is another one for having
     been tried: weights, statistics, what is frozen and random numbers stay as they were."""
-    words = tried(settings=settings_of(optimizer_type=optimizer_type)).split(", ")
-    assert [part.rsplit(" ", 2)[0] for part in words] == [
+    words, peaks = tried(settings=settings_of(optimizer_type=optimizer_type))
+    assert [part.rsplit(" ", 2)[0] for part in words.split(", ")] == [
         "frozen step of 4 x 64 x 64",
         "unfrozen step of 2 x 64 x 64",
         "validation batch of 4",
     ]
+    assert peaks == {}  # a CPU tells none
 
 
 def test_layers_that_are_frozen_before_the_unfreeze_epoch_still_are_after_it():
     """Prevents a run that goes on at its unfreeze epoch from skipping what eases it: there the frozen phase is past."""
-    assert tried(phases=[UNFROZEN]).startswith("unfrozen step of 2")
+    assert tried(phases=[UNFROZEN])[0].startswith("unfrozen step of 2")
 
 
 @pytest.mark.parametrize(
@@ -92,6 +100,7 @@ def test_layers_that_are_frozen_before_the_unfreeze_epoch_still_are_after_it():
             True,
         ),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"), True),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), True),
         (RuntimeError("The size of tensor a (3) must match"), False),
         (RuntimeError(), False),
     ],
@@ -169,3 +178,30 @@ def test_the_preflight_of_a_loader(capsys):
     settings = settings_of()
     preflight(optim_of(settings), settings, [FROZEN], loader)
     assert capsys.readouterr().out.startswith("preflight: frozen step of 2 x 64 x 64 ")
+
+
+@pytest.mark.parametrize(("accumulate", "batches"), [(1, 2), (2, 4), (5, 4)])
+def test_a_window_of_batches_is_tried(accumulate, batches):
+    """Prevents memory that runs out at the second batch of a window, which finds the gradients of the first."""
+    usual, seen = build_criterion(build_model("yolox_nano", 2)), []
+
+    class Counts(Criterion):
+        def forward(self, raw, targets):
+            seen.append(len(targets))
+            return usual(raw, targets)
+
+    tried(Counts(), settings_of(accumulate=accumulate))
+    assert seen == [4] * (batches // 2) + [2] * (batches // 2)
+
+
+def test_a_peak_above_the_forecast_is_said_once(monkeypatch, capsys):
+    """Prevents a training that takes more memory than preflight said, and nobody knows."""
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**30)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    memory = MemoryForecast({"frozen": 2 * 2**30, "unfrozen": 2.9 * 2**30})
+    for phase in (FROZEN, FROZEN, UNFROZEN):
+        memory.check(phase)
+    assert capsys.readouterr().out == (
+        "note: the frozen phase took 3.0 GiB of the GPU's memory, where preflight measured 2.0: leave room for it.\n"
+    )
+    MemoryForecast({}).check(FROZEN)  # as on a CPU

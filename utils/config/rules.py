@@ -16,7 +16,8 @@ RELEASE_NAMES = (
     *("yolov4", "yolov4.conv.137", "yolov4_tiny", "yolov4-tiny.conv.29"),
 )
 IOU_TYPES = ("", "iou", "ciou", "siou")
-CACHES = ("", "ram")
+CACHES = ("", "ram", "gpu")
+COMPILES = ("", "default", "graphs", True, False)  # the last two as in older scripts
 TYPE_NAMES = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -181,7 +182,7 @@ INPUT_SHAPE = (
 # What each constant of train.py may be: (test, the words for what was expected).
 RULES = {
     **dict.fromkeys(("Cuda", "distributed", "sync_bn", "fp16", "mosaic", "mixup", "Freeze_Train"), _FLAG),
-    **dict.fromkeys(("ema", "eval_flag", "compile", "cudnn_benchmark", "deterministic", "focal_loss"), _FLAG),
+    **dict.fromkeys(("ema", "eval_flag", "cudnn_benchmark", "deterministic", "focal_loss"), _FLAG),
     **dict.fromkeys(("multi_scale", "freeze_whole_run", "allow_partial_backbone", "keep_difficult"), _FLAG),
     "patience": (_whole(0), "a number of epochs, 0 for off."),
     "resume": (
@@ -191,7 +192,8 @@ RULES = {
     "save_minutes": (_number(0), "a number of minutes, 0 to save at the end of epochs only."),
     "keep_checkpoints": (_whole(0), "how many files ep*.pth to keep, 0 for all."),
     "worker_timeout": (_whole(0), "a number of seconds, 0 to wait for ever."),
-    "cache": (CACHES.__contains__, "'ram', or '' for none."),
+    "compile": (lambda value: str(value) in map(str, COMPILES), "'graphs', 'default', or '' for neither."),
+    "cache": (CACHES.__contains__, "'ram', 'gpu', or '' for none."),
     **dict.fromkeys(("classes_path", "train_annotation_path", "val_annotation_path"), _TEXT),
     **dict.fromkeys(("model_name", "backbone", "model_path", "anchors_path", "save_dir"), _TEXT),
     "gpu_ids": (_is_gpu_list, "numbers with commas, such as '0' or '0,2', or '' for all GPUs."),

@@ -1,19 +1,18 @@
-"""Augmentation: the random choices of a sample first, then its pixels.
+"""Augmentation: the random choices of a sample, and its boxes. utils/data/draw.py draws the pixels.
 
 The parameters of a sample are a pure function of the seed and its key, and the keys of an epoch are one of (seed,
 epoch), see utils/data/sampling.py. So a sample is the same with any number of workers and ranks and after a resume, and
 its boxes follow from the parameters alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from utils.data.annotations import Annotations
-from utils.image.letterbox import PAD, placement, resize_into
-from utils.image.opencv import cv2
+from utils.image.letterbox import PAD, placement
 
 # A box stays a target if this fraction of it is left after clipping, and no side is shorter than this in input pixels.
 MIN_VISIBLE = 0.3
@@ -218,74 +217,3 @@ def _visible_boxes(annotations: Annotations, placed: PlacedImage) -> tuple[np.nd
     keep = sides.prod(axis=1) >= MIN_VISIBLE * whole_sides.prod(axis=1)
     keep &= (sides >= MIN_SIDE).all(axis=1)
     return boxes_xyxy[keep], annotations.labels(placed.index)[keep]
-
-
-# Of the NTSC standard.
-RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
-YIQ_TO_RGB = np.linalg.inv(RGB_TO_YIQ)
-
-
-def apply_parameters(
-    params: AugmentParameters, load_image: Callable[[int], np.ndarray], annotations: Annotations, pad: int
-) -> np.ndarray:
-    """Draw a sample: (H, W, 3) uint8 RGB, with pad where no image is.
-
-    load_image: image index -> (h, w, 3) uint8 RGB array, of the size in the annotations or smaller; it is not written
-    to.
-    """
-    canvas = np.full((*params.input_shape, 3), pad, np.uint8)
-    for placed in params.images:
-        draw_image(canvas, placed, load_image(placed.index), annotations.sizes_hw[placed.index].tolist())
-    if params.partner is not None:
-        blend(canvas, apply_parameters(params.partner, load_image, annotations, pad), params.weight)
-    y1, x1, y2, x2 = painted_yxyx(params)
-    painted = canvas[y1:y2, x1:x2]
-    if params.gains != NEUTRAL_GAINS:
-        change_colour(painted, *params.gains)
-    if params.flip:
-        flip(painted)
-    return canvas
-
-
-def draw_image(canvas: np.ndarray, placed: PlacedImage, image_rgb: np.ndarray, size_hw: tuple[int, int]) -> None:
-    """Draw the visible part of an image into its clip rectangle of the canvas.
-
-    image_rgb may be smaller than the image of the annotations, size_hw: then the crop meets its place within half a
-    pixel.
-    """
-    y1, x1, y2, x2 = placed.clip_yxyx
-    share_y, share_x = image_rgb.shape[0] / size_hw[0], image_rgb.shape[1] / size_hw[1]
-    top, bottom = _crop(y1, y2, placed.offset_y, placed.scale_y, share_y, image_rgb.shape[0])
-    left, right = _crop(x1, x2, placed.offset_x, placed.scale_x, share_x, image_rgb.shape[1])
-    resize_into(canvas[y1:y2, x1:x2], image_rgb[top:bottom, left:right])
-
-
-def _crop(start: int, stop: int, offset: float, scale: float, share: float, length: int) -> tuple[int, int]:
-    """The range of an axis of the image, at `share` of its size, that is seen in [start, stop) of the canvas."""
-    first = min(round((start - offset) / scale * share), length - 1)
-    return first, max(round((stop - offset) / scale * share), first + 1)
-
-
-def blend(canvas: np.ndarray, partner: np.ndarray, weight: float) -> None:
-    """Mix a partner of the same shape into the canvas, in place; weight is the share of what is there."""
-    cv2.addWeighted(canvas, weight, partner, 1 - weight, 0, dst=canvas)
-
-
-def flip(image_rgb: np.ndarray) -> None:
-    """Turn left and right round, in place."""
-    cv2.flip(image_rgb, 1, dst=image_rgb)
-
-
-def change_colour(image_rgb: np.ndarray, hue_shift: float, saturation_factor: float, value_factor: float) -> None:
-    """Turn the hue by a share of the colour circle, red to yellow, and scale saturation and brightness, in place.
-
-    As in HSV, brightness is the largest channel of a pixel and saturation how far the others lie below it; a third of
-    the cost of going there and back. The hue is turned in the I-Q plane of YIQ, where it is an angle.
-    """
-    angle = -2 * np.pi * hue_shift
-    turn = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
-    cv2.transform(image_rgb, YIQ_TO_RGB @ turn @ RGB_TO_YIQ, dst=image_rgb)
-    red, green, blue = cv2.split(image_rgb)
-    brightness = cv2.cvtColor(cv2.max(cv2.max(red, green), blue), cv2.COLOR_GRAY2RGB)
-    share = value_factor * saturation_factor
-    cv2.addWeighted(image_rgb, share, brightness, value_factor - share, 0, dst=image_rgb)

@@ -139,6 +139,18 @@ class RamCache:
         self._view(index)[:] = image_rgb
 
 
+class ReadableImages:
+    """Stands for a cache whose pixels lie elsewhere: says of an image only that it can be read."""
+
+    def __init__(self, ram: RamCache):
+        self.annotations, self.unreadable, self.truncated = ram.annotations, ram.unreadable, ram.truncated
+
+    def __call__(self, index: int) -> None:
+        """Raises UnreadableImageError where the cache could not decode the image."""
+        if index in self.unreadable:
+            raise UnreadableImageError(self.annotations.path(index), self.unreadable[index])
+
+
 def train_scales(annotations: Annotations, shapes: Sequence[tuple[int, int]], options: AugmentOptions) -> np.ndarray:
     """(N,) factors at which the images just fit the largest of the input shapes."""
     return largest_scales(annotations, shapes, replace(options, augment_epochs=0))

@@ -10,13 +10,15 @@ from torch.utils.data import DataLoader, Dataset
 from utils.data.annotations import Annotations
 from utils.data.augment import (
     AugmentOptions,
+    AugmentParameters,
     SampleKey,
-    apply_parameters,
     augmented_targets,
     images_of,
     largest_scales,
     sample_parameters,
 )
+from utils.data.device_cache import DeviceCache
+from utils.data.draw import apply_parameters
 from utils.data.image_cache import ImageCache, UnreadableImageError
 from utils.data.sampling import EpochBatchSampler, MultiScale
 from utils.data.worker_monitor import MonitoredLoader, TrackedReader, UnusableDataError, reuse_memory, start_worker
@@ -41,7 +43,7 @@ class Sample(NamedTuple):
 
 
 class Batch(NamedTuple):
-    images: torch.Tensor  # (B, 3, H, W) uint8 RGB, channels_last in memory
+    images: torch.Tensor  # (B, 3, H, W) uint8 RGB, channels_last in memory; before DrawingLoader: AugmentParameters
     targets: torch.Tensor  # (B, G, 5) float32 x1, y1, x2, y2 in input pixels, class; padded with 0, 0, 0, 0, -1
     indices: list[int]
     placements: list[Placement | None]
@@ -73,7 +75,7 @@ class TrainDataset(Dataset):
                 key = key._replace(index=index, partners=(index % len(self.annotations),) * len(key.partners))
             params = sample_parameters(self.annotations, key, self.seed, self.options)
             try:
-                image_rgb = apply_parameters(params, self.load_image, self.annotations, self.options.pad)
+                image_rgb = self.draw(params)
             except UnreadableImageError as error:
                 unreadable.append(error.path)
                 continue
@@ -84,6 +86,19 @@ class TrainDataset(Dataset):
             f"{len(unreadable)} samples in a row need images that cannot be read, {unreadable[-1]} among them: check "
             "that the disk is there, and see tools/check_data.py."
         )
+
+    def draw(self, params: AugmentParameters) -> np.ndarray:
+        """(H, W, 3) uint8 RGB. Raises UnreadableImageError."""
+        return apply_parameters(params, self.load_image, self.annotations, self.options.pad)
+
+
+class ParametersDataset(TrainDataset):
+    """Training samples whose pixels are drawn later: image_rgb holds their AugmentParameters."""
+
+    def draw(self, params: AugmentParameters) -> AugmentParameters:
+        for index in sorted(images_of(params)):
+            self.load_image(index)
+        return params
 
 
 class ValDataset(Dataset):
@@ -115,7 +130,9 @@ class ValDataset(Dataset):
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Samples of one input shape to a batch; see Batch for shapes."""
-    images = torch.from_numpy(np.stack([sample.image_rgb for sample in samples])).permute(0, 3, 1, 2)
+    images = [sample.image_rgb for sample in samples]
+    if not isinstance(images[0], AugmentParameters):
+        images = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     most = max(len(sample.labels) for sample in samples)
     padded = max(MIN_PADDED_BOXES, 1 << (most - 1).bit_length() if most else 0)
     targets = np.zeros((len(samples), padded, 5), np.float32)
@@ -148,6 +165,16 @@ class LoaderOptions(NamedTuple):
 DEFAULT = LoaderOptions()
 
 
+class DrawingLoader(MonitoredLoader):
+    """A MonitoredLoader over a ParametersDataset, whose images are drawn here, by its DeviceCache `cache`."""
+
+    def __iter__(self):
+        yield from map(self.draw, super().__iter__())
+
+    def draw(self, batch: Batch) -> Batch:
+        return batch._replace(images=self.cache(batch.images))
+
+
 def build_train_loader(
     annotations: Annotations,
     augment: AugmentOptions,
@@ -156,17 +183,24 @@ def build_train_loader(
     batch_size: int,
     options: LoaderOptions = DEFAULT,
     load_image: Callable | None = None,
+    device_cache: DeviceCache | None = None,
 ) -> DataLoader:
     """Training batches. Before each epoch call loader.batch_sampler.set_epoch(epoch, batch_size).
 
     multi_scale: the sizes of the batches. batch_size counts all ranks together. load_image: as in TrainDataset; None
-    decodes files. Iterating raises UserError where a worker died or hangs. The batches are the same for any
-    num_workers; persistent workers follow the epochs.
+    decodes files. device_cache: draws the images on its device. Iterating raises UserError where a worker died or
+    hangs. The batches are the same for any num_workers; persistent workers follow the epochs.
     """
     load_image = load_image or ImageCache(annotations, largest_scales(annotations, multi_scale.shapes, augment))
-    dataset = TrainDataset(annotations, augment, seed, TrackedReader(load_image, options.num_workers))
     sampler = EpochBatchSampler(len(annotations), batch_size, seed, multi_scale, options.rank, options.world_size)
-    return MonitoredLoader(dataset, batch_sampler=sampler, **_dataloader_arguments(options))
+    reader = TrackedReader(load_image, options.num_workers)
+    if device_cache is None:
+        dataset = TrainDataset(annotations, augment, seed, reader)
+        return MonitoredLoader(dataset, batch_sampler=sampler, **_dataloader_arguments(options))
+    dataset = ParametersDataset(annotations, augment, seed, reader)
+    loader = DrawingLoader(dataset, batch_sampler=sampler, **_dataloader_arguments(options))
+    loader.cache = device_cache
+    return loader
 
 
 def build_val_loader(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.data.loader import Batch
+from utils.data.loader import Batch, DrawingLoader
 from utils.evaluation.curves import pr_curves
 from utils.evaluation.evaluate import ground_truth
 from utils.evaluation.matching import confusion_matrix, match_voc
@@ -78,7 +78,8 @@ class ImageLogger:
 def first_batches(loader) -> Iterator[Batch]:
     """The batches that a loader of build_train_loader would give next, made here one by one, without its workers."""
     for keys in loader.batch_sampler:
-        yield loader.collate_fn([loader.dataset[key] for key in keys])
+        batch = loader.collate_fn([loader.dataset[key] for key in keys])
+        yield loader.draw(batch) if isinstance(loader, DrawingLoader) else batch
 
 
 def evaluation_pictures(annotations, detections, scores, seed):

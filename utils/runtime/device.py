@@ -8,10 +8,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from utils.io.errors import UserError
 from utils.io.logger import logger, setup_logging
 from utils.runtime.distributed import DistInfo, describe_ranks, init_distributed, is_distributed, local_world_size
 
-MAX_WORKERS = 8
+# Each worker holds some batches in memory, and the training itself needs some cores.
+MAX_WORKERS, CORES_OF_TRAINING = 16, 2
 
 
 class Precision(NamedTuple):
@@ -20,6 +22,9 @@ class Precision(NamedTuple):
     dtype: torch.dtype
     scales: bool
     sentence: str
+
+
+FLOAT32 = Precision(torch.float32, False, "float32")
 
 
 class RuntimeContext(NamedTuple):
@@ -41,7 +46,8 @@ class RuntimeContext(NamedTuple):
     def autocast(self):
         """The context of a forward pass in the run's precision."""
         dtype = self.precision.dtype
-        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+        # Each weight is used once: a cache of those cast would only keep them, and confuse a CUDA graph.
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False)
 
     def synchronize(self):
         """Wait until the device has done what it was asked to, so that a clock sees it."""
@@ -50,9 +56,14 @@ class RuntimeContext(NamedTuple):
 
     def workers(self, num_workers):
         """Loader processes: num_workers, or for -1 what suits: on a CPU the network needs the cores itself."""
-        if num_workers >= 0:
-            return num_workers
-        return max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // local_world_size())) if self.on_gpu else 0
+        if num_workers >= 0 or not self.on_gpu:
+            return max(num_workers, 0)
+        return max(1, min(MAX_WORKERS, (available_cores() - CORES_OF_TRAINING) // local_world_size()))
+
+
+def available_cores():
+    """Cores that this process may use, which in a container can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def init_runtime(settings):
@@ -72,6 +83,8 @@ def init_runtime(settings):
         )
     elif sentence and settings.gpu_ids:
         sentence += f" gpu_ids is {settings.gpu_ids!r}: do these GPUs exist?"
+    if device.type == "cuda":
+        check_kernels(device)
     precision = choose_precision(settings.fp16, device)
     choose_algorithms(settings.cudnn_benchmark, settings.deterministic)
     if settings.cpu_threads:
@@ -85,6 +98,21 @@ def init_runtime(settings):
     if sentence:
         logger.warning(sentence)
     return RuntimeContext(device, dist_info, precision)
+
+
+def check_kernels(device):
+    """Run a small convolution on a GPU. Raises UserError where this torch has no kernels for it, or a driver fails."""
+    try:
+        images, weights = torch.ones(1, 8, 8, 8, device=device), torch.ones(8, 8, 3, 3, device=device)
+        torch.nn.functional.conv2d(images, weights).sum().item()
+    except RuntimeError as error:
+        name, (major, minor) = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{name} (compute capability {major}.{minor}) does not run torch {torch.__version__}, which is built for "
+            f"{', '.join(torch.cuda.get_arch_list())} ({reason}): install a torch that supports this GPU, update its "
+            "driver, or train on the CPU by Cuda = False."
+        ) from error
 
 
 def choose_gpus(gpu_ids):
@@ -142,9 +170,19 @@ def describe(device):
         properties = torch.cuda.get_device_properties(device)
         count = torch.cuda.device_count()
         rows.append(("device", f"{count} x {properties.name}, {properties.total_memory / 2**30:.1f} GiB each"))
+        if count > 1 and not is_distributed():
+            rows.append(("several GPUs", describe_data_parallel(count)))
     else:
         rows.append(("device", f"CPU, {torch.get_num_threads()} threads, {_main_memory()}"))
     return rows
+
+
+def describe_data_parallel(count):
+    """What one process with so many GPUs does, and what is faster."""
+    return (
+        f"share each batch by DataParallel, which copies the network to all of them in every step; one process per GPU "
+        f"is faster, up to {count} times as fast as one GPU: torchrun --nproc_per_node={count} train.py"
+    )
 
 
 def _main_memory():

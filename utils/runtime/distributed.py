@@ -137,7 +137,11 @@ def wrap_model(model, runtime):
     network = MixedPrecision(model, runtime)
     if is_distributed():
         ids = [runtime.dist.local_rank] if runtime.on_gpu else None
-        return nn.parallel.DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True)
+        # SyncBatchNorm gives all ranks the same statistics already.
+        is_synced = any(isinstance(part, nn.SyncBatchNorm) for part in model.modules())
+        return nn.parallel.DistributedDataParallel(
+            network, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=not is_synced
+        )
     return nn.DataParallel(network) if runtime.uses_data_parallel else network
 
 

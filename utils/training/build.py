@@ -3,6 +3,7 @@
 import logging
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from nets import LossOptions, build_criterion, build_model
@@ -12,7 +13,8 @@ from utils.config.cli import to_plain
 from utils.data.anchors import choose_decode_rule, unused_anchors
 from utils.data.annotations import Annotations, build_annotations, class_names_of, read_raw_annotations
 from utils.data.augment import AugmentOptions
-from utils.data.image_cache import RamCache, cache_fits, train_scales
+from utils.data.device_cache import DeviceCache, fits_device, smallest_scale
+from utils.data.image_cache import RamCache, ReadableImages, cache_fits, train_scales
 from utils.data.loader import LoaderOptions, build_train_loader, build_val_loader
 from utils.data.quality.checks import quick_findings
 from utils.data.quality.findings import findings_table, raise_errors
@@ -24,8 +26,9 @@ from utils.io.logger import logger
 from utils.runtime.distributed import all_reduce_sum, convert_sync_bn, local_world_size, rank_zero_first
 from utils.training.engine import OptimWrapper
 from utils.training.freezing import frozen_parameter_names, lr_scales, warn_untrained_frozen
+from utils.training.graphs import GraphedOptimWrapper, why_no_graphs
 from utils.training.optim import ModelEMA, build_optimizer, parameter_groups
-from utils.training.phases import build_phases, count_steps
+from utils.training.phases import build_phases, count_steps, val_batch_size
 from utils.weights.load import load_matching, loading_table
 from utils.weights.metadata import make_metadata, warn_weights_differ
 from utils.weights.pretrained import read_pretrained
@@ -153,8 +156,19 @@ def build_optim(settings, model, criterion, phases, runtime, images):
     groups = parameter_groups(model, settings.weight_decay, phases[0].first, lr_scales(model, settings.lr_scale))
     optimizer = build_optimizer(settings.optimizer_type, groups, settings.momentum)
     ema = ModelEMA(model, count_steps(phases, images, settings.accumulate)) if settings.ema else None
+    wrapper = _optim_class(settings, optimizer, runtime)
     clip = settings.clip_grad_norm, settings.clip_norm_type
-    return OptimWrapper(model, criterion, optimizer, ema, runtime, settings.accumulate, *clip)
+    return wrapper(model, criterion, optimizer, ema, runtime, settings.accumulate, *clip)
+
+
+def _optim_class(settings, optimizer, runtime):
+    if settings.compile != "graphs":
+        return OptimWrapper
+    if reason := why_no_graphs(runtime, optimizer, settings.accumulate):
+        if runtime.on_gpu:
+            logger.info(f"Steps are no CUDA graphs, as compile asks for: {reason}.")
+        return OptimWrapper
+    return GraphedOptimWrapper
 
 
 def augment_options(settings):
@@ -188,13 +202,13 @@ def build_loaders(settings, data, runtime):
         workers, runtime.on_gpu, settings.worker_timeout, runtime.dist.rank, runtime.dist.world_size
     )
     batch_size = build_phases(settings, runtime.dist.world_size)[0].batch_size
-    load_image = _ram_cache(settings, data.train, augment, multi_scale, options, runtime)
-    train_loader = build_train_loader(data.train, augment, settings.seed, multi_scale, batch_size, options, load_image)
+    caches = _build_caches(settings, data.train, augment, multi_scale, options, runtime)
+    train_loader = build_train_loader(data.train, augment, settings.seed, multi_scale, batch_size, options, *caches)
     val_loader = build_val_loader(
         _learned(data.val, settings),
         tuple(settings.input_shape),
         augment.rule,
-        2 * settings.Unfreeze_batch_size,
+        val_batch_size(settings, runtime.dist.world_size),
         options._replace(num_workers=min(workers, 2)),
     )
     return train_loader, val_loader
@@ -214,16 +228,29 @@ def build_multi_scale(settings):
     return multi_scale
 
 
-def _ram_cache(settings, annotations, augment, multi_scale, options, runtime):
-    """What gives the loader its decoded images; None where it decodes them itself."""
-    if settings.cache != "ram":
-        return None
-    scales, shared = train_scales(annotations, multi_scale.shapes, augment), options.num_workers > 0
-    fits, sentence = cache_fits(annotations, scales, shared, local_world_size())
+def _build_caches(settings, annotations, augment, multi_scale, options, runtime):
+    """(what gives the loader its decoded images, what draws them on the device); None each where there is none."""
+    if not settings.cache:
+        return None, None
+    scales, on_gpu = train_scales(annotations, multi_scale.shapes, augment), settings.cache == "gpu"
+    if on_gpu:
+        sizes_hw = annotations.sizes_hw * np.minimum(scales, 1)[:, None]
+        # A third more for the smaller copies of each image.
+        needed = 4 * float((sizes_hw + 1).prod(axis=1).sum())
+        on_gpu = _all_agree(runtime, *fits_device(needed, runtime.device))
+    shared = options.num_workers > 0 and not on_gpu
+    if not _all_agree(runtime, *cache_fits(annotations, scales, shared, local_world_size())):
+        return None, None
+    ram = RamCache(annotations, scales, shared)
+    ram.fill("decoding into main memory" if runtime.dist.is_main else None)
+    if not on_gpu:
+        return ram, None
+    smallest = smallest_scale(multi_scale.shapes, augment)
+    return ReadableImages(ram), DeviceCache(ram, annotations, smallest, augment.pad, runtime.device)
+
+
+def _all_agree(runtime, fits, sentence):
+    """Whether all ranks have room; logs the sentence. Ranks must agree before one takes memory: else the others see
+    less of it."""
     logger.log(logging.INFO if fits else logging.WARNING, sentence)
-    # Ranks must agree before one of them takes memory: else the others see less of it.
-    if all_reduce_sum(torch.tensor(float(fits), device=runtime.device)) < runtime.dist.world_size:
-        return None
-    cache = RamCache(annotations, scales, shared)
-    cache.fill("decoding into main memory" if runtime.dist.is_main else None)
-    return cache
+    return all_reduce_sum(torch.tensor(float(fits), device=runtime.device)) == runtime.dist.world_size

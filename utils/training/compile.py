@@ -18,7 +18,9 @@ class CompiledNetwork(nn.Module):
     def __init__(self, network, shape):
         super().__init__()
         self.network, self.shape = network, tuple(shape)
-        self.compiled = torch.compile(network, dynamic=False)
+        # In one piece or not at all: what stands in the way is then named. DistributedDataParallel has to break it.
+        is_whole = not isinstance(network, nn.parallel.DistributedDataParallel)
+        self.compiled = torch.compile(network, dynamic=False, fullgraph=is_whole)
 
     def forward(self, images, *inputs):
         run = self.compiled if tuple(images.shape) == self.shape else self.network
@@ -27,6 +29,11 @@ class CompiledNetwork(nn.Module):
     def no_sync(self):
         """See utils.runtime.distributed.no_sync."""
         return self.network.no_sync() if hasattr(self.network, "no_sync") else nullcontext()
+
+
+def uses_compiler(settings):
+    """Whether the constant compile asks for torch.compile, as 'default', or True as in older scripts."""
+    return str(settings.compile) in ("default", "True")
 
 
 def compile_network(network, optim, shape):
@@ -38,8 +45,8 @@ def compile_network(network, optim, shape):
     runtime, model = optim.runtime, optim.model
     if runtime.uses_data_parallel:
         logger.warning(
-            "compile is True, but one process drives several GPUs here: start one process per GPU with torchrun, or "
-            "choose one by gpu_ids."
+            "compile is 'default', but one process drives several GPUs here: start one process per GPU with torchrun, "
+            "or choose one by gpu_ids."
         )
         return network
     images = torch.full(shape, 114, dtype=torch.uint8, device=runtime.device)

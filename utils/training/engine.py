@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from utils.data.prefetch import on_device
 from utils.runtime.distributed import all_reduce_sum, no_sync, world_size
 from utils.training.nonfinite import (
     MAX_IN_A_ROW,
@@ -94,7 +95,8 @@ class OptimWrapper:
 
     A step whose loss or gradient is not finite is skipped: weights, average and statistics stay as they were.
     ema: a ModelEMA or None. accumulate: batches per step. clip_grad_norm: largest norm of all gradients together, 0 for
-    no clipping; clip_norm_type: 2 for the Euclidean norm, inf for the largest gradient.
+    no clipping; clip_norm_type: 2 for the Euclidean norm, inf for the largest gradient. begin_phase must be called when
+    other parameters train.
     """
 
     def __init__(self, model, criterion, optimizer, ema, runtime, accumulate=1, clip_grad_norm=0.0, clip_norm_type=2.0):
@@ -108,6 +110,11 @@ class OptimWrapper:
         self.found_inf = DelayedFlag(is_late=runtime.on_gpu and skips_on_device(optimizer))
         self.max_in_a_row = MAX_IN_A_ROW + (SCALE_HALVINGS if runtime.precision.scales else 0)
         self.bad_in_a_row = 0
+        self.begin_phase()
+
+    def begin_phase(self):
+        """Note which parameters train from now on."""
+        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     @property
     def eval_model(self):
@@ -133,6 +140,15 @@ class OptimWrapper:
             self.ema.load_state_dict(state["average"])
         elif self.ema:
             self.ema.model.load_state_dict(self.model.state_dict())
+
+    def train_step(self, network, images, targets, ends_window=True):
+        """Learn from a batch. Returns what step() does where the batch ends its window, else None.
+
+        network: the model as wrap_model gives it. images, targets: on the device.
+        """
+        with nullcontext() if ends_window else no_sync(network):
+            self.backward(self.compute_loss(network, images, targets))
+        return self.step() if ends_window else None
 
     def compute_loss(self, network, images, targets):
         """Forward in the run's precision, loss in float32. Returns {part: scalar tensor} and "count", see backward.
@@ -165,7 +181,18 @@ class OptimWrapper:
         one before. And this step's losses, {part: scalar tensor}: weighed by their images, the ranks' values have the
         mean of what the step lowers; NaN on all ranks where it is skipped.
         """
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        is_bad, means = self._finish_gradients()
+        known = self._count(self.found_inf.push(is_bad))
+        if self.found_inf.is_late or not known or self.scaler.is_enabled():
+            if self.ema:
+                self.ema.advance()
+            self._apply(is_bad)
+        self.optimizer.zero_grad(set_to_none=True)
+        return known, means
+
+    def _finish_gradients(self):
+        """(whether the step is bad, bool tensor (), its losses): gradients and statistics are then as it needs them."""
+        gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
         total, batches, self.gathered = self.total, self.gathered, []
         if len(batches) > 1:
             total = total + all_reduce_sum(sum(losses["count"] for losses in batches[1:]))
@@ -174,11 +201,7 @@ class OptimWrapper:
         is_bad = is_not_finite(gradients).to(self.runtime.device)
         means = self._mean_losses(batches, total, is_bad)
         self.norm_backup.restore_where(is_bad)
-        known = self._count(self.found_inf.push(is_bad))
-        if self.found_inf.is_late or not known or self.scaler.is_enabled():
-            self._apply(is_bad)
-        self.optimizer.zero_grad(set_to_none=True)
-        return known, means
+        return is_bad, means
 
     def flush(self):
         """Whether the last step was skipped, where step() could not know it."""
@@ -203,14 +226,14 @@ class OptimWrapper:
     def _apply(self, is_bad):
         if self.clip_grad_norm:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm, self.clip_norm_type)
+            nn.utils.clip_grad_norm_(self.trained, self.clip_grad_norm, self.clip_norm_type)
         if self.found_inf.is_late and not self.scaler.is_enabled():
             self.optimizer.found_inf = is_bad.float()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema is not None:
             is_sure = not (self.found_inf.is_late or self.scaler.is_enabled())
-            self.ema.update(self.model, None if is_sure else is_bad)
+            self.ema.update(None if is_sure else is_bad)
 
 
 def train_one_epoch(network, loader, optim, set_lr, meter, first=0, title="", after_step=None):
@@ -227,19 +250,17 @@ def train_one_epoch(network, loader, optim, set_lr, meter, first=0, title="", af
     optim.norm_backup.save()
     ready, window, before = time.perf_counter(), [], []
     with tqdm(total=batches, initial=first, desc=title, leave=False, disable=None if title else True) as bar:
-        for done, batch in enumerate(loader, first + 1):
+        for done, (batch, images, targets) in enumerate(on_device(loader, device), first + 1):
             meter.waited += time.perf_counter() - ready
-            images = batch.images.to(device, non_blocking=True)
-            targets = batch.targets.to(device, non_blocking=True)
             ends_window = done % accumulate == 0 or done == batches
             window.append(batch)
-            with nullcontext() if ends_window else no_sync(network):
-                optim.backward(optim.compute_loss(network, images, targets))
             meter.unreadable += batch.unreadable
             meter.truncated += batch.truncated
             if ends_window:
                 meter.learning_rate = set_lr(done / batches)
-                is_skipped, losses = optim.step()
+            stepped = optim.train_step(network, images, targets, ends_window)
+            if ends_window:
+                is_skipped, losses = stepped
                 meter.skipped += is_skipped
                 meter.update(losses, sum(len(one.images) for one in window))
                 _stop_if_hopeless(optim, before if optim.found_inf.is_late else window)

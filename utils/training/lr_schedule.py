@@ -6,6 +6,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from utils.io.errors import UserError
+from utils.training.optim import set_rate
 
 # Batch size for which Init_lr is written; other batches scale it in proportion.
 NOMINAL_BATCH = 64
@@ -131,9 +132,11 @@ class LRSchedule:
         highest rate set.
         """
         rate = self.rate(progress, highest, lowest)
+        rates = []
         for group in optimizer.param_groups:
-            group["lr"] = rate * group["lr_scale"] * self.warmup(progress, group["start_epoch"])
-        return max(group["lr"] for group in optimizer.param_groups)
+            rates.append(rate * group["lr_scale"] * self.warmup(progress, group["start_epoch"]))
+            set_rate(group, rates[-1])
+        return max(rates)
 
     def of_epoch(self, optimizer, phase, epoch):
         """A function that sets the rates of an epoch of a phase: fraction of the epoch done, 0..1 -> highest rate."""

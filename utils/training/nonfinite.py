@@ -76,16 +76,17 @@ class BatchNormBackup:
     def save(self):
         """Keep what they are now."""
         if self.buffers:
-            self.kept = torch.cat([buffer.flatten() for buffer in self.buffers])
+            now = torch.cat([buffer.flatten() for buffer in self.buffers])
+            self.kept = now if self.kept is None else self.kept.copy_(now)
 
     def restore_where(self, is_bad):
         """Keep what a step made of them, or, where the bool tensor () says so, bring back what was before."""
         if not self.buffers:
             return
-        before = self.kept
-        self.save()
-        # They may overflow by themselves: divided by inf, loss and gradient look fine.
-        self.kept = torch.where(is_bad | ~self.kept.isfinite(), before, self.kept)
+        now = torch.cat([buffer.flatten() for buffer in self.buffers])
+        # They may overflow by themselves: divided by inf, loss and gradient look fine. In place, as a CUDA graph reads
+        # and writes the same memory in every step.
+        self.kept.copy_(torch.where(is_bad | ~now.isfinite(), self.kept, now))
         parts = self.kept.split([buffer.numel() for buffer in self.buffers])
         torch._foreach_copy_(self.buffers, [part.view_as(own) for part, own in zip(parts, self.buffers, strict=True)])
 
@@ -104,7 +105,7 @@ def write_crash_dump(path, optim, batches, paths, settings, epoch):
     about = {"paths": list(paths), "settings": settings, "epoch": epoch + 1, "first_not_finite": cause}
     if path is None:
         return cause
-    tensors = {"images": [batch.images for batch in batches], "targets": [batch.targets for batch in batches]}
+    tensors = {"images": [batch.images.cpu() for batch in batches], "targets": [batch.targets for batch in batches]}
     try:
         save_content(path, {**about, **tensors, "model": state})
     except OSError as error:

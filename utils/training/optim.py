@@ -97,6 +97,31 @@ def load_optimizer_state(optimizer, state):
     optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
 
 
+def set_rate(group, rate):
+    """Set the learning rate of a parameter group, where it lies: a number, or a tensor () of the device."""
+    if isinstance(group["lr"], torch.Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
+
+
+def rates_on_device(optimizer):
+    """Keep the learning rates of a fused optimiser on the device, where a CUDA graph reads them in every step."""
+    for group in optimizer.param_groups:
+        if not isinstance(group["lr"], torch.Tensor):
+            group["lr"] = torch.tensor(float(group["lr"]), device=group["params"][0].device)
+        if "capturable" in group and group["lr"].is_cuda:
+            group["capturable"] = True
+
+
+def _by_dtype(tensors):
+    """Tensors as a list of lists, each of one type."""
+    lists = {}
+    for tensor in tensors:
+        lists.setdefault(tensor.dtype, []).append(tensor)
+    return list(lists.values())
+
+
 class ModelEMA:
     """Exponential running average of a model's weights, which is what is evaluated and saved.
 
@@ -107,28 +132,36 @@ class ModelEMA:
     def __init__(self, model, total_steps):
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.horizon = max(EMA_HORIZON * total_steps, 1.0)
-        self.steps = 0
+        self.steps, self.weight = 0, 0.0
+        # The list functions, which torch's own optimisers use, are one call instead of one per tensor; fast for lists
+        # of one type.
+        self._weights, self._average = list(model.parameters()), list(self.model.parameters())
+        self._buffers = list(zip(_by_dtype(self.model.buffers()), _by_dtype(model.buffers()), strict=True))
+        self._weight_on_device = self._average[0].new_zeros((), dtype=torch.float32)
+
+    def advance(self):
+        """Count a step, which sets how much of the new weights the average takes."""
+        self.steps += 1
+        # Early on there is little to look back on: the horizon grows with the steps taken.
+        self.weight = 1 / min(self.horizon, (self.steps + 9) / 10 + 1)
+        self._weight_on_device.fill_(self.weight)
 
     @torch.no_grad()
-    def update(self, model, is_skipped=None):
-        """Move the average towards the model's present weights.
+    def update(self, is_skipped=None):
+        """Move the average towards the model's present weights, after advance().
 
         is_skipped: a bool tensor () of the device, where the host does not know whether the step was skipped: then the
         average stays.
         """
-        self.steps += 1
-        # Early on there is little to look back on: the horizon grows with the steps taken.
-        weight = 1 / min(self.horizon, (self.steps + 9) / 10 + 1)
-        # The list functions, which torch's own optimisers use: one call instead of one per tensor.
-        average = list(self.model.parameters())
         if is_skipped is None:
-            torch._foreach_lerp_(average, list(model.parameters()), weight)
+            torch._foreach_lerp_(self._average, self._weights, self.weight)
         else:
-            steps = torch._foreach_sub(list(model.parameters()), average)
-            torch._foreach_mul_(steps, weight * ~is_skipped)
-            torch._foreach_add_(average, steps)
+            steps = torch._foreach_sub(self._weights, self._average)
+            torch._foreach_mul_(steps, self._weight_on_device * ~is_skipped)
+            torch._foreach_add_(self._average, steps)
         # BatchNorm's running statistics are averages already: averaged again they would lag behind the weights.
-        torch._foreach_copy_(list(self.model.buffers()), list(model.buffers()))
+        for own, new in self._buffers:
+            torch._foreach_copy_(own, new)
 
     @torch.no_grad()
     def copy_layers(self, model, layers):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from utils.io.errors import UserError
 from utils.runtime.distributed import wrap_model
-from utils.training.compile import compile_network
+from utils.training.compile import compile_network, uses_compiler
 from utils.training.freezing import frozen_parameter_names, lr_scales, recalibrate_batch_norm
 from utils.training.optim import add_param_groups, parameter_groups
 
@@ -66,6 +66,11 @@ def count_steps(phases, images, accumulate):
     return sum((p.last - p.first) * math.ceil(math.ceil(images / p.batch_size) / accumulate) for p in phases)
 
 
+def val_batch_size(settings, world_size):
+    """Images of a validation batch of each rank: without gradients twice as many as in training fit."""
+    return max(2 * settings.Unfreeze_batch_size // world_size, 1)
+
+
 def check_batches(phases, world_size):
     """Raise UserError where a batch cannot be shared out evenly between the ranks."""
     for phase in phases:
@@ -105,8 +110,9 @@ def start_phase(phase, optim, train_loader, settings):
         recalibrate_batch_norm(model, unfrozen_norms, train_loader, runtime.device)
         if optim.ema:
             optim.ema.copy_layers(model, unfrozen_norms)
+    optim.begin_phase()
     network = wrap_model(model.train(), runtime)
-    if settings.compile:
+    if uses_compiler(settings):
         shape = (phase.batch_size // runtime.dist.world_size, 3, *settings.input_shape)
         network = compile_network(network, optim, shape)
     return network

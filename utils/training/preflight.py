@@ -13,36 +13,68 @@ from utils.runtime.distributed import wrap_model
 from utils.training.engine import OptimWrapper
 from utils.training.freezing import frozen_parameter_names
 from utils.training.optim import build_optimizer, parameter_groups
+from utils.training.phases import val_batch_size
 
-OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+OUT_OF_MEMORY = (
+    *("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED"),
+    "unable to find an engine",  # what cuDNN says where no algorithm finds its workspace
+)
+MOST_ABOVE_FORECAST = 1.1
+
+
+class MemoryForecast:
+    """What preflight measured of a GPU's memory, to compare with what a phase really takes. peaks: {phase: bytes}."""
+
+    def __init__(self, peaks):
+        self.peaks = peaks
+
+    def check(self, phase):
+        """Log the real peak where it is above the forecast by more than a tenth; for each phase once."""
+        forecast = self.peaks.pop(phase.name, None)
+        if not forecast:
+            return
+        peak = torch.cuda.max_memory_allocated()
+        if peak > MOST_ABOVE_FORECAST * forecast:
+            logger.warning(
+                f"the {phase.name} phase took {peak / 2**30:.1f} GiB of the GPU's memory, where preflight measured "
+                f"{forecast / 2**30:.1f}: leave room for it."
+            )
+        torch.cuda.reset_peak_memory_stats()
 
 
 def preflight(optim, settings, phases, train_loader):
-    """Try what will come, as try_steps, and log what it took. train_loader: of build_train_loader."""
+    """Try what will come, as try_steps, and log what it took. train_loader: of build_train_loader.
+
+    Returns a MemoryForecast.
+    """
     shapes, annotations = train_loader.batch_sampler.multi_scale.shapes, train_loader.dataset.annotations
-    logger.info(f"preflight: {try_steps(optim, settings, phases, shapes, annotations)}")
+    words, peaks = try_steps(optim, settings, phases, shapes, annotations)
+    logger.info(f"preflight: {words}")
+    return MemoryForecast(peaks)
 
 
 def try_steps(optim, settings, phases, input_shapes, annotations):
     """Run what will come and leave no trace: weights, statistics and random states stay as they were.
 
     optim: an OptimWrapper. phases: those to come. input_shapes: of the training batches. annotations: of the training
-    images. Returns words for a person: what was tried, how long it took, and on a GPU its peak of memory. Raises
-    UserError where memory does not suffice.
+    images. Returns (words for a person: what was tried, how long it took, and on a GPU its peak of memory; these peaks
+    in bytes, {phase's name: peak}). Raises UserError where memory does not suffice.
     """
     model, runtime = optim.model, optim.runtime
     random_before = random_states(runtime.device)
     buffers = [buffer.clone() for buffer in model.buffers()]
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     largest = max(input_shapes, key=lambda shape: shape[0] * shape[1])
-    boxes, words = max_boxes(annotations, settings), []
+    boxes, words, peaks = max_boxes(annotations, settings), [], {}
     try:
         for phase in phases:
             count = max(min(phase.batch_size, len(annotations)) // runtime.dist.world_size, 1)
             name = f"{phase.name} step of {count} x {largest[0]} x {largest[1]}"
             step = _step_of(optim, settings, phase, (count, 3, *largest), boxes)
             words.append(f"{name} {_measured(step, runtime, settings, phase)}")
-        count = 2 * settings.Unfreeze_batch_size
+            if runtime.on_gpu:
+                peaks[phase.name] = torch.cuda.max_memory_allocated()
+        count = val_batch_size(settings, runtime.dist.world_size)
         validation = _validation_of(optim.eval_model, (count, 3, *settings.input_shape), runtime)
         unfrozen = phases[-1]._replace(frozen=False, batch_size=settings.Unfreeze_batch_size)
         words.append(f"validation batch of {count} {_measured(validation, runtime, settings, unfrozen)}")
@@ -56,7 +88,7 @@ def try_steps(optim, settings, phases, input_shapes, annotations):
         if runtime.on_gpu:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-    return ", ".join(words)
+    return ", ".join(words), peaks
 
 
 def max_boxes(annotations, settings):
@@ -72,11 +104,14 @@ def _step_of(optim, settings, phase, shape, boxes):
         model.freeze(frozen_parameter_names(model, settings, phase.frozen))
         # With a rate of 0 the optimiser takes its memory and moves nothing.
         optimizer = build_optimizer(settings.optimizer_type, parameter_groups(model, 0.0, 0), settings.momentum)
-        trial = OptimWrapper(model, optim.criterion, optimizer, None, runtime, 1, settings.clip_grad_norm)
+        accumulate = settings.accumulate
+        trial = OptimWrapper(model, optim.criterion, optimizer, None, runtime, accumulate, settings.clip_grad_norm)
         trial.norm_backup.save()
         network = wrap_model(model.train(), runtime)
-        trial.backward(trial.compute_loss(network, *_batch(shape, boxes, model.num_classes, runtime.device)))
-        trial.step()
+        # The second batch of a window finds the gradients of the first in memory.
+        for number in range(min(accumulate, 2)):
+            batch = _batch(shape, boxes, model.num_classes, runtime.device)
+            trial.train_step(network, *batch, ends_window=number == min(accumulate, 2) - 1)
 
     return step
 
@@ -86,9 +121,7 @@ def _validation_of(model, shape, runtime):
         model.eval()
         images, _ = _batch(shape, 0, 1, runtime.device)
         with torch.no_grad():
-            with runtime.autocast():
-                raw = model(images)
-            detect(model, raw, NMSOptions(0.001, 0.65))
+            detect(model, model(images), NMSOptions(0.001, 0.65))
 
     return validate
 

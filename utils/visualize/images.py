@@ -68,7 +68,7 @@ def batch_picture(batches, annotations, class_names):
     """
     samples = []
     for number, batch in enumerate(batches, 1):
-        for image, targets, index in zip(batch.images.numpy(), batch.targets.numpy(), batch.indices, strict=True):
+        for image, targets, index in zip(batch.images.cpu().numpy(), batch.targets.numpy(), batch.indices, strict=True):
             samples.append((number, image.transpose(1, 2, 0), targets[targets[:, 4] >= 0], index))
         if len(samples) >= MOST_TRAINING:
             break

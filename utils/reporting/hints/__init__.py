@@ -62,7 +62,7 @@ def data_wait_hint(row, settings, workers):
     if row["data_wait"] < MUCH_WAITING:
         return set()
     cores = os.cpu_count() or 1
-    if settings.cache != "ram":
+    if not settings.cache:
         change = "set cache = 'ram', which decodes each image once"
     elif workers < cores - 1:
         change = f"raise num_workers (now {workers}; this machine has {cores} cores)"

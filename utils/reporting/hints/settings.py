@@ -2,6 +2,7 @@
 
 import math
 
+from utils.training.compile import uses_compiler
 from utils.training.lr_schedule import LR_LIMITS, NOMINAL_BATCH, lr_range
 from utils.training.phases import count_steps, is_pretrained
 
@@ -24,7 +25,7 @@ def setting_hints(settings, phases, images, world_size=1):
         yield "freeze_whole_run is False, but no epoch belongs to the phase of Freeze_Train: nothing is frozen."
     if settings.multi_scale and round(settings.special_aug_ratio * settings.UnFreeze_Epoch) == 0:
         yield "multi_scale ends with the other augmentation, and special_aug_ratio leaves no epoch for it."
-    if settings.compile and settings.multi_scale:
+    if uses_compiler(settings) and settings.multi_scale:
         yield "With compile and multi_scale only batches of input_shape itself run compiled; choose one of the two."
     steps = count_steps(phases, images, settings.accumulate)
     wanted = 300 if is_pretrained(settings) else 1000
