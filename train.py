@@ -407,7 +407,7 @@ def main(settings):
     data = build.load_dataset(settings)
     model = build.build_detector(settings, data.class_names, runtime, checkpoint)
     criterion = build.build_loss(settings, model)
-    train_loader, val_loader = build.build_loaders(settings, data, runtime)
+    train_loader, val_loader = build.build_loaders(settings, data, runtime, model.resize_rule)
 
     phases = build_phases(settings, runtime.dist.world_size)
     schedule = LRSchedule(settings)

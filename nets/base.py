@@ -50,6 +50,7 @@ class DetectorBase(nn.Module):
         self.num_classes = num_classes
         self.normalize = PixelNormalize(pixel_rule)
         self.decode_rule = {}
+        self.resize_rule = {"mode": "topleft", "pad": 114}  # how its images come to the size of the input
         self.backbone_name = ""
         self.backbone_frozen = False
         self.frozen_norms = ()

@@ -11,6 +11,8 @@ from torchvision.ops import sigmoid_focal_loss
 from nets.boxes import EPSILON, area, paired_iou
 
 IOU_TYPES = ("iou", "ciou", "siou")
+# Pairs of predictions and boxes whose overlap is computed at once: 64 MiB a tensor.
+MAX_OVERLAPS = 2**24
 
 
 class Criterion(nn.Module):
@@ -127,7 +129,17 @@ def scale_losses(sums, positives):
 
 
 def overlapping(predicted_xyxy, targets, min_iou):
-    """Which predictions overlap any box by more than min_iou: (B, N, 4) and (B, G, 5), padded by class -1 -> (B, N)."""
+    """Which predictions overlap any box by more than min_iou: (B, N, 4) and (B, G, 5), padded by class -1 -> (B, N).
+
+    So many images at a time that MAX_OVERLAPS pairs lie in memory.
+    """
+    pairs = predicted_xyxy.shape[1] * max(targets.shape[1], 1)
+    images = max(MAX_OVERLAPS // pairs, 1)
+    parts = zip(predicted_xyxy.split(images), targets.split(images), strict=True)
+    return torch.cat([_overlapping(*part, min_iou) for part in parts])
+
+
+def _overlapping(predicted_xyxy, targets, min_iou):
     x1, y1, x2, y2 = predicted_xyxy[:, :, None].unbind(-1)
     left, top, right, bottom, classes = targets[:, None].unbind(-1)
     width = torch.minimum(x2, right).sub_(torch.maximum(x1, left)).clamp_(min=0)

@@ -44,6 +44,8 @@ def test_literal_values(tmp_path):
     assert annotations.boxes(2).tolist() == [[10, 5, 30.5, 45], [1.5, 2, 4.5, 6]]
     assert annotations.classes.tolist() == [0, 1, 0]
     assert annotations.difficult.tolist() == [True, False, False]
+    assert annotations.areas.tolist() == [5000, 820, 12]  # the area of a segment where one is stated, else of the box
+    assert annotations.without_difficult().areas.tolist() == [820, 12]
     assert annotations.sizes_hw.tolist() == [[50, 100]] * 3
     assert findings == [Finding("background", annotations.path(1))]
 

@@ -41,6 +41,23 @@ def test_boxes_of_different_classes_may_overlap():
     )
 
 
+@pytest.mark.parametrize("filler", [0, 2000])
+def test_a_box_without_bounds_leaves_the_others_as_they_are(filler):
+    """Prevents a wild box of a young network from swallowing the digits by which classes are kept apart: then boxes of
+    two classes suppress each other, or doubles of one class stay. With many boxes torchvision takes another way."""
+    wild, large = (-1e30, -1e30, 1e30, 1e30), 12.0
+    rows = [(wild, large), (RIGHT, 2.0), (LEFT, 3.0), (LEFT, 2.5)] + [
+        ((i, 900, i + 1, 901), -4.0) for i in range(filler)
+    ]
+    boxes_xyxy, objectness = (torch.tensor(column) for column in zip(*rows, strict=True))
+    logits = torch.full((len(rows), 300), -9.0)
+    for row, label in enumerate([299, 298, 298, 297] + [296] * filler):
+        logits[row, label] = 9.0
+    found = nms(Decoded(boxes_xyxy[None], logits[None], objectness[None]), NMSOptions(0.1, 0.65))[0]
+    assert found[0][1:].tolist() == [[0, 0, 10, 10], [0, 0, 10, 10]]
+    assert found[2].tolist() == [299, 298, 297]
+
+
 def test_best_first_and_no_more_than_asked():
     """Prevents a limit that cuts by position instead of by score."""
     rows = [((20 * i, 0, 20 * i + 10, 10), math.log(i + 1), P90, P01) for i in range(5)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.ops import box_iou, complete_box_iou_loss
 
-from nets import build_criterion, build_model
+from nets import build_criterion, build_model, losses
 from nets.losses import (
     IOU_TYPES,
     Criterion,
@@ -218,6 +218,20 @@ def test_overlapping_agrees_with_torchvision(min_iou):
     )
     assert torch.equal(overlapping(predicted, targets, min_iou), expected)
     assert 0 < expected.sum() < expected.numel()
+
+
+def test_overlapping_takes_few_images_at_a_time(monkeypatch):
+    """Prevents tables of all predictions and boxes of a batch, which took 2 GiB for 500 boxes an image, and parts that
+    come back in another order."""
+    random = torch.Generator().manual_seed(0)
+    corner = torch.rand(5, 40, 2, generator=random) * 20
+    predicted = torch.cat((corner, corner + 8), -1)
+    targets = torch.cat((predicted[:, :6], torch.zeros(5, 6, 1)), -1)
+    whole, sizes, part = overlapping(predicted, targets, 0.5), [], losses._overlapping
+    monkeypatch.setattr(losses, "MAX_OVERLAPS", 40 * 6 * 2 + 1)
+    monkeypatch.setattr(losses, "_overlapping", lambda *given: sizes.append(len(given[0])) or part(*given))
+    assert torch.equal(overlapping(predicted, targets, 0.5), whole) and 0 < whole.sum() < whole.numel()
+    assert sizes == [2, 2, 1]
 
 
 def test_overlapping_odd_boxes():

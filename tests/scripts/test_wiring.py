@@ -32,6 +32,7 @@ from utils.weights.save import save_weights
 
 PROJECT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
+TOP_LEFT = {"mode": "topleft", "pad": 114}
 RUNTIME = RuntimeContext(CPU, DistInfo(), Precision(torch.float32, False, ""))
 CLASSES = ["fish", "leaf", "mushroom"]
 # No two of a kind are equal, so that none can stand in another's place.
@@ -327,7 +328,7 @@ def test_difficult_boxes_follow_their_constant(constants, tmp_path, keep_difficu
     paths = dict.fromkeys(("train_annotation_path", "val_annotation_path"), path)
     settings = SimpleNamespace(**constants | paths | {"keep_difficult": keep_difficult, "cache": "", "num_workers": 0})
     data = build.load_dataset(settings)
-    _, val_loader = build.build_loaders(settings, data, RUNTIME)
+    _, val_loader = build.build_loaders(settings, data, RUNTIME, TOP_LEFT)
     assert data.train.classes.tolist() == val_loader.dataset.annotations.classes.tolist() == learned
     assert (data.val.classes.tolist(), data.val.difficult.tolist()) == ([0, 1, 2], [False, True, False])
 
@@ -344,7 +345,9 @@ def test_a_cache_that_does_not_fit_is_done_without(constants, monkeypatch, capsy
     monkeypatch.setattr(build, "cache_fits", fits)
     settings = SimpleNamespace(**constants | {"cache": cache, "num_workers": 2})
     annotations = Annotations(["a.jpg"], [(9, 9)], [0], [], [])
-    train_loader, _ = build.build_loaders(settings, TrainingData(CLASSES, annotations, annotations, []), RUNTIME)
+    train_loader, _ = build.build_loaders(
+        settings, TrainingData(CLASSES, annotations, annotations, []), RUNTIME, TOP_LEFT
+    )
     assert isinstance(train_loader.dataset.load_image.load_image, ImageCache)
     assert asked_for == ([(True, 1)] if cache else [])
     assert ("note: it does not fit\n" in capsys.readouterr().out) == bool(cache)
@@ -355,7 +358,7 @@ def test_a_batch_that_ranks_cannot_share_is_refused_by_its_constant(constants):
     annotations = Annotations(["a.jpg"], [(9, 9)], [0], [], [])
     data, two = TrainingData(CLASSES, annotations, annotations, []), RUNTIME._replace(dist=DistInfo(0, 0, 2))
     with pytest.raises(UserError, match=r"^Freeze_batch_size is 3, which 2 processes cannot share evenly; set it to 2"):
-        build.build_loaders(SimpleNamespace(**constants | {"cache": ""}), data, two)
+        build.build_loaders(SimpleNamespace(**constants | {"cache": ""}), data, two, TOP_LEFT)
 
 
 def test_constants_of_other_networks_are_refused_before_an_image_is_read(constants, monkeypatch):

@@ -17,6 +17,7 @@ from utils.weights.save import save_weights
 
 RUNTIME = RuntimeContext(torch.device("cpu"), DistInfo(), Precision(torch.float32, False, ""))
 NAMES = ["cat", "dog"]
+TOP_LEFT = {"mode": "topleft", "pad": 114}
 CAT, DOG = box_xml("cat", (10, 10, 60, 40)), box_xml("dog", (30, 5, 90, 45))
 CROWD = box_xml("dog", (20, 20, 70, 45), difficult=1)
 
@@ -43,7 +44,7 @@ def data_settings(tmp_path):
 
 def save(path, model, **about):
     names = [f"class {number}" for number in range(model.num_classes)]
-    save_weights(path, model, make_metadata(model, names, (64, 64), {"mode": "topleft", "pad": 114}, **about))
+    save_weights(path, model, make_metadata(model, names, (64, 64), TOP_LEFT, **about))
     return str(path)
 
 
@@ -66,7 +67,7 @@ def test_difficult_boxes_are_learned_where_that_is_wanted(data_settings, keep_di
     images = {"a": [CAT, DOG], "c": [CROWD, CAT]}
     data = build.load_dataset(data_settings(images, images, keep_difficult=keep_difficult))
     assert (len(data.train.boxes_xyxy), len(data.val.boxes_xyxy)) == (learned, 4)
-    _, val_loader = build.build_loaders(settings_of(keep_difficult=keep_difficult), data, RUNTIME)
+    _, val_loader = build.build_loaders(settings_of(keep_difficult=keep_difficult), data, RUNTIME, TOP_LEFT)
     assert len(val_loader.dataset.annotations.boxes_xyxy) == learned  # whose loss is that of the training
 
 
@@ -231,7 +232,7 @@ def test_images_in_main_memory(data_settings, monkeypatch, capsys, fits, note):
     data = build.load_dataset(settings)
     capsys.readouterr()
     monkeypatch.setattr(build, "cache_fits", lambda *_: (fits, "cache = 'ram' takes 1 MB"))
-    train_loader, val_loader = build.build_loaders(settings, data, RUNTIME)
+    train_loader, val_loader = build.build_loaders(settings, data, RUNTIME, TOP_LEFT)
     assert capsys.readouterr().out.startswith(f"{note}cache = 'ram' takes 1 MB\n")
     assert (type(train_loader.dataset.load_image.load_image).__name__ == "RamCache") is fits
     assert (train_loader.batch_sampler.batch_size, val_loader.batch_size) == (build_phases(settings)[0].batch_size, 4)
@@ -245,6 +246,20 @@ def test_what_weight_files_of_a_run_say():
     assert (metadata["class_names"], metadata["input_shape"]) == (NAMES, [64, 96])
     assert metadata["resize_rule"] == {"mode": "topleft", "pad": 114}
     assert (metadata["settings"]["seed"], metadata["settings"]["lr_decay_type"]) == (5, "is_mosaic_on")
+
+
+@pytest.mark.parametrize("mode", ["center", "stretch"])
+def test_images_are_resized_as_the_weights_expect(data_settings, tmp_path, mode):
+    """Prevents weights that were trained on centred or stretched images from being trained on, and validated on, others
+    without a word."""
+    model, rule = build_model("yolox_nano", 2), {"mode": mode, "pad": 7}
+    save_weights(tmp_path / "start.pth", model, make_metadata(model, NAMES, (64, 96), rule))
+    settings = data_settings({"a": [CAT, DOG]}, model_path=str(tmp_path / "start.pth"), special_aug_ratio=0)
+    model = build.build_detector(settings, NAMES, RUNTIME)
+    data = build.load_dataset(settings)
+    train_loader, val_loader = build.build_loaders(settings, data, RUNTIME, model.resize_rule)
+    assert (train_loader.dataset.options.rule, val_loader.dataset.rule) == (rule, rule)
+    assert build.run_metadata(settings, model, NAMES)["resize_rule"] == rule
 
 
 def network_with(decode_rule, decode_defaults=None):

@@ -26,9 +26,10 @@ class Annotations:
     boxes_xyxy: (M, 4) float32 x1, y1, x2, y2 in pixels of that image.
     classes:    (M,) int64 index into the class names.
     difficult:  (M,) bool, the flag of the VOC format; all False when not given.
+    areas:      (M,) float32 what makes an object small, medium or large to COCO; that of its box when not given.
     """
 
-    def __init__(self, paths: Sequence[str], sizes_hw, box_counts, boxes_xyxy, classes, difficult=None):
+    def __init__(self, paths: Sequence[str], sizes_hw, box_counts, boxes_xyxy, classes, difficult=None, areas=None):
         encoded = [os.fsencode(path) for path in paths]
         self.path_bytes = np.frombuffer(b"".join(encoded), np.uint8)
         self.path_offsets = _offsets([len(path) for path in encoded])
@@ -37,6 +38,8 @@ class Annotations:
         self.boxes_xyxy = np.asarray(boxes_xyxy, np.float32).reshape(-1, 4)
         self.classes = np.asarray(classes, np.int64).reshape(-1)
         self.difficult = np.zeros(len(self.classes), bool) if difficult is None else np.asarray(difficult, bool)
+        box_areas = (self.boxes_xyxy[:, 2:] - self.boxes_xyxy[:, :2]).prod(axis=1)
+        self.areas = box_areas if areas is None else np.where(np.isnan(areas), box_areas, areas).astype(np.float32)
         assert len(self.sizes_hw) == len(paths) == len(self.offsets) - 1
         assert len(self.boxes_xyxy) == len(self.classes) == len(self.difficult) == self.offsets[-1]
 
@@ -59,7 +62,8 @@ class Annotations:
         keep = ~self.difficult
         kept_before = np.concatenate([[0], np.cumsum(keep)])[self.offsets]
         paths = [self.path(index) for index in range(len(self))]
-        return Annotations(paths, self.sizes_hw, np.diff(kept_before), self.boxes_xyxy[keep], self.classes[keep])
+        boxes_xyxy, classes, areas = self.boxes_xyxy[keep], self.classes[keep], self.areas[keep]
+        return Annotations(paths, self.sizes_hw, np.diff(kept_before), boxes_xyxy, classes, areas=areas)
 
 
 def _offsets(counts) -> np.ndarray:
@@ -186,6 +190,7 @@ def build_annotations(source: RawAnnotations, class_names: Sequence[str]) -> tup
         boxes_xyxy[kept],
         classes[kept],
         source.difficult[kept],
+        None if source.areas is None else source.areas[kept],
     )
     return annotations, findings
 

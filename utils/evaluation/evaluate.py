@@ -137,4 +137,5 @@ def merge(parts):
 def ground_truth(annotations):
     """All labelled boxes of Annotations as flat arrays; image i is entry i of the annotations."""
     image_ids = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
-    return GroundTruth(image_ids, annotations.boxes_xyxy, annotations.classes, annotations.difficult)
+    boxes_xyxy, areas = annotations.boxes_xyxy, annotations.areas
+    return GroundTruth(image_ids, boxes_xyxy, annotations.classes, annotations.difficult, areas)

@@ -12,6 +12,8 @@ from utils.inference.base import Boxes
 
 # More candidates than this per image are cut to the best before suppression, whose cost is quadratic.
 PRE_NMS_TOPK = 3000
+# Suppression moves each class away by the largest coordinate: of a box without bounds that would swallow all others.
+MAX_COORDINATE = 1e5
 
 
 @torch.no_grad()
@@ -45,7 +47,8 @@ def nms(decoded, options):
         if len(keep) > PRE_NMS_TOPK:
             keep = keep[scores[keep].topk(PRE_NMS_TOPK).indices]
         boxes_xyxy, scores, classes = boxes_xyxy[keep], scores[keep], classes[keep]
-        keep = batched_nms(boxes_xyxy, scores, classes, options.nms_iou)[: options.max_boxes]
+        apart_xyxy = boxes_xyxy.double().clamp(-MAX_COORDINATE, MAX_COORDINATE)
+        keep = batched_nms(apart_xyxy, scores.double(), classes, options.nms_iou)[: options.max_boxes]
         results.append((boxes_xyxy[keep], scores[keep], classes[keep]))
     return results
 

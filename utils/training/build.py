@@ -94,6 +94,7 @@ def build_detector(settings, class_names, runtime, checkpoint=None):
         )
     except ValueError as error:
         raise UserError(str(error)) from error
+    model.resize_rule = metadata.get("resize_rule", model.resize_rule)
     network = f"{settings.model_name} with {settings.backbone}" if settings.backbone else settings.model_name
     logger.info(f"{network} {'from ' + weights.path if weights else 'from scratch'}")
     uninitialised = set(model.state_dict())
@@ -129,8 +130,8 @@ def find_start_weights(settings, runtime):
 
 def run_metadata(settings, model, class_names):
     """What the weight files of a run say about their use."""
-    rule, plain = augment_options(settings).rule, to_plain(vars(settings))
-    return make_metadata(model, class_names, tuple(settings.input_shape), rule, settings=plain)
+    plain = to_plain(vars(settings))
+    return make_metadata(model, class_names, tuple(settings.input_shape), model.resize_rule, settings=plain)
 
 
 def build_loss(settings, model):
@@ -171,11 +172,11 @@ def _optim_class(settings, optimizer, runtime):
     return GraphedOptimWrapper
 
 
-def augment_options(settings):
-    """The constants of the augmentation block as the loader takes them."""
+def augment_options(settings, resize_rule):
+    """The constants of the augmentation block as the loader takes them. resize_rule: that of the network."""
     hue, saturation, brightness = settings.colour_jitter
     return AugmentOptions(
-        augment_epochs=round(settings.special_aug_ratio * settings.UnFreeze_Epoch),
+        augment_epochs=augmented_epochs(settings),
         mosaic=settings.mosaic,
         mosaic_prob=settings.mosaic_prob,
         mixup=settings.mixup,
@@ -186,17 +187,24 @@ def augment_options(settings):
         hue_gain=hue,
         saturation_gain=saturation,
         value_gain=brightness,
+        resize_mode=resize_rule["mode"],
+        pad=resize_rule["pad"],
     )
+
+
+def augmented_epochs(settings):
+    """How many epochs have augmentation."""
+    return round(settings.special_aug_ratio * settings.UnFreeze_Epoch)
 
 
 def is_mosaic_on(settings, epoch):
     """Whether an epoch, counted from 0, may join images."""
-    return settings.mosaic and epoch < augment_options(settings).augment_epochs
+    return settings.mosaic and epoch < augmented_epochs(settings)
 
 
-def build_loaders(settings, data, runtime):
+def build_loaders(settings, data, runtime, resize_rule):
     """The loader of training batches, those of the first phase at first, and that of validation batches."""
-    augment, multi_scale = augment_options(settings), build_multi_scale(settings)
+    augment, multi_scale = augment_options(settings, resize_rule), build_multi_scale(settings)
     workers = runtime.workers(settings.num_workers)
     options = LoaderOptions(
         workers, runtime.on_gpu, settings.worker_timeout, runtime.dist.rank, runtime.dist.world_size
@@ -218,9 +226,11 @@ def build_multi_scale(settings):
     """The input shapes of training batches: one, or several with multi_scale."""
     if not settings.multi_scale:
         return MultiScale([tuple(settings.input_shape)])
-    last_epoch = augment_options(settings).augment_epochs
     multi_scale = multi_scale_of(
-        tuple(settings.input_shape), settings.multi_scale_range, settings.multi_scale_period, last_epoch
+        tuple(settings.input_shape),
+        settings.multi_scale_range,
+        settings.multi_scale_period,
+        augmented_epochs(settings),
     )
     if len(multi_scale.shapes) == 1:
         logger.warning("multi_scale is True, but multi_scale_range holds no other multiple of 32: widen it.")

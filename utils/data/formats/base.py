@@ -16,12 +16,14 @@ class RawAnnotations:
     annotation_path: where all this was read, for messages.
     paths:           the images' paths.
     stated_sizes_hw: (N, 2) int32 height and width as the annotation states them; 0 where it states none.
-    owner:           (M,) int64 image of each box, ascending.
+    image_index:     (M,) int64 image of each box, ascending.
     boxes_xyxy:      (M, 4) float64 x1, y1, x2, y2 as written: in pixels, or in shares of the image where normalized.
     classes:         (M,) int64 index into names; where these are None, the number that the annotation states.
     difficult:       (M,) bool.
     names:           the class names that the annotation knows, or None where it knows numbers alone.
     findings:        what is wrong; images that are missing or have no annotation are here and not in paths.
+    areas:           (M,) what the annotation states as the area of each object, NaN where it states none; None where
+                     the format knows no areas.
     """
 
     annotation_path: str
@@ -34,6 +36,7 @@ class RawAnnotations:
     names: list[str] | None
     normalized: bool
     findings: list[Finding]
+    areas: np.ndarray | None = None
 
 
 class RawAnnotationsBuilder:

@@ -1,5 +1,6 @@
 """Reading COCO annotations (instances_*.json); pixels are not looked at here."""
 
+import math
 import os
 import reprlib
 from array import array
@@ -110,7 +111,7 @@ class _Content:
         # Ids are numbered as boxes mention them: arrays of numbers are much smaller than lists of ids.
         self.image_numbers, self.category_numbers = {}, {}
         self.places, self.image_of, self.category_of = array("q"), array("q"), array("q")
-        self.boxes_xyxy, self.difficult = array("d"), array("b")
+        self.boxes_xyxy, self.difficult, self.areas = array("d"), array("b"), array("d")
 
     def add(self, part: str, number: int, item: object) -> None:
         item = item if isinstance(item, dict) else {}
@@ -138,6 +139,8 @@ class _Content:
         self.category_of.append(self.category_numbers.setdefault(category_id, len(self.category_numbers)))
         self.boxes_xyxy.extend((x, y, x + width, y + height))
         self.difficult.append(item.get("iscrowd") == 1)
+        area = item.get("area")
+        self.areas.append(area if type(area) in NUMBERS and 0 < area < LARGEST else math.nan)
 
     def report(self, detail: str) -> None:
         self.findings.append(Finding("broken_annotation", self.annotation_path, detail))
@@ -164,6 +167,7 @@ class _Content:
             [self.names[item_id] for item_id in categories],
             False,
             self.findings,
+            np.array(self.areas, np.float64)[order],
         )
 
     def resolve(self, key: str, numbers: array, number_of: dict, known: Sequence) -> np.ndarray:
