@@ -394,7 +394,7 @@ def test_the_recipes_of_train_stand_in_the_docs():
     block = source.split("#   RECIPES")[1].split("\n# ----")[0]
     pairs = re.findall(r"(\w+) = ('[^']*'|\[[^\]]*\]|\{[^}]*\}|[\d.e-]+\d|\d|True|False)", block)
     assert ("train_only", "['head']") in pairs and ("fp16", "True") in pairs
-    assert ("Init_lr", "1e-2") in pairs and ("lr_scale", "{'backbone': 0.1, 'neck': 0.1}") in pairs
+    assert ("Freeze_Epoch", "10") in pairs and ("lr_scale", "{'backbone': 0.1, 'neck': 0.1}") in pairs
     constants = constants_of("train.py")
     page = text_of("docs/recipes.md")
     in_page = [item for _, changes in recipes(page) + recipes(page, GOING_ON) for item in changes.items()]

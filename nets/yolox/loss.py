@@ -1,4 +1,4 @@
-"""The loss of YOLOX: IoU, objectness and class terms over SimOTA's cells, and L1 once mosaic is off."""
+"""The loss of YOLOX: IoU, objectness, class and L1 terms over SimOTA's cells."""
 
 import torch
 
@@ -13,8 +13,8 @@ class YOLOXLoss(Criterion):
     """criterion(raw, targets) -> {"loss", "box", "obj", "cls", "l1"}: scalars, scaled and ready to log, and "count".
 
     model: the network whose raw maps are compared with the targets; its decode and strides are used. options:
-    LossOptions. use_l1 may be switched between steps (the paper adds L1 for the last epochs, when mosaic is off); in
-    eval mode there is none, so that validation losses of all epochs compare. raw: maps (B, 5 + C, h, w); targets: (B,
+    LossOptions. The paper adds L1 for the last epochs alone; in trainings of some hundred steps it helps from the
+    first. raw: maps (B, 5 + C, h, w); targets: (B,
     G, 5) x1, y1, x2, y2 in input pixels and class, -1 marks padding. For scale and count see nets.losses.scale_losses.
     Boxes without area, and images without boxes, give finite losses. Raises ValueError for options.map_weights, which
     this loss does not have.
@@ -28,7 +28,6 @@ class YOLOXLoss(Criterion):
         self.iou_type = options.iou_type or "iou"
         if options.map_weights:
             raise ValueError(f"map_weights concerns networks with anchors, and {model.name} has none: set it to [].")
-        self.use_l1 = False
 
     def forward(self, raw, targets):
         decoded = self.decode(raw)
@@ -40,12 +39,11 @@ class YOLOXLoss(Criterion):
         # A class is as certain as its box is good: the target is the IoU, not 1.
         wanted = class_targets(matched[..., 4], decoded.class_logits.shape[-1], self.options.label_smoothing)
         classes = class_loss(decoded.class_logits, wanted * iou.unsqueeze(-1))
-        has_l1 = self.use_l1 and self.training
         sums = {
             "box": BOX_WEIGHT * (box * positive).sum(),
             "obj": objectness_loss(decoded.objectness, positive.float(), self.options).sum(),
             "cls": (classes * positive).sum(),
-            "l1": self.l1_loss(raw, matched, positive) if has_l1 else torch.zeros_like(box[0, 0]),
+            "l1": self.l1_loss(raw, matched, positive),
         }
         return scale_losses(sums, positive)
 

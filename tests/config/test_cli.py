@@ -223,7 +223,7 @@ def test_files_and_the_table_show_a_functions_name():
         ("--anchors_mask=[[3,4,5],[0,1,2]]", {"anchors_mask": [[3, 4, 5], [0, 1, 2]]}),
         ("--lr_step_size=5", {"lr_step_size": 5}),
         ("--lr_gamma=0.5", {"lr_gamma": 0.5}),
-        ("--Init_lr=inf", {"Init_lr": float("inf")}),  # which the rules refuse
+        ("--aspect_jitter=inf", {"aspect_jitter": float("inf")}),  # which the rules refuse
     ],
 )
 def test_overrides_of_every_kind_of_constant(constants, argument, expected):

@@ -4,6 +4,7 @@ import pytest
 
 import train
 from utils.config.cli import overrides, read_constants
+from utils.config.optimizers import fill_in
 from utils.config.rules import RULES, check_prediction, check_training, check_types, check_values
 
 
@@ -82,9 +83,10 @@ def test_types_that_are_open():
 
 def test_shipped_constants_pass_their_checks(constants):
     """Prevents shipping constants that train.py refuses, and a check that changes a value."""
-    assert vars(check_training(constants)) == constants
+    assert vars(check_training(constants)) == fill_in(constants)
 
 
+FROZEN = {"Freeze_Train": True}
 BAD_VALUES = [
     *[(name, "yes") for name in ("Cuda", "distributed", "sync_bn", "fp16", "mosaic", "mixup", "Freeze_Train")],
     *[(name, 1) for name in ("ema", "eval_flag", "cudnn_benchmark", "deterministic", "focal_loss")],
@@ -251,7 +253,7 @@ def test_a_constant_that_is_missing_is_named(constants, tmp_path):
         ({"Init_Epoch": 80, "UnFreeze_Epoch": 80}, "UnFreeze_Epoch is 80 and Init_Epoch is 80, so no epoch is left"),
         ({"UnFreeze_Epoch": 5, "Init_Epoch": 6}, "UnFreeze_Epoch is 5 and Init_Epoch is 6, so no epoch is left"),
         (
-            {"Freeze_Epoch": 50, "UnFreeze_Epoch": 30, "model_path": "LICENSE"},
+            {"Freeze_Train": True, "Freeze_Epoch": 50, "UnFreeze_Epoch": 30, "model_path": "LICENSE"},
             "Freeze_Epoch is 50, beyond UnFreeze_Epoch 30",
         ),
         ({"classes_path": "none.txt"}, "classes_path is 'none.txt', and there is no such file"),
@@ -265,7 +267,7 @@ def test_a_constant_that_is_missing_is_named(constants, tmp_path):
         ({"pretrained": "IMAGENET1K_V2"}, "pretrained is 'IMAGENET1K_V2', which concerns torchvision backbones"),
         ({"pretrained": True, "backbone": "resnet18", "model_path": "LICENSE"}, "pretrained is True, which concerns"),
         (
-            {"Freeze_Epoch": 50, "UnFreeze_Epoch": 30, "backbone": "resnet18", "pretrained": True},
+            FROZEN | {"Freeze_Epoch": 50, "UnFreeze_Epoch": 30, "backbone": "resnet18", "pretrained": True},
             "Freeze_Epoch is 50, beyond UnFreeze_Epoch 30",
         ),
         ({"train_only": ["head"], "freeze_layers": ["neck"]}, "train_only says what trains, freeze_layers and freeze_"),
@@ -283,8 +285,8 @@ def test_constants_that_contradict_each_other(constants, changes, message):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"Freeze_Epoch": 50, "UnFreeze_Epoch": 30},  # from scratch there is no frozen phase to be too long
-        {"Freeze_Epoch": 30, "UnFreeze_Epoch": 30, "model_path": "LICENSE"},  # never unfreezes
+        FROZEN | {"Freeze_Epoch": 50, "UnFreeze_Epoch": 30},  # from scratch there is no frozen phase to be too long
+        FROZEN | {"Freeze_Epoch": 30, "UnFreeze_Epoch": 30, "model_path": "LICENSE"},  # never unfreezes
         {"Init_Epoch": 40},
         {"model_path": "yolox_nano"},  # a release, which is fetched later
         {"model_path": "yolov4.conv.137", "weights_format": "darknet", "allow_partial_backbone": True},
@@ -314,7 +316,7 @@ def test_constants_that_contradict_each_other(constants, changes, message):
 )
 def test_allowed_corner_cases(constants, changes):
     """Prevents rules that refuse what the comments in train.py promise."""
-    assert vars(check_training(constants | changes)) == constants | changes
+    assert vars(check_training(constants | changes)) == fill_in(constants | changes)
 
 
 def test_predict_may_leave_the_confidence_open():

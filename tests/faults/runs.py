@@ -26,6 +26,7 @@ SETTINGS = {
     "Cuda": False,
     "fp16": False,
     "cpu_threads": 1,
+    "Freeze_Train": True,
     "Freeze_Epoch": 2,
     "UnFreeze_Epoch": EPOCHS,
     "Freeze_batch_size": 4,

@@ -14,12 +14,10 @@ STRIDES = (8, 16, 32)
 PARTS = ["loss", "box", "obj", "cls", "l1", "count"]
 
 
-def criterion_for(num_classes, use_l1=True, **options):
+def criterion_for(num_classes, **options):
     with torch.device("meta"):  # decoding needs no weights
         model = build_model("yolox_nano", num_classes)
-    criterion = build_criterion(model, LossOptions(**options))
-    criterion.use_l1 = use_l1
-    return criterion
+    return build_criterion(model, LossOptions(**options))
 
 
 def raw_maps(batch, num_classes, size_hw=(32, 32), fill=torch.zeros):
@@ -105,22 +103,12 @@ def hand_made_case():
     return raw, padded([(4, 4, 12, 12, 1)])
 
 
-@pytest.mark.parametrize(("use_l1", "l1"), [(False, 0.0), (True, 0.693147)])
-def test_hand_made_case(use_l1, l1):
+def test_hand_made_case():
     """Prevents a change of any weight or target: box 5 * (1 - 0.5 ** 2); objectness 20 ln 2 - ln 0.75 over 21 cells;
     class cross entropy of 0.75 against the IoU 0.5, plus ln 2 of the other class; L1 |ln 2 - ln 1|."""
     raw, targets = hand_made_case()
-    expected = {"loss": 19.430761 + l1, "box": 3.75, "obj": 14.150626, "cls": 1.530135, "l1": l1, "count": [1, 1]}
-    assert_close(values(criterion_for(2, use_l1)(raw, targets)), expected)
-
-
-def test_l1_may_be_switched_between_steps():
-    """Prevents use_l1 from being read only once, when the criterion is made."""
-    raw, targets = hand_made_case()
-    criterion = criterion_for(2, use_l1=False)
-    assert criterion(raw, targets)["l1"] == 0
-    criterion.use_l1 = True
-    assert criterion(raw, targets)["l1"] > 0.69
+    parts = {"box": 3.75, "obj": 14.150626, "cls": 1.530135, "l1": 0.693147}
+    assert_close(values(criterion_for(2)(raw, targets)), {"loss": sum(parts.values()), **parts, "count": [1, 1]})
 
 
 def test_class_term_moves_no_box():
@@ -144,7 +132,7 @@ def test_few_positives_are_divided_by_the_images():
     raw, targets = hand_made_case()
     raw = [level.repeat(4, 1, 1, 1) for level in raw]
     targets = torch.cat((targets, padded([], [], [])[:, :1].expand(-1, targets.shape[1], -1)))
-    losses = values(criterion_for(2, use_l1=False)(raw, targets))
+    losses = values(criterion_for(2)(raw, targets))
     assert losses["count"] == [1, 4]
     assert losses["box"] == pytest.approx(3.75 / 4)
     assert losses["cls"] == pytest.approx(1.530135 / 4, rel=1e-5)

@@ -6,7 +6,7 @@ import pytest
 
 from utils.reporting.hints.curves import curve_hints
 
-SETTINGS = {"Init_lr": 0.08, "UnFreeze_Epoch": 40, "optimizer_type": "sgd"}
+SETTINGS = {"Init_lr": 0.08, "UnFreeze_Epoch": 40, "optimizer_type": "sgd", "model_name": "yolox_nano", "backbone": ""}
 SETTINGS |= {"freeze_layers": [], "freeze_blocks": 0, "train_only": [], "lr_scale": {}}
 SETTINGS |= {"Init_Epoch": 0, "model_path": "", "pretrained": False, "patience": 0}
 FALLING = np.linspace(8, 3, 20).tolist()

@@ -10,7 +10,7 @@ WEIGHTS = {"model_path": "a.pth"}
 
 def settings_of(**changes):
     values = {"Freeze_Train": True, "Init_Epoch": 0, "Freeze_Epoch": 10, "UnFreeze_Epoch": 100}
-    values |= {"model_path": "", "pretrained": False}
+    values |= {"model_path": "", "pretrained": False, "model_name": "yolox_nano", "backbone": ""}
     values |= {"Freeze_batch_size": 16, "Unfreeze_batch_size": 8, "accumulate": 1}
     values |= {"freeze_layers": [], "freeze_blocks": 0, "train_only": [], "freeze_whole_run": True}
     values |= {"optimizer_type": "sgd", "weight_decay": 5e-4, "compile": False, "multi_scale": False}
@@ -53,13 +53,13 @@ def test_usual_settings_need_no_hints():
         ({"optimizer_type": "adagrad"}, "optimizer_type is 'adagrad' and weight_decay 0.0005: the decay is added to"),
         (
             {"Init_lr": 0.8, "Freeze_Train": False},  # 0.8 * 8 / 64
-            "Init_lr 0.8 is 1.0e-01 for the batches of the unfrozen phase; it is kept within 0.0005 to 0.05 for sgd, "
-            "so 5.0e-02 is used.",
+            "Init_lr 0.8 is 1.0e-01 for the batches of the unfrozen phase; it is kept within 0.0005 to 0.05 for sgd "
+            "here, so 5.0e-02 is used.",
         ),
         (
-            {"optimizer_type": "adamw", "Init_lr": 1e-3, "Freeze_Epoch": 100, "images": 2000},  # 1e-3 * 16 / 64
-            "Init_lr 0.001 is 2.5e-04 for the batches of the frozen phase; it is kept within 0.0003 to 0.001 for "
-            "adamw, so 3.0e-04 is used.",
+            {"optimizer_type": "adamw", "Init_lr": 2e-4, "Freeze_Epoch": 100, "images": 2000},  # 2e-4 * 16 / 64
+            "Init_lr 0.0002 is 5.0e-05 for the batches of the frozen phase; it is kept within 0.0001 to 0.002 for "
+            "adamw here, so 1.0e-04 is used.",
         ),
         (
             {"accumulate": 20, "images": 160, "Init_lr": 4e-3, "Init_Epoch": 1},

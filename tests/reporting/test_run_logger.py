@@ -8,6 +8,7 @@ import torch
 import train
 from nets import build_model
 from utils.config.cli import read_constants
+from utils.config.optimizers import fill_in
 from utils.data.annotations import Annotations
 from utils.data.augment import AugmentOptions
 from utils.data.loader import build_train_loader
@@ -50,7 +51,7 @@ def model():
 
 def make_logger(annotations, model, folder, state=None, **changes):
     constants = read_constants(vars(train)) | {"save_dir": str(folder / "logs"), "UnFreeze_Epoch": 10} | changes
-    settings = SimpleNamespace(**constants | {"input_shape": [64, 64]})
+    settings = SimpleNamespace(**fill_in(constants | {"input_shape": [64, 64]}))
     of_weights = make_metadata(model, NAMES, (64, 64), {"mode": "topleft", "pad": 114})
     return RunLogger(settings, of_weights, Run(settings, NAMES, annotations, annotations, {}, 0), 1, state)
 
@@ -230,7 +231,7 @@ def test_the_log_of_a_run_holds_what_was_said_before_its_folder_was_there(annota
 def begin(annotations, model, folder, rank=0, **changes):
     """What start_run gives for a training of two epochs, and the findings that are left then."""
     constants = read_constants(vars(train)) | {"save_dir": str(folder / "logs"), "UnFreeze_Epoch": 2}
-    settings = SimpleNamespace(**constants | {"input_shape": [64, 64]} | changes)
+    settings = SimpleNamespace(**fill_in(constants | {"input_shape": [64, 64]} | changes))
     data = TrainingData(NAMES, annotations, annotations, [Finding("background", "a.jpg")])
     runtime = RuntimeContext(torch.device("cpu"), DistInfo(rank, rank, rank + 1), Precision(torch.float32, False, ""))
     return start_run(settings, data, model, build_phases(settings), runtime, 0), data.findings
@@ -242,7 +243,7 @@ def test_a_run_begins_with_its_plan(annotations, model, tmp_path, said):
     run_logger, findings = begin(annotations, model, tmp_path)
     run_logger.close()
     lines = said()
-    assert lines[0].startswith("note: Freeze_Train is True, but the backbone is untrained")
+    assert lines[0].startswith("note: Only 2 optimiser steps in all; training from scratch wants at least 1000")
     assert "part      parameters  epochs 1-2" in lines and findings == []
     assert "info,image without boxes,a.jpg" in (run_logger.folder / "findings.csv").read_text("utf-8-sig")
     assert (run_logger.folder / "planned_lr.png").is_file()

@@ -22,7 +22,7 @@ def test_blood_cells_from_public_weights(real_data, tmp_path, without_pictures):
         *("train.py", f"--classes_path={tmp_path / 'classes.txt'}", f"--save_dir={tmp_path}"),
         *(f"--train_annotation_path={splits / 'train.txt'}", f"--val_annotation_path={splits / 'val.txt'}"),
         *(f"--model_path={real_data / 'weights/yolox_nano_coco.pth'}", "--input_shape=[224,224]"),
-        *("--Freeze_Epoch=2", "--UnFreeze_Epoch=3", "--eval_period=1"),
+        *("--Freeze_Train=True", "--Freeze_Epoch=2", "--UnFreeze_Epoch=3", "--eval_period=1"),
     )
     assert finished.status == 0, finished.error
     assert "0 of 3 classes go on from the file" in finished.said

@@ -20,8 +20,8 @@ def in_the_project(monkeypatch):
 
 
 def settings_of(**changes):
-    """The tool's settings with train.py as shipped; LICENSE stands for a weight file, whose content is not read."""
-    return summary.check(summary.constants() | changes)
+    """The tool's settings with train.py as shipped, but for a frozen phase; LICENSE stands for a weight file, whose content is not read."""
+    return summary.check(summary.constants() | {"Freeze_Train": True} | changes)
 
 
 def traced(name, num_classes, input_shape):
@@ -112,9 +112,9 @@ weights     24.25 MB as float32, 12.13 MB as float16, with the running statistic
 GFLOPs      0.245 for one image: two operations per multiply-add; convolutions and matrix products alone
 
 part      parameters  epochs 1-10                        epochs 11-100
-backbone  3,629,728   3,610,240 at 2.0e-02, rest frozen  all at 1.0e-02
-neck      164,608     all at 2.0e-02                     all at 1.0e-02
-head      2,262,270   2,196,735 at 2.0e-02, rest frozen  all at 1.0e-02
+backbone  3,629,728   3,610,240 at 1.0e-03, rest frozen  all at 5.0e-04
+neck      164,608     all at 1.0e-03                     all at 5.0e-04
+head      2,262,270   2,196,735 at 1.0e-03, rest frozen  all at 5.0e-04
 """
     )
 
@@ -221,7 +221,7 @@ def test_the_command_takes_its_constants_and_those_of_train(capsys, monkeypatch)
     monkeypatch.delenv("RANK", raising=False)
     runpy.run_path("tools/summary.py", run_name="__main__")
     printed = capsys.readouterr().out
-    assert "* num_classes          80\n" in printed and "  Freeze_Train         True\n" in printed
+    assert "* num_classes          80\n" in printed and "  Freeze_Train         False\n" in printed
     assert "mosaic" not in printed
     assert "\nGFLOPs      6.908 for one image" in printed
     assert "\nneck      164,608     frozen\n" in printed

@@ -11,7 +11,7 @@ import torch
 from voc_folder import box_xml, make_voc
 
 import train
-from nets import build_criterion, build_model
+from nets import build_model
 from nets.losses import LossOptions
 from utils.checkpoint.resume import read_checkpoint
 from utils.config.cli import read_constants
@@ -111,7 +111,7 @@ def constants(tmp_path_factory):
 def training(constants):
     """A frozen and an unfrozen epoch: who got what, as {name: calls in their order}, and the folder of the run; has_l1:
     of each batch that the criterion judged, whether YOLOX would have added L1."""
-    calls, asked_for, has_l1 = {}, set(), []
+    calls, asked_for = {}, set()
 
     def no_processes(call):
         return {"options": call.options._replace(num_workers=0)}
@@ -121,15 +121,8 @@ def training(constants):
             asked_for.add(name)
             return super().__getattribute__(name)
 
-    def watched(*arguments):
-        criterion = build_criterion(*arguments)
-        criterion.use_l1 = False
-        criterion.register_forward_pre_hook(lambda own, _: has_l1.append(own.use_l1 and own.training))
-        return criterion
-
     with pytest.MonkeyPatch.context() as monkeypatch:
-        written_down(calls, monkeypatch, build, "build_criterion", stand_in=watched)
-        for name in ("OptimWrapper", "parameter_groups", "build_optimizer", "convert_sync_bn"):
+        for name in ("build_criterion", "OptimWrapper", "parameter_groups", "build_optimizer", "convert_sync_bn"):
             written_down(calls, monkeypatch, build, name)
         written_down(calls, monkeypatch, phases, "parameter_groups")
         written_down(calls, monkeypatch, train, "Checkpointer")
@@ -140,7 +133,7 @@ def training(constants):
         written_down(calls, monkeypatch, phases, "compile_network", stand_in=lambda network, *_: network)
         written_down(calls, monkeypatch, run_logger, "WeightSaver")
         folder, _ = train.main(Settings(**vars(check_training(constants))))
-    return SimpleNamespace(**calls, folder=folder, asked_for=asked_for, has_l1=has_l1)
+    return SimpleNamespace(**calls, folder=folder, asked_for=asked_for)
 
 
 def test_every_constant_is_read(training, constants):
@@ -163,13 +156,6 @@ def test_the_loss_gets_its_block(training):
     assert call.options == expected
     judges = [epoch.criterion for epoch in (*training.train_one_epoch, *training.evaluate)]
     assert len(judges) == 4 and all(criterion.options == expected for criterion in judges)
-
-
-def test_l1_comes_when_mosaic_ends_and_not_in_validation(training):
-    """Prevents the term for the last epochs from joining too early, and validation losses that do not compare."""
-    first, second, validation = [False] * 2, [True] * 3, [False]
-    preflight, epochs = training.has_l1[:-7], training.has_l1[-7:]
-    assert epochs == [*first, *validation, *second, *validation] and preflight and not any(preflight)
 
 
 def test_the_augmentation_gets_its_block(training):

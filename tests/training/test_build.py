@@ -7,6 +7,7 @@ from voc_folder import box_xml, make_voc
 import train
 from nets import build_criterion, build_model
 from utils.config.cli import read_constants
+from utils.config.optimizers import fill_in
 from utils.io.errors import MissingFileError, UserError
 from utils.runtime.device import Precision, RuntimeContext
 from utils.runtime.distributed import DistInfo
@@ -24,7 +25,7 @@ CROWD = box_xml("dog", (20, 20, 70, 45), difficult=1)
 
 def settings_of(**changes):
     small = {"input_shape": [64, 64], "num_workers": 0, "classes_path": ""}
-    return SimpleNamespace(**read_constants(vars(train)) | small | changes)
+    return SimpleNamespace(**fill_in(read_constants(vars(train)) | small | changes))
 
 
 @pytest.fixture
@@ -201,17 +202,6 @@ def test_what_a_step_moves_with():
     assert build.build_optim(settings, model, criterion, [Phase(False, 0, 5, 4)], RUNTIME, 10).ema is None
 
 
-@pytest.mark.parametrize(
-    ("changes", "augmented"),
-    [({}, [True, True, False]), ({"mosaic": False}, [False] * 3), ({"special_aug_ratio": 0.0}, [False] * 3)],
-)
-def test_mosaic_ends_before_the_last_epochs(changes, augmented):
-    """Prevents the L1 loss, which sets in with the end of mosaic, from setting in at another epoch."""
-    settings = settings_of(UnFreeze_Epoch=10, special_aug_ratio=0.6)
-    vars(settings).update(changes)
-    assert [build.is_mosaic_on(settings, epoch) for epoch in (0, 5, 6)] == augmented
-
-
 def test_the_sizes_of_batches(capsys):
     """Prevents multi_scale without effect, or one that nobody sees."""
     assert build.build_multi_scale(settings_of()).shapes == [(64, 64)]
@@ -239,13 +229,17 @@ def test_images_in_main_memory(data_settings, monkeypatch, capsys, fits, note):
     assert len(next(iter(train_loader)).images) == 2
 
 
+def a_schedule(epoch):
+    return 1 / (epoch + 1)
+
+
 def test_what_weight_files_of_a_run_say():
     """Prevents weights that are used with other classes, sizes or settings than they were trained with."""
-    settings = settings_of(input_shape=[64, 96], seed=5, lr_decay_type=build.is_mosaic_on)
+    settings = settings_of(input_shape=[64, 96], seed=5, lr_decay_type=a_schedule)
     metadata = build.run_metadata(settings, build_model("yolox_nano", 2), NAMES)
     assert (metadata["class_names"], metadata["input_shape"]) == (NAMES, [64, 96])
     assert metadata["resize_rule"] == {"mode": "topleft", "pad": 114}
-    assert (metadata["settings"]["seed"], metadata["settings"]["lr_decay_type"]) == (5, "is_mosaic_on")
+    assert (metadata["settings"]["seed"], metadata["settings"]["lr_decay_type"]) == (5, "a_schedule")
 
 
 @pytest.mark.parametrize("mode", ["center", "stretch"])

@@ -55,6 +55,7 @@ def tiny():
 def settings_of(**changes):
     values = {"freeze_layers": [], "freeze_blocks": 0, "train_only": [], "freeze_whole_run": True, "lr_scale": {}}
     values |= {"Init_lr": 8e-2, "Min_lr": None, "optimizer_type": "sgd", "accumulate": 1}
+    values |= {"model_name": "yolox_nano", "backbone": ""}
     return SimpleNamespace(**values | changes)
 
 

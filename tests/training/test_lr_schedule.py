@@ -5,14 +5,23 @@ import pytest
 import torch
 from torch import nn
 
-from utils.training.lr_schedule import LRSchedule, cosine, lr_range, preview_lr, scale_lr, warmup_epochs
+from utils.training.lr_schedule import (
+    LR_LIMITS,
+    LRSchedule,
+    cosine,
+    lr_limits,
+    lr_range,
+    preview_lr,
+    scale_lr,
+    warmup_epochs,
+)
 from utils.training.optim import build_optimizer
 from utils.training.phases import Phase
 
 
 def settings_of(kind="cos", epochs=100, **changes):
     values = {"lr_decay_type": kind, "UnFreeze_Epoch": epochs, "Init_Epoch": 0, "Init_lr": 1e-2, "Min_lr": None}
-    values |= {"lr_step_size": None, "lr_milestones": [], "lr_gamma": None}
+    values |= {"model_name": "yolox_nano", "backbone": "", "lr_step_size": None, "lr_milestones": [], "lr_gamma": None}
     values |= {"lr_factor": 0.5, "lr_patience": 5, "lr_cooldown": 0, "optimizer_type": "sgd", "accumulate": 1}
     return SimpleNamespace(**values | changes)
 
@@ -35,9 +44,10 @@ def rates_of(settings, epochs, lowest=0.0, val_losses=()):
         (1e-2, None, "sgd", 1024, 5e-2, 5e-4),
         (1e-3, None, "adamw", 64, 1e-3, 1e-5),
         (1e-3, None, "adamw", 32, 5e-4, 5e-6),
-        (1e-3, None, "adamw", 8, 3e-4, 3e-6),
-        (1e-3, None, "adam", 8, 3e-4, 3e-6),
-        (1e-3, None, "adam", 128, 1e-3, 1e-5),
+        (1e-3, None, "adamw", 4, 1e-4, 1e-6),
+        (1e-3, None, "adam", 4, 1e-4, 1e-6),
+        (8e-3, None, "adam", 8, 1e-3, 1e-5),
+        (8e-3, None, "adamw", 64, 2e-3, 2e-5),
         (4e-4, None, "rmsprop", 32, 2e-4, 2e-6),
         (1e-2, None, "rmsprop", 64, 5e-4, 5e-6),
         (1e-4, None, "rmsprop", 8, 1e-4, 1e-6),
@@ -51,8 +61,24 @@ def rates_of(settings, epochs, lowest=0.0, val_losses=()):
 )
 def test_rates_follow_the_batch_within_limits(initial, minimum, optimizer_type, batch_size, highest, lowest):
     """Prevents small batches from diverging, and tiny or huge ones from leaving the range in which training works."""
-    rates = scale_lr(initial, minimum, optimizer_type, batch_size)
+    rates = scale_lr(initial, minimum, LR_LIMITS[optimizer_type], batch_size)
     assert rates == (pytest.approx(highest, rel=1e-9), pytest.approx(lowest, rel=1e-9))
+
+
+@pytest.mark.parametrize(
+    ("optimizer_type", "model_name", "backbone", "limits"),
+    [
+        ("adamw", "yolox_nano", "", (1e-4, 2e-3)),
+        ("adamw", "yolox_s", "", (1e-4, 1e-3)),
+        ("adam", "yolox_x", "", (1e-4, 4e-4)),
+        ("adamw", "yolov4_tiny", "resnet50", (1e-4, 5e-4)),
+        ("sgd", "yolox_x", "", (5e-4, 5e-2)),
+    ],
+)
+def test_wide_networks_take_smaller_steps_of_adam(optimizer_type, model_name, backbone, limits):
+    """Prevents the rate of a small network from destroying what the weights of a large one know."""
+    settings = settings_of(optimizer_type=optimizer_type, model_name=model_name, backbone=backbone)
+    assert lr_limits(settings) == pytest.approx(limits)
 
 
 @pytest.mark.parametrize(("batch_size", "accumulate", "highest"), [(8, 1, 1.25e-3), (8, 4, 5e-3), (2, 16, 5e-3)])

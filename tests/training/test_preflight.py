@@ -9,6 +9,7 @@ import train
 from nets import build_criterion, build_model
 from nets.losses import Criterion
 from utils.config.cli import read_constants
+from utils.config.optimizers import fill_in
 from utils.data.annotations import Annotations
 from utils.io.errors import UserError
 from utils.runtime.device import Precision, RuntimeContext
@@ -33,7 +34,7 @@ RUNTIME = RuntimeContext(torch.device("cpu"), DistInfo(), Precision(torch.float3
 
 def settings_of(**changes):
     values = {"input_shape": [64, 64], "Unfreeze_batch_size": 2, "Freeze_batch_size": 4, "Freeze_Train": True}
-    return SimpleNamespace(**read_constants(vars(train)) | values | changes)
+    return SimpleNamespace(**fill_in(read_constants(vars(train)) | values | changes))
 
 
 def annotations_of(*counts):

@@ -32,6 +32,8 @@ NO_EFFECT_ON_RESULTS = (
     *("resume", "num_workers", "worker_timeout", "cpu_threads", "cache", "gpu_ids", "Cuda", "distributed", "save_dir"),
     *("save_period", "save_minutes", "keep_checkpoints", "model_path", "weights_format", "pretrained"),
 )
+# The optimiser is the run's, also where an update of this project ships another one.
+OPTIMISER = ("optimizer_type", "Init_lr", "momentum", "weight_decay")
 # What the run began with, and what this start alone can know. Values that are given for the former would be of no use.
 START_ONLY, LAUNCH_ONLY = ("Init_Epoch", "model_path", "pretrained"), ("distributed", "gpu_ids")
 CONTENT = ("model", "contract", "run", "training", "ranks", "log")
@@ -55,7 +57,9 @@ def resolve_resume(constants, values, given):
     now, file_now = to_plain(values), to_plain(constants)
     merged = dict(values)
     for name in values.keys() & then.keys():
-        is_given = name in given or (name in file_then and file_now.get(name) != file_then[name])
+        is_edited = name in file_then and file_now.get(name) != file_then[name]
+        is_shipped = name == "optimizer_type" or (name in OPTIMISER and now[name] is None)
+        is_given = name in given or (is_edited and not is_shipped)
         counts = name in LAUNCH_ONLY or (is_given and name not in START_ONLY)
         if not counts and now[name] != then[name]:
             merged[name] = then[name]

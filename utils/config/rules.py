@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+from utils.config.optimizers import SUITABLE, fill_in
 from utils.io.errors import UserError
 
-OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "adagrad")
 LR_DECAY_TYPES = ("cos", "step", "multistep", "exp", "plateau", "constant")
 # Names that stand in utils/weights/ too, which is no lower layer; a test compares them.
 WEIGHTS_FORMATS = ("", "yolox", "yolox_rgb", "flat_yolox", "flat_yolov4", "darknet", "torchvision")
@@ -58,14 +58,17 @@ def check_prediction(values):
 def check_training(values):
     """Check train.py's constants before anything is built.
 
-    values: {name: value}. Returns them as a namespace. Raises UserError: parameter, got, expected, what to do.
+    values: {name: value}. Returns them as a namespace, with what suits where None leaves that open. Raises UserError:
+    parameter, got, expected, what to do.
     """
     for name in RULES.keys() - values.keys():
         raise UserError(
             f"train.py has no constant {name}; expected {RULES[name][1]} A function of your own needs another name, "
             f"which is then given to the constant: {name} = that name."
         )
-    config = check_values(values, RULES)
+    check_values(values, RULES)
+    values = fill_in(values)
+    config = SimpleNamespace(**values)
     if config.Min_lr is not None and config.Min_lr > config.Init_lr:
         raise UserError(
             f"Min_lr is {config.Min_lr} and Init_lr is {config.Init_lr}; Min_lr is the rate at the end: set it below "
@@ -246,15 +249,24 @@ RULES = {
     "Freeze_Epoch": (_whole(0), "the epoch at which the backbone is unfrozen, 0 or more."),
     "UnFreeze_Epoch": (_whole(1), "the last epoch, a whole number from 1 on."),
     "accumulate": (_whole(1), "1 or more batches per optimiser step."),
-    "Init_lr": (_number(0, above=True), "a learning rate above 0, such as 1e-2 for sgd or 4e-3 for adamw."),
+    "Init_lr": (
+        lambda value: value is None or _number(0, above=True)(value),
+        "a learning rate above 0, such as 1e-2 for sgd or 8e-3 for adamw, or None for what suits.",
+    ),
     "Min_lr": (lambda value: value is None or _number(0)(value), "a learning rate, or None for Init_lr / 100."),
-    "optimizer_type": (OPTIMIZERS.__contains__, f"one of {', '.join(OPTIMIZERS)}."),
+    "optimizer_type": (SUITABLE.__contains__, f"one of {', '.join(SUITABLE)}."),
     "lr_decay_type": (
         lambda value: callable(value) or value in LR_DECAY_TYPES,
         f"one of {', '.join(LR_DECAY_TYPES)}, or a function epoch -> factor that stands in the script.",
     ),
-    "momentum": (_number(0, 0.9999), "a number from 0 to below 1, such as 0.937 for sgd or 0.9 for adamw."),
-    "weight_decay": (_number(0), "0 or more, such as 5e-4 for sgd."),
+    "momentum": (
+        lambda value: value is None or _number(0, 0.9999)(value),
+        "a number from 0 to below 1, such as 0.937 for sgd or 0.9 for adamw, or None for what suits.",
+    ),
+    "weight_decay": (
+        lambda value: value is None or _number(0)(value),
+        "0 or more, such as 5e-4 for sgd, or None for what suits.",
+    ),
     "clip_grad_norm": (_number(0), "the largest norm of the gradient, 0 for no clipping."),
 }
 # Constants of predict.py and the tools that train.py lacks, or that may be left open there.

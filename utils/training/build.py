@@ -197,11 +197,6 @@ def augmented_epochs(settings):
     return round(settings.special_aug_ratio * settings.UnFreeze_Epoch)
 
 
-def is_mosaic_on(settings, epoch):
-    """Whether an epoch, counted from 0, may join images."""
-    return settings.mosaic and epoch < augmented_epochs(settings)
-
-
 def build_loaders(settings, data, runtime, resize_rule):
     """The loader of training batches, those of the first phase at first, and that of validation batches."""
     augment, multi_scale = augment_options(settings, resize_rule), build_multi_scale(settings)

@@ -40,7 +40,7 @@ class StepGraph(NamedTuple):
 
 
 class GraphedOptimWrapper(OptimWrapper):
-    """An OptimWrapper whose train_step replays CUDA graphs, one for each shape of batches and each form of the loss.
+    """An OptimWrapper whose train_step replays CUDA graphs, one for each shape of batches.
 
     A graph holds forward pass, loss, backward pass, optimiser and average of the weights. The first steps of a shape
     run as usual, and all do where capturing fails; a line says so. See why_no_graphs for what it takes.
@@ -57,7 +57,7 @@ class GraphedOptimWrapper(OptimWrapper):
         self._graphs, self._seen, self._pool = {}, Counter(), None
 
     def train_step(self, network, images, targets, ends_window=True):
-        shape = tuple(images.shape), tuple(targets.shape), getattr(self.criterion, "use_l1", None)
+        shape = tuple(images.shape), tuple(targets.shape)
         self._seen[shape] += 1
         with self._own_stream():
             if self._seen[shape] == WARM_UP_STEPS + 1 and not self.failure and len(self._graphs) < MAX_GRAPHS:

@@ -5,16 +5,17 @@ import math
 import torch
 from torch.optim import lr_scheduler
 
+from utils.config.optimizers import rate_scale
 from utils.io.errors import UserError
 from utils.training.optim import set_rate
 
 # Batch size for which Init_lr is written; other batches scale it in proportion.
 NOMINAL_BATCH = 64
-# Bounds of the scaled learning rate; those of Min_lr are a hundredth of them.
+# Bounds of the scaled learning rate, the upper ones times rate_scale; those of Min_lr are a hundredth of them.
 LR_LIMITS = {
     "sgd": (5e-4, 5e-2),
-    "adam": (3e-4, 1e-3),
-    "adamw": (3e-4, 1e-3),
+    "adam": (1e-4, 2e-3),
+    "adamw": (1e-4, 2e-3),
     "rmsprop": (1e-4, 5e-4),
     "adagrad": (1e-3, 2e-2),
 }
@@ -25,13 +26,19 @@ STEP_FRACTION, MILESTONE_FRACTIONS, STEP_FACTOR = 1 / 3, (0.7, 0.9), 0.1
 PLATEAU_STATE = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
 
 
-def scale_lr(initial, minimum, optimizer_type, batch_size):
+def lr_limits(settings):
+    """(lowest, highest) learning rate that the optimiser may have in this network, whatever the batch size."""
+    low, high = LR_LIMITS[settings.optimizer_type]
+    return low, high * rate_scale(settings.optimizer_type, settings.model_name, settings.backbone)
+
+
+def scale_lr(initial, minimum, limits, batch_size):
     """Learning rates for a batch size.
 
-    initial, minimum: Init_lr and Min_lr (None: Init_lr / 100) for a batch of 64. batch_size: images per optimiser step,
-    accumulation included. Returns (highest, lowest), clamped to the optimiser's limits.
+    initial, minimum: Init_lr and Min_lr (None: Init_lr / 100) for a batch of 64. limits: from lr_limits. batch_size:
+    images per optimiser step, accumulation included. Returns (highest, lowest), clamped to the limits.
     """
-    low, high = LR_LIMITS[optimizer_type]
+    low, high = limits
     minimum = initial * 0.01 if minimum is None else minimum
     share = batch_size / NOMINAL_BATCH
     return min(max(share * initial, low), high), min(max(share * minimum, low * 0.01), high * 0.01)
@@ -40,7 +47,7 @@ def scale_lr(initial, minimum, optimizer_type, batch_size):
 def lr_range(settings, phase):
     """(highest, lowest) learning rate of a phase, by its batch size and accumulate."""
     images = phase.batch_size * settings.accumulate
-    return scale_lr(settings.Init_lr, settings.Min_lr, settings.optimizer_type, images)
+    return scale_lr(settings.Init_lr, settings.Min_lr, lr_limits(settings), images)
 
 
 def warmup_epochs(epochs):

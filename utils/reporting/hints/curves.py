@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from utils.training.lr_schedule import LR_LIMITS
+from utils.training.lr_schedule import lr_limits
 from utils.training.phases import is_pretrained
 
 # Fewer epochs of a phase have no course.
@@ -73,7 +73,7 @@ def _hardly_falls(train, rows, settings):
     names = ["Freeze_Train"] if rows[-1]["phase"] == "frozen" else []
     names += [name for name in ("freeze_layers", "freeze_blocks", "train_only") if getattr(settings, name)]
     names += ["lr_scale"] if 0 in settings.lr_scale.values() else []
-    middle_rate = math.sqrt(math.prod(LR_LIMITS[settings.optimizer_type]))
+    middle_rate = math.sqrt(math.prod(lr_limits(settings)))
     if names:
         yield "frozen", f"{start}, and much is frozen by {', '.join(names)}: let more of the network train."
     elif max(row["lr"] for row in rows) < middle_rate:

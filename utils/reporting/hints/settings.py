@@ -3,7 +3,7 @@
 import math
 
 from utils.training.compile import uses_compiler
-from utils.training.lr_schedule import LR_LIMITS, NOMINAL_BATCH, lr_range
+from utils.training.lr_schedule import NOMINAL_BATCH, lr_limits, lr_range
 from utils.training.phases import count_steps, is_pretrained
 
 
@@ -49,10 +49,10 @@ def _rate_hints(settings, phases, images):
         asked = settings.Init_lr * phase.batch_size * settings.accumulate / NOMINAL_BATCH
         highest, _ = lr_range(settings, phase)
         if not math.isclose(asked, highest):
-            low, high = LR_LIMITS[settings.optimizer_type]
+            low, high = lr_limits(settings)
             yield (
                 f"Init_lr {settings.Init_lr:g} is {asked:.1e} for the batches of the {phase.name} phase; it is kept "
-                f"within {low:g} to {high:g} for {settings.optimizer_type}, so {highest:.1e} is used."
+                f"within {low:g} to {high:.2g} for {settings.optimizer_type} here, so {highest:.1e} is used."
             )
     if settings.lr_decay_type == "plateau" and settings.Init_Epoch:
         yield "With 'plateau' the rate begins at its highest again; set Init_lr to that of the last epoch's line."
