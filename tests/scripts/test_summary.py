@@ -20,7 +20,10 @@ def in_the_project(monkeypatch):
 
 
 def settings_of(**changes):
-    """The tool's settings with train.py as shipped, but for a frozen phase; LICENSE stands for a weight file, whose content is not read."""
+    """The tool's settings with train.py as shipped, but for a frozen phase.
+
+    LICENSE stands for a weight file, whose content is not read.
+    """
     return summary.check(summary.constants() | {"Freeze_Train": True} | changes)
 
 
