@@ -282,7 +282,6 @@ def against_cpu(bench):
     BatchNorm has fixed statistics, and the gradient is that of the mean square of the raw maps: with an untrained
     network the last digits decide which cell learns which box, and what the statistics of a batch do.
     """
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     for name in ("yolox_nano", "yolov4_tiny"):
         torch.manual_seed(0)
         model = build_model(name, 3)
@@ -298,7 +297,6 @@ def against_cpu(bench):
             bench.report(
                 f"{name} {precision}", f"loss {loss:.1e}, gradient {gradient:.1e}", max(loss, gradient) < bound
             )
-    torch.backends.cudnn.allow_tf32 = True
 
 
 def loss_and_gradient(model, batch, dtype, device):

@@ -250,6 +250,13 @@ def test_a_gpu_that_torch_does_not_support_is_one_sentence(monkeypatch):
     )
 
 
+def test_choosing_a_device_rules_out_tf32(monkeypatch):
+    """Prevents scores that are lower on a GPU than on a CPU: torch cuts float32 to TF32 there by default."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    device_module.choose_device(False)
+    assert torch.backends.cudnn.allow_tf32 is False
+
+
 def test_a_device_that_computes_passes():
     """Prevents a check that refuses all."""
     device_module.check_kernels(CPU)

@@ -16,7 +16,7 @@ from utils.io.class_names import read_class_names
 from utils.io.errors import UserError
 from utils.io.files import PROJECT
 from utils.io.logger import logger
-from utils.runtime.device import choose_device
+from utils.runtime.device import choose_device, require_float32
 from utils.weights.download import RELEASES, fetch, is_release
 from utils.weights.load import load_matching
 from utils.weights.metadata import confidence_of
@@ -135,6 +135,7 @@ class Detector(BaseDetector):
         self.model, self.metadata = open_network(weights, model_name, class_names)
         self.source = weights.source
         self.device = torch.device(device)
+        require_float32()
         self.model_name, self.class_names = self.metadata["model_name"], self.metadata["class_names"]
         self.confidences = confidence_of(self.metadata, self.class_names)
         self.input_shape = tuple(input_shape or self.metadata["input_shape"])

@@ -132,10 +132,19 @@ def choose_algorithms(cudnn_benchmark, deterministic):
 
 def choose_device(use_cuda, local_rank=0):
     """The device to train on, and a sentence where it is not what was asked for (else '')."""
+    require_float32()
     if use_cuda and torch.cuda.is_available():
         return torch.device("cuda", local_rank), ""
     sentence = "Cuda is True, but torch finds no usable GPU: the CPU is used." if use_cuda else ""
     return torch.device("cpu"), sentence
+
+
+def require_float32():
+    """Let convolutions in float32 have all its digits.
+
+    By default torch computes them on a GPU in TF32, with three digits: yolox_nano lost 0.003 AP and 0.010 AR of it.
+    """
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def choose_precision(fp16, device):
