@@ -28,11 +28,13 @@ from utils.weights.download import is_release
 #                   after another. Mode 'predict_onnx' takes a video or the number of a camera here too.
 #   dir_save_path   Folder to which all modes but 'export_onnx' write. Pictures keep their names; those of mode
 #                   'dir_predict' go to pictures/ in it.
+#   max_megapixels  Larger pictures are refused before they fill the memory; each million pixels takes 3 MB.
 #   show            Show the pictures in a window too, where there is a screen and the output goes to a terminal.
 # ----------------------------------------------------------------------------------------------------------------------
 mode = "predict"
 image = "VOCdevkit/Sample/JPEGImages/000155.jpg"
 dir_save_path = "img_out"
+max_megapixels = 200
 show = True
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -93,6 +95,7 @@ test_interval = 100
 #                   file knows if training measured it, and 0.5 where it does not.
 #   nms_iou         Two boxes of one class that overlap more than this are one object, of which the surer box stays:
 #                   that is suppression (NMS). Raise it for crowded scenes.
+#   max_boxes       So many objects of a picture at most, the surest ones.
 #   tta_flip        Test-time augmentation: look at each picture in a mirror too, and keep the best boxes of both. Finds
 #                   a little more in twice the time.
 #   tta_scales      Look at each picture with the input at each of these sizes; keep 1.0 among them. [1.0, 1.5] finds
@@ -109,6 +112,7 @@ weights_format = ""
 input_shape = []
 confidence = None
 nms_iou = 0.5
+max_boxes = 300
 tta_flip = False
 tta_scales = [1.0]
 fuse = False

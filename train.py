@@ -33,19 +33,21 @@ from utils.training.preflight import preflight
 # ----------------------------------------------------------------------------------------------------------------------
 #   WHAT A FIRST TRAINING NEEDS
 #
-#   classes_path            Text file with one class name per line, in any order that stays the same for this model. THE
-#                           constant to change for your own data; forgetting it is the commonest mistake. '' takes the
-#                           names from the annotations, where these have names. The run's folder gets classes.txt.
+#   classes_path            Text file with one class name per line, in any order that stays the same for this model, or
+#                           a data.yaml. THE constant to change for your own data; forgetting it is the commonest
+#                           mistake. '' takes the names from the annotations, where these have names. The run's folder
+#                           gets classes.txt.
 #   train_annotation_path   What to train on. Either a split of a VOC folder, which is read as it is
 #                               VOCdevkit/VOC2007/ImageSets/Main/train.txt   (Annotations/ and JPEGImages/ beside it)
 #                           or a COCO file, which ends in .json
 #                               coco/annotations/instances_train2017.json    (the images in coco/train2017/)
-#                           or YOLO's layout: its data.yaml for both constants, or a folder of images
+#                           or YOLO's layout: its data.yaml or obj.data for both constants, or a folder of images
 #                               my_data/images/train                         (the boxes in my_data/labels/train/)
+#                           or a folder of images with the XML file of VOC, or the JSON file of LabelMe, beside each
 #                           or a list file with lines `path x1,y1,x2,y2,class x1,y1,x2,y2,class ...`
 #                               2007_train.txt
-#                           `python tools/voc_annotation.py` makes splits and lists from a folder of annotations;
-#                           `python tools/check_data.py` shows what is wrong with the data, and pictures of it.
+#                           `python tools/voc_annotation.py` splits a VOC folder, `python tools/split_data.py` all other
+#                           layouts; `python tools/check_data.py` shows what is wrong with the data, and pictures.
 #   val_annotation_path     What to validate on, in any of these forms.
 #   model_name              yolox_nano, yolox_tiny, yolox_s, yolox_m, yolox_l or yolox_x: 0.9 to 99 million parameters;
 #                           yolov4_tiny, yolov4: 6 and 64 million, with anchors. Larger is more accurate and slower; on

@@ -25,8 +25,9 @@ import psutil
 from utils.config.cli import read_constants, run_script
 from utils.config.rules import check_values
 from utils.data import augment as rendering
-from utils.data.annotations import Annotations, build_annotations, class_names_of, read_raw_annotations
+from utils.data.annotations import Annotations, build_annotations, class_names_of
 from utils.data.augment import AugmentOptions, SampleKey, augmented_targets, largest_scales, sample_parameters
+from utils.data.formats.detect_format import read_raw_annotations
 from utils.data.image_cache import RamCache, decode, train_scales
 from utils.data.loader import LoaderOptions, TrainDataset, build_train_loader, collate
 from utils.data.sampling import MultiScale, epoch_order

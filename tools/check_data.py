@@ -32,12 +32,14 @@ from nets import build_model
 from utils.config.cli import read_constants, require_literals, run_script, train_constants
 from utils.config.rules import check_values
 from utils.data.anchors import choose_decode_rule
-from utils.data.annotations import build_annotations, class_names_of, read_raw_annotations
+from utils.data.annotations import build_annotations, class_names_of
+from utils.data.formats.detect_format import read_raw_annotations
 from utils.data.image_cache import UnreadableImageError, decode
 from utils.data.quality import findings as data_findings  # its tables by name would count as constants of this script
 from utils.data.quality.checks import box_sizes_at_input, class_counts, quick_findings, same_images
 from utils.data.quality.findings import Finding, by_kind, findings_table, write_findings
 from utils.data.quality.near_duplicates import join_hashes, near_duplicates, perceptual_hash
+from utils.data.splits import split_command
 from utils.image.codec import write_image
 from utils.image.opencv import cv2
 from utils.io.class_names import read_class_names, write_class_names
@@ -65,7 +67,7 @@ _MOST_THREADS, _CHUNK = 8, 512
 _LEAST_RECALL = 0.95
 
 _FIRST_STEPS = data_findings.REMEDIES | {
-    "leaked_image": "Take these images out of one of the two sets. `python tools/voc_annotation.py` splits anew.",
+    "leaked_image": "Take these images out of one of the two sets. {split} splits anew.",
     "no_val_boxes": "Check that val_annotation_path names the right annotations; scores need labelled images.",
 }
 
@@ -124,7 +126,7 @@ def main(settings):
     logger.info(f"The report is in {folder}: findings.csv, contact_sheet.jpg, classes.png, boxes.png")
     if not settings.classes_path:
         logger.info(f'The classes are in it too: for training set classes_path = "{folder.as_posix()}/classes.txt".')
-    sentence, is_fit = verdict(findings, class_names)
+    sentence, is_fit = verdict(findings, class_names, split_command(settings.train_annotation_path))
     logger.info(sentence)
     if not is_fit:
         sys.exit(1)
@@ -244,8 +246,8 @@ def anchor_sentence(annotations, anchors_wh, settings):
     )
 
 
-def verdict(findings, class_names):
-    """(a sentence on what to do now, whether the data are fit for training)."""
+def verdict(findings, class_names, split):
+    """(a sentence on what to do now, whether the data are fit for training). split: the command that splits anew."""
     groups = by_kind(findings)
     if not groups:
         return "Nothing is wrong with these data. Enjoy the training.", True
@@ -253,7 +255,7 @@ def verdict(findings, class_names):
     level, what, _ = data_findings.KINDS[kind]
     times = "once" if len(found) == 1 else f"{len(found)} times"
     if level in ("error", "critical"):
-        step = _FIRST_STEPS[kind].format(names=shorten_list(class_names))
+        step = _FIRST_STEPS[kind].format(names=shorten_list(class_names, data_findings.MAX_CLASSES_NAMED), split=split)
         return f"Do this first, for {what} ({times}): {step[0].lower()}{step[1:]}", False
     if level == "warning":
         return f"Training can start. Most worth a look before it: {what} ({times}).", True

@@ -24,8 +24,14 @@ check = False
 
 _PAGE = PROJECT / "docs" / "constants.md"
 _SCRIPTS = (
-    *("train.py", "predict.py", "tools/voc_annotation.py", "tools/check_data.py", "tools/kmeans_for_anchors.py"),
-    *("tools/get_map.py", "tools/compare.py", "tools/label_suspects.py", "tools/convert_weights.py"),
+    *("train.py", "predict.py", "tools/voc_annotation.py", "tools/split_data.py", "tools/check_data.py"),
+    *(
+        "tools/kmeans_for_anchors.py",
+        "tools/get_map.py",
+        "tools/compare.py",
+        "tools/label_suspects.py",
+        "tools/convert_weights.py",
+    ),
     "tools/summary.py",
 )
 _HEAD = """# All constants

@@ -28,6 +28,7 @@ from utils.evaluation.scores import format_scores, score_detections
 from utils.inference.detector import open_detector
 from utils.io.errors import MissingFileError, UserError
 from utils.io.logger import logger
+from utils.io.text import json_text
 from utils.visualize.curves import draw_curves
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -210,7 +211,7 @@ def write_detections(folder, data):
 
 def write_json(path, content, indent=2):
     """Write a JSON file of UTF-8 text."""
-    path.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json_text(content, indent) + "\n", encoding="utf-8")
 
 
 def without_nan(value):

@@ -22,7 +22,8 @@ import nets
 from utils.config.cli import read_constants, require_literals, run_script, train_constants
 from utils.config.rules import check_values
 from utils.data.anchors import best_anchor_iou, shape_iou
-from utils.data.annotations import build_annotations, class_names_of, read_raw_annotations
+from utils.data.annotations import build_annotations, class_names_of
+from utils.data.formats.detect_format import read_raw_annotations
 from utils.data.quality.checks import box_sizes_at_input
 from utils.data.quality.findings import findings_table, raise_errors
 from utils.io.class_names import read_class_names

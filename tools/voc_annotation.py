@@ -7,8 +7,6 @@ Writes ImageSets/Main/{trainval,test,train,val}.txt in the VOC folder, and 2007_
 """
 
 import os
-import random
-import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -18,13 +16,17 @@ from types import SimpleNamespace
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from utils.config.cli import read_constants, run_script
-from utils.data.annotations import Annotations, build_annotations, read_raw_annotations
-from utils.data.formats.voc import parse_voc_xml, read_voc
+from utils.data.annotations import Annotations, build_annotations
+from utils.data.formats.detect_format import read_raw_annotations
+from utils.data.formats.voc import read_voc, voc_files
+from utils.data.formats.voc_xml import parse_voc_xml
 from utils.data.quality.findings import Finding, findings_table, raise_errors
+from utils.data.splits import make_splits, refuse_overwriting
 from utils.io.class_names import read_class_names
 from utils.io.errors import MissingFileError, UserError
+from utils.io.files import IMAGE_SUFFIXES
 from utils.io.logger import logger
-from utils.io.text import shorten_list
+from utils.io.text import is_text, shorten_list
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   annotation_mode   0: splits and lists. 1: only the splits in ImageSets/Main, which is all that train.py needs.
@@ -61,10 +63,10 @@ def main(settings: SimpleNamespace) -> None:
     root, mode = Path(settings.VOCdevkit_path), settings.annotation_mode
     splits, lists = {}, {}
     if mode in (0, 1):
-        xml_paths = annotation_files(root / "Annotations")
-        print_counts(xml_paths)
-        ids = [path.stem for path in xml_paths]
-        splits = make_splits(ids, settings)
+        ids = annotated_ids(root)
+        splits = make_splits(
+            ids, settings.trainval_percent, settings.train_percent, settings.seed, settings.group_pattern
+        )
     if mode in (0, 2):
         class_names = read_class_names(settings.classes_path)
         lists = {name: read_split(root, name, splits.get(name), class_names) for name in ("train", "val")}
@@ -72,7 +74,7 @@ def main(settings: SimpleNamespace) -> None:
     texts = {root / "ImageSets" / "Main" / f"{name}.txt": part for name, part in splits.items()}
     texts |= {Path(f"2007_{name}.txt"): list_lines(annotations) for name, annotations in lists.items()}
     if not settings.overwrite:
-        refuse_to_overwrite(list(texts))
+        refuse_overwriting(texts)
     for path, lines in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -88,135 +90,49 @@ def check(settings: SimpleNamespace) -> None:
             raise UserError(f"{name} is {value}; it is a share and must lie above 0 and at most at 1, as in 0.9.")
 
 
-def annotation_files(folder: Path) -> list[Path]:
-    """All annotation files in a folder but hidden ones, in alphabetical order."""
+def annotated_ids(root: Path) -> list[str]:
+    """The ids of the images with an annotation file, in alphabetical order, sub-folders with them; says how many boxes
+    each class has, and which images and annotations have no partner."""
+    folder = root / "Annotations"
     if not folder.is_dir():
         raise MissingFileError(f"{folder} does not exist. VOCdevkit_path must name the folder that holds Annotations.")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".xml" and path.name[0] != ".")
-    if not paths:
+    xml_files = voc_files(root, "Annotations", (".xml",))
+    if not xml_files.names:
         raise UserError(f"{folder} holds no .xml files. Copy your annotations there.")
-    return paths
+    images = voc_files(root, "JPEGImages", IMAGE_SUFFIXES)
+    refuse_unprintable([*xml_files.names, *images.names])
+    print_counts(folder, sorted(xml_files.names))
+    ids = sorted(stem for stem, name in images.exact.items() if xml_files.find(stem, os.path.splitext(name)[1]))
+    lone = sorted(images.exact.keys() - set(ids))
+    if lone:
+        logger.warning(f"{len(lone)} images in {root / 'JPEGImages'} have no annotation: {shorten_list(lone)}")
+    if missing := xml_files.unused():
+        logger.warning(f"{len(missing)} annotations in {folder} have no image: {shorten_list(missing)}")
+    # An annotation without its image belongs to the data set: the image is missed when the split is read.
+    return sorted([*ids, *(os.path.splitext(name)[0] for name in missing)])
 
 
-def make_splits(ids: list[str], settings: SimpleNamespace) -> dict[str, list[str]]:
-    """{"trainval", "test", "train", "val"}: ids, sorted; says what became of groups. Raises as the functions below."""
-    counts = part_counts(len(ids), settings.trainval_percent, settings.train_percent)
-    if settings.group_pattern:
-        groups = group_ids(ids, settings.group_pattern)
-        names = split_groups(groups, counts, settings.seed)
-        logger.info(groups_table(groups, names, counts))
-        parts = {part: [image_id for name in names[part] for image_id in groups[name]] for part in names}
-    else:
-        parts = split_ids(ids, counts, settings.seed)
-    parts = {"trainval": parts["train"] + parts["val"], **parts}
-    return {part: sorted(part_ids) for part, part_ids in parts.items()}
-
-
-def part_counts(total: int, trainval_percent: float, train_percent: float) -> dict[str, int]:
-    """{"test", "train", "val"}: number of images. Raises ValueError where train or val would be empty."""
-    trainval_count = round(total * trainval_percent)
-    train_count = round(trainval_count * train_percent)
-    if not 0 < train_count < trainval_count:
+def refuse_unprintable(names: list[str]) -> None:
+    """Raise ValueError where file names are no UTF-8, so that no text file can name them."""
+    broken = [name.encode("utf-8", "surrogateescape") for name in names if not is_text(name)]
+    if broken:
         raise UserError(
-            f"Of {total} images, trainval_percent={trainval_percent} and train_percent={train_percent} leave "
-            f"{train_count} to train on and {trainval_count - train_count} to validate on; both need at least one."
+            f"{len(broken)} file names are no UTF-8, as after unpacking a zip of another system: "
+            f"{shorten_list(list(map(repr, broken)), 3)}. Rename them, or unpack the archive anew, as by `unzip -O "
+            "GBK`."
         )
-    return {"test": total - trainval_count, "train": train_count, "val": trainval_count - train_count}
 
 
-def split_ids(ids: list[str], counts: dict[str, int], seed: int) -> dict[str, list[str]]:
-    """{"test", "train", "val"}: ids, drawn one by one. counts: as from part_counts."""
-    shuffled = random.Random(seed).sample(ids, len(ids))
-    trainval_count = counts["train"] + counts["val"]
-    return {
-        "test": shuffled[trainval_count:],
-        "train": shuffled[: counts["train"]],
-        "val": shuffled[counts["train"] : trainval_count],
-    }
-
-
-def group_ids(ids: list[str], group_pattern: str) -> dict[str, list[str]]:
-    """{group: its ids}; an id that group_pattern does not match names a group itself. Says how many those are.
-
-    Raises ValueError where the pattern is no regular expression, matches nothing, or leaves only one group.
-    """
-    try:
-        pattern = re.compile(group_pattern)
-    except re.error as error:
-        raise UserError(
-            f"group_pattern is {group_pattern!r}, which is no regular expression ({error}); expected one such as "
-            "'(.+)_[0-9]+', or '' to split image by image."
-        ) from error
-    groups, alone = {}, []
-    for image_id in ids:
-        match = pattern.search(image_id)
-        name = match[min(pattern.groups, 1)] if match else None
-        if name is None:
-            alone.append(image_id)
-        groups.setdefault(image_id if name is None else name, []).append(image_id)
-    if len(alone) == len(ids):
-        raise UserError(
-            f"group_pattern is {group_pattern!r}, which matches none of the {len(ids)} names of images, such as "
-            f"{ids[0]!r}; correct it, or set it to '' to split image by image."
-        )
-    if len(groups) == 1:
-        raise UserError(
-            f"group_pattern is {group_pattern!r}, which puts all {len(ids)} images into one group, "
-            f"{next(iter(groups))!r}; expected two or more, one of which is validated on. Let its first bracket hold "
-            "what tells them apart."
-        )
-    if alone:
-        logger.info(f"group_pattern does not match {len(alone)} names, which name a group each: {shorten_list(alone)}")
-    return groups
-
-
-def split_groups(groups: dict[str, list[str]], counts: dict[str, int], seed: int) -> dict[str, list[str]]:
-    """{"test", "train", "val"}: names of groups, so that the numbers of images come close to counts.
-
-    Large groups come first, and each goes to the split that lacks most images. The last ones go to splits that would
-    stay empty; where there are too few for all, the test split does.
-    """
-    names = random.Random(seed).sample(list(groups), len(groups))
-    names.sort(key=lambda name: len(groups[name]), reverse=True)  # stable: groups of one size stay shuffled
-    parts, lacking = {"test": [], "train": [], "val": []}, dict(counts)
-    for done, name in enumerate(names):
-        empty = [part for part in ("train", "val", "test") if counts[part] and not parts[part]]
-        left = len(names) - done
-        part = max(empty[:left] if left <= len(empty) else counts, key=lacking.get)
-        parts[part].append(name)
-        lacking[part] -= len(groups[name])
-    return parts
-
-
-def groups_table(groups: dict[str, list[str]], parts: dict[str, list[str]], counts: dict[str, int]) -> str:
-    """How many groups and images each split holds, and how many images the shares ask for. Returns text."""
-    largest = max(groups, key=lambda name: len(groups[name]))
-    lines = [
-        f"{len(groups)} groups; the largest, {largest!r}, has {len(groups[largest])} images",
-        f"{'':<5}  groups  images  by the shares",
-    ]
-    for part in ("train", "val", "test"):
-        count = sum(len(groups[name]) for name in parts[part])
-        lines.append(f"{part:<5}  {len(parts[part]):>6}  {count:>6}  {counts[part]:>13}")
-    return "\n".join(lines)
-
-
-def refuse_to_overwrite(paths: list[Path]) -> None:
-    present = [str(path) for path in paths if path.exists()]
-    if present:
-        raise UserError(f"{', '.join(present)} exist already; nothing was changed. --overwrite=True replaces them.")
-
-
-def print_counts(xml_paths: list[Path]) -> None:
+def print_counts(folder: Path, names: list[str]) -> None:
     """How many boxes each class has. Raises ValueError that names the files that cannot be read."""
     counts, broken = Counter(), []
-    for path in map(str, xml_paths):
+    for path in (os.path.join(folder, name) for name in names):
         try:
             counts.update(parse_voc_xml(path).names)
         except ValueError as error:
             broken.append(Finding("broken_annotation", path, str(error).removeprefix(f"{path}: ")))
-    raise_errors(str(xml_paths[0].parent), broken)
-    logger.info(f"{len(xml_paths)} annotation files in {xml_paths[0].parent}")
+    raise_errors(str(folder), broken)
+    logger.info(f"{len(names)} annotation files in {folder}")
     for name, count in counts.most_common():
         logger.info(f"  {name}: {count} boxes")
 

@@ -5,13 +5,8 @@ import pytest
 from PIL import Image
 
 from tests.voc_folder import box_xml, make_voc
-from utils.data.annotations import (
-    Annotations,
-    build_annotations,
-    class_names_of,
-    read_annotations,
-    read_raw_annotations,
-)
+from utils.data.annotations import Annotations, build_annotations, class_names_of, read_annotations
+from utils.data.formats.detect_format import read_raw_annotations
 from utils.data.quality.findings import Finding
 
 NAMES = ["cat", "dog"]
@@ -22,12 +17,12 @@ def test_boxes_without_area_and_outside(tmp_path):
     boxes = [(10, 5, 10, 45), (60, 5, 10, 45), (200, 5, 300, 45), (-5, 5, 120, 45), (0, -0.5, 100.5, 50)]
     split = make_voc(tmp_path, {"a": [box_xml("cat", box) for box in boxes], "b": [box_xml("dog", boxes[0])]})
     annotations, findings = read_annotations(split, NAMES)
-    assert annotations.boxes_xyxy.tolist() == [[0, 5, 100, 45], [0, 0, 100, 50]]
+    assert annotations.boxes_xyxy.tolist() == [[10, 5, 60, 45], [0, 5, 100, 45], [0, 0, 100, 50]]
     assert findings == [
         Finding("no_area", annotations.path(0), "'cat': 10, 5, 10, 45"),
-        Finding("no_area", annotations.path(0), "'cat': 60, 5, 10, 45"),
         Finding("no_area", annotations.path(0), "'cat': 200, 5, 300, 45"),
         Finding("no_area", annotations.path(1), "'dog': 10, 5, 10, 45"),
+        Finding("swapped_corners", annotations.path(0), "'cat': 60, 5, 10, 45"),
         Finding("clipped_box", annotations.path(0), "'cat': -5, 5, 120, 45"),
         Finding("background", annotations.path(1), "none of its boxes can be used"),
     ]
@@ -61,22 +56,18 @@ def test_no_image_left(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("stated", "orientation", "words"),
+    ("stated", "orientation", "kind", "words"),
     [
-        ((100, 50), 1, None),
-        ((50, 100), 6, None),
-        ((0, 0), 6, None),
-        ((101, 50), 1, "annotation says 101x50 (width x height), the image has 100x50"),
-        ((50, 100), 1, "annotation says 50x100 (width x height), the image has 100x50"),
-        (
-            (100, 50),
-            6,
-            "annotation says 100x50 (width x height), the image has 50x100; its EXIF data turns the image, and the "
-            "boxes probably belong to the unturned one",
-        ),
+        ((100, 50), 1, None, ""),
+        ((50, 100), 6, None, ""),
+        ((0, 0), 6, "turned_image", "EXIF orientation 6"),
+        ((100, 50), 3, "turned_image", "EXIF orientation 3"),
+        ((101, 50), 1, "size_disagrees", "annotation says 101x50 (width x height), the image has 100x50"),
+        ((50, 100), 1, "size_disagrees", "annotation says 50x100 (width x height), the image has 100x50"),
+        ((100, 50), 6, "turned_boxes", "annotation says 100x50 (width x height), the image has 50x100"),
     ],
 )
-def test_size_disagrees(tmp_path, stated, orientation, words):
+def test_size_disagrees(tmp_path, stated, orientation, kind, words):
     """Prevents boxes of turned or resized images from being trained at the wrong place without a word."""
     size = f"<size><width>{stated[0]}</width><height>{stated[1]}</height></size>"
     split = make_voc(tmp_path, {"a": [size, box_xml("cat", (1, 1, 9, 9))]})
@@ -85,7 +76,7 @@ def test_size_disagrees(tmp_path, stated, orientation, words):
     path = str(tmp_path / "JPEGImages/a.jpg")
     Image.new("RGB", (100, 50)).save(path, exif=exif)
     _, findings = read_annotations(split, NAMES)
-    assert findings == ([Finding("size_disagrees", path, words)] if words else [])
+    assert findings == ([Finding(kind, path, words)] if kind else [])
 
 
 def test_class_names_of(tmp_path):
@@ -184,3 +175,53 @@ def test_without_difficult_boxes():
     assert (easy.path(2), len(annotations.classes), easy.difficult.tolist()) == ("c.jpg", 4, [False, False])
     empty = Annotations([], [], [], [], []).without_difficult()
     assert (len(empty), empty.offsets.tolist()) == (0, [0])
+
+
+def test_boxes_of_a_picture_before_its_exif_data_turn_it(tmp_path):
+    """Prevents boxes of photographs from being learned at the wrong place: they are turned with the picture."""
+    size = "<size><width>100</width><height>50</height></size>"
+    boxes = [box_xml("cat", (10, 5, 40, 15)), box_xml("dog", (0, 0, 100, 50))]
+    split = make_voc(tmp_path, {"a": [size, *boxes], "b": [box_xml("cat", (10, 5, 40, 15))]})
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (100, 50)).save(tmp_path / "JPEGImages/a.jpg", exif=exif)
+    annotations, findings = read_annotations(split, NAMES)
+    assert annotations.boxes(0).tolist() == [[35, 10, 45, 40], [0, 0, 50, 100]]
+    assert annotations.boxes(1).tolist() == [[10, 5, 40, 15]]
+    assert [finding.kind for finding in findings] == ["turned_boxes"]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("a.tfrecord", "is a TFRecord of TensorFlow, which is not read; export the annotations as VOC, COCO or YOLO"),
+        ("a.parquet", "is a table of Hugging Face or Arrow, which is not read"),
+        ("a.XLSX", "is a table, which is not read"),
+        ("a.ndjson", "has a JSON text in each line, which is not read"),
+        ("a.pkl", "is a file of data, which is not read"),
+        ("a.jpg", "is an image; name the folder of the images"),
+    ],
+)
+def test_files_of_other_kinds(tmp_path, name, reason):
+    """Prevents a binary file from being told to be saved as UTF-8, and advice that does not fit."""
+    (tmp_path / name).write_bytes(b"\xff\xfe\x00PAR1")
+    with pytest.raises(ValueError, match=reason):
+        read_raw_annotations(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("declaration", ["", '<?xml version="1.0" encoding="utf-8"?>\n<!-- exported -->\n'])
+def test_a_file_of_cvat_for_all_images(tmp_path, declaration):
+    """Prevents the file of all images from being called the annotation of one."""
+    (tmp_path / "annotations.xml").write_text(f"{declaration}<annotations><version>1.1</version></annotations>")
+    with pytest.raises(
+        ValueError, match=r"annotations\.xml is a file of CVAT for all of its images, which is not read"
+    ):
+        read_raw_annotations(str(tmp_path / "annotations.xml"))
+
+
+def test_boxes_that_look_like_percent(tmp_path):
+    """Prevents boxes in percent from being learned in the first 100 pixels of each image without a word."""
+    boxes = [box_xml("cat", (10 * number, 5 * number, 10 * number + 20, 9 * number + 20)) for number in range(9)]
+    split = make_voc(tmp_path, {"a": boxes})
+    Image.new("RGB", (640, 480)).save(tmp_path / "JPEGImages/a.jpg")
+    assert [finding.kind for finding in read_annotations(split, NAMES)[1]] == ["percent"]

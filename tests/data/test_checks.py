@@ -163,3 +163,21 @@ def test_tiny_and_thin_boxes_are_measured_as_the_network_sees_them():
     tiny = [finding for finding in found(train, VAL, "tiny_box") if finding.image == "big.jpg"]
     assert tiny == [Finding("tiny_box", "big.jpg", "cat 0,0,40,19 (8.0 x 3.8 at 100x200)")]
     assert found(train, VAL, "thin_box") == [Finding("thin_box", "big.jpg", "dog 0,0,410,20 (82.0 x 4.0 at 100x200)")]
+
+
+def test_classes_of_difficult_boxes_alone():
+    """Prevents the advice to check the files where keep_difficult leaves all boxes out, or all of a class."""
+    hard = annotations_of(("t.jpg", many(12)), difficult=[True] * 12)
+    assert found(hard, VAL, "only_difficult") == [
+        Finding("only_difficult", "", "12 boxes, which keep_difficult = False leaves out")
+    ]
+    assert found(hard, VAL, "no_boxes_at_all") == []
+    half = annotations_of(("t.jpg", many(12)), ("u.jpg", many(12, 1)), difficult=[True] * 12 + [False] * 12)
+    words = "cat: 0 in training, 1 in validation; 12 are marked difficult, or crowds: keep_difficult = True learns them"
+    assert found(half, VAL, "class_without_boxes") == [Finding("class_without_boxes", "", words)]
+
+
+def test_boxes_that_training_drops_are_told_from_tiny_ones():
+    """Prevents `learns it, mostly in vain` from standing for boxes that augmentation drops."""
+    train = annotations_of(("t.jpg", [(0, 0, 0, 1.9, 50), (0, 0, 0, 2, 50)]))
+    assert [len(found(train, VAL, kind)) for kind in ("vanishing_box", "tiny_box")] == [1, 1]

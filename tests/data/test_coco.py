@@ -1,11 +1,13 @@
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from utils.data.annotations import class_names_of, read_annotations, read_raw_annotations
+from utils.data.annotations import class_names_of, read_annotations
+from utils.data.formats.detect_format import read_raw_annotations
 from utils.data.quality.findings import Finding
 from utils.io.class_names import read_class_names
 
@@ -55,11 +57,11 @@ def test_boxes_without_area_and_outside(tmp_path):
     boxes = [(10, 5, 0, 40), (60, 5, -50, 40), (200, 5, 100, 40), (-5, 5, 125, 40)]
     path = make_coco(tmp_path, annotations=[BOX | {"bbox": box} for box in boxes])
     annotations, findings = read_annotations(path, NAMES)
-    assert annotations.boxes(0).tolist() == [[0, 5, 100, 45]]
+    assert annotations.boxes(0).tolist() == [[10, 5, 60, 45], [0, 5, 100, 45]]
     assert findings == [
         Finding("no_area", annotations.path(0), "'cat': 10, 5, 10, 45"),
-        Finding("no_area", annotations.path(0), "'cat': 60, 5, 10, 45"),
         Finding("no_area", annotations.path(0), "'cat': 200, 5, 300, 45"),
+        Finding("swapped_corners", annotations.path(0), "'cat': 60, 5, 10, 45"),
         Finding("clipped_box", annotations.path(0), "'cat': -5, 5, 120, 45"),
     ]
 
@@ -153,7 +155,7 @@ def test_unknown_classes_are_counted(tmp_path):
     [
         (b"", r"\.json is not valid JSON \("),
         (b'{"images": [', r"\.json is not valid JSON"),
-        ("{}".encode("utf-16"), r"\.json is not valid JSON"),
+        ("{}".encode("utf-16"), r"\.json is not UTF-8 text; save it with the encoding UTF-8\."),
         (b"[" * 100_000, r"\.json is not valid JSON"),
         (b'{"images": ' + b"1" * 5000 + b"}", r"\.json is not valid JSON"),
         (b'{"categories": [], "images": [], "annotations": []} {', r"\.json is not valid JSON \(it goes on"),
@@ -270,3 +272,44 @@ def test_real_annotations(real_data):
     assert annotations.boxes(0)[0] == pytest.approx(np.array([250.82, 168.26, 320.93, 233.14]), abs=1e-4)
     assert class_names[annotations.labels(0)[0]] == "person"
     assert findings == []
+
+
+def test_a_root_of_all_categories_is_no_class(tmp_path):
+    """Prevents a class without boxes in every detector from an export that lists the root of its categories."""
+    root = {"id": 0, "name": "things", "supercategory": "none"}
+    categories = [root, CAT | {"supercategory": "things"}]
+    path = make_coco(tmp_path, categories=categories)
+    assert class_names_of([read_raw_annotations(path)]) == ["cat"]
+    path = make_coco(
+        tmp_path, annotations=[BOX | {"category_id": 0}], categories=[root, CAT | {"supercategory": "things"}]
+    )
+    assert class_names_of([read_raw_annotations(path)]) == ["things", "cat"]
+
+
+def test_two_categories_of_one_name_are_told(tmp_path):
+    """Prevents two classes from becoming one without a word."""
+    _, findings = read_annotations(make_coco(tmp_path, categories=[CAT, CAT | {"id": 4}]), NAMES)
+    assert [(finding.kind, finding.detail) for finding in findings] == [
+        ("joined_classes", "'cat' is the name of several")
+    ]
+
+
+@pytest.mark.parametrize("file_name", ["%C3%A4%20b.jpg", "Ä B.JPG", "set\\images\\ä b.jpg"])
+def test_file_names_that_are_spelled_otherwise(tmp_path, file_name):
+    """Prevents images from being called missing because a program encoded their names."""
+    path = make_coco(tmp_path, [IMAGE | {"file_name": "ä b.jpg"}])
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    content["images"][0]["file_name"] = file_name
+    Path(path).write_text(json.dumps(content), encoding="utf-8")
+    raw = read_raw_annotations(path)
+    assert [os.path.basename(found) for found in raw.paths] == ["ä b.jpg"]
+    assert raw.findings == [("other_spelling", raw.paths[0], f"the annotation says {file_name}")]
+
+
+def test_boxes_that_are_corners_stop_a_training(tmp_path):
+    """Prevents boxes at wrong places from being learned: COCO's boxes are a corner and a size."""
+    boxes = [BOX | {"bbox": [x, y, x + 12, y + 9]} for x, y in ((1, 2), (60, 30), (80, 5), (20, 40), (70, 20))]
+    with pytest.raises(
+        ValueError, match=r"boxes written in other coordinates \(once\): .*look like two corners .*Export"
+    ):
+        read_annotations(make_coco(tmp_path, annotations=boxes), NAMES)

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from utils.data import device_cache
-from utils.data.annotations import build_annotations, read_raw_annotations
+from utils.data.annotations import build_annotations
 from utils.data.augment import AugmentOptions, sample_parameters
 from utils.data.device_cache import DeviceCache, fits_device, smallest_scale
 from utils.data.draw import apply_parameters
+from utils.data.formats.detect_format import read_raw_annotations
 from utils.data.image_cache import RamCache, ReadableImages, UnreadableImageError, train_scales
 from utils.data.loader import LoaderOptions, build_train_loader
 from utils.data.sampling import EpochBatchSampler, MultiScale

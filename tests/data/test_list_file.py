@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from utils.data.annotations import read_annotations, read_raw_annotations
+from utils.data.annotations import read_annotations
+from utils.data.formats.detect_format import read_raw_annotations
 from utils.data.formats.list_file import WHERE
 from utils.data.quality.findings import Finding
 
@@ -82,10 +83,12 @@ def test_missing_image(tmp_path):
     """Prevents a malformed box from being swallowed: it becomes part of a path that does not exist, and is shown."""
     path = make_list(tmp_path, "a.jpg 1,2,3,4 1,2,3,4,0\nb.jpg\n")
     assert read_raw_annotations(path).findings == [
-        Finding("missing_image", "a.jpg 1,2,3,4", WHERE),
+        Finding("missing_image", "a.jpg 1,2,3,4", f"{WHERE}; a.jpg is in {tmp_path}"),
         Finding("missing_image", "b.jpg", WHERE),
     ]
-    with pytest.raises(FileNotFoundError, match=r" \(2 times\): a\.jpg 1,2,3,4, b\.jpg \(.*x1,y1,x2,y2,class\)\. Put"):
+    with pytest.raises(
+        FileNotFoundError, match=r" \(2 times\): a\.jpg 1,2,3,4: .*a\.jpg is in .*, b\.jpg: .*class\. Put"
+    ):
         read_annotations(path, NAMES)
 
 

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from tests.voc_folder import box_xml, make_voc
-from utils.data.annotations import class_names_of, read_annotations, read_raw_annotations
+from utils.data.annotations import class_names_of, read_annotations
+from utils.data.formats.detect_format import read_raw_annotations
 from utils.data.formats.voc import parse_voc_xml
 from utils.data.quality.findings import Finding
 
@@ -93,7 +94,6 @@ ENTITIES = (
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("", "not valid XML"),
         ("<annotation><object>", "not valid XML"),
         (ENTITIES, "a DTD or entities"),
         (ENTITIES.encode("utf-16"), "a DTD or entities"),
@@ -104,8 +104,16 @@ ENTITIES = (
         (f"<annotation>{box_xml('  ', (1, 2, 3, 4))}</annotation>", "an object has no name"),
         ("<annotation><object><bndbox/></object></annotation>", "an object has no name"),
         ("<svg><object/></svg>", "its root is 'svg'; expected 'annotation'"),
-        ("<annotation><a>训练</a></annotation>".encode("gbk"), r"not well-formed.*\); save it as UTF-8"),
-        ('<?xml version="1.0" encoding="GBK"?><annotation/>', r"multi-byte encodings .*\); save it as UTF-8"),
+        (
+            "<annotation><a>训练</a></annotation>".encode("gbk"),
+            r"its encoding is not .*\); save it with the encoding UTF-8",
+        ),
+        (
+            '<?xml version="1.0" encoding="none"?><annotation/>',
+            r"its encoding is not .*\); save it with the encoding UTF-8",
+        ),
+        ("<annotation><bndbox/></annotation>", "1 of its 1 bndbox belong to no object; expected each inside an object"),
+        ("<annotations><image/></annotations>", "It is a file of CVAT for all of its images; export them as VOC"),
         ("<annotation>猫<", r"unclosed token.*\)\. Correct"),
     ],
 )
@@ -214,3 +222,71 @@ def test_real_data():
     assert annotations.sizes_hw.min(axis=0).tolist() == [480, 640]
     path = os.path.join(os.environ["YOLO_REAL_DATA"], "data/bccd/JPEGImages/BloodImage_00343.jpg")
     assert findings == [Finding("no_area", path, "'RBC': 181, 329, 181, 329")]
+
+
+@pytest.mark.parametrize(
+    "objects",
+    [
+        "<object><name>cat</name><bndbox>{0}</bndbox><bndbox>{1}</bndbox></object>",
+        "<objects><object><name>cat</name><bndbox>{0}</bndbox></object>"
+        "<object><name>cat</name><bndbox>{1}</bndbox></object></objects>",
+    ],
+)
+def test_every_box_of_an_odd_file_is_read(tmp_path, objects):
+    """Prevents the second box of an object, or objects in a list of their own, from being lost in silence."""
+    corners = [f"<xmin>{x}</xmin><ymin>2</ymin><xmax>{x + 9}</xmax><ymax>40</ymax>" for x in (1, 50)]
+    annotations, findings = read_annotations(make_voc(tmp_path, {"a": [objects.format(*corners)]}), NAMES)
+    assert (annotations.boxes(0).tolist(), findings) == ([[1, 2, 10, 40], [50, 2, 59, 40]], [])
+
+
+@pytest.mark.parametrize("content", [b"", b" \n", b"<annotation/>"])
+def test_an_empty_file_is_background(tmp_path, content):
+    """Prevents the empty file of an image of pure background from stopping a training."""
+    split = make_voc(tmp_path, {"a": []})
+    (tmp_path / "Annotations/a.xml").write_bytes(content)
+    assert [finding.kind for finding in read_annotations(split, NAMES)[1]] == ["background"]
+
+
+@pytest.mark.parametrize("encoding", ["GBK", "UTF-16", "latin-1", "utf-8-sig"])
+def test_a_file_is_read_in_the_encoding_that_it_states(tmp_path, encoding):
+    """Prevents annotations of Chinese programs from being refused, and names from being read as others."""
+    name = "é" if encoding == "latin-1" else "螺栓"
+    split = make_voc(tmp_path, {"a": []})
+    text = f'<?xml version="1.0" encoding="{encoding}"?>\n<annotation>{box_xml(name, (1, 2, 3, 4))}</annotation>'
+    (tmp_path / "Annotations/a.xml").write_bytes(text.replace("utf-8-sig", "utf-8").encode(encoding))
+    assert read_raw_annotations(split).names == [name]
+
+
+@pytest.mark.parametrize(
+    ("image", "xml", "line", "kinds"),
+    [
+        ("a.jpg", "a.jpg.xml", "a", ["other_spelling"]),
+        ("a.jpg", "A.XML", "a", ["other_spelling"]),
+        ("%C3%A4.jpg", "ä.xml", "ä", ["other_spelling"]),
+        ("a.jpg", "site/a.xml", "a", ["other_spelling"]),
+        ("site/a.jpg", "site/a.xml", "site/a", []),
+    ],
+)
+def test_files_are_found_however_they_are_spelled(tmp_path, image, xml, line, kinds):
+    """Prevents `image without annotation file` for an annotation that is there under nearly that name."""
+    split = make_voc(tmp_path, {"z": []}, [line])
+    for folder, name, source in (("JPEGImages", image, "z.jpg"), ("Annotations", xml, "z.xml")):
+        (tmp_path / folder / name).parent.mkdir(exist_ok=True)
+        os.rename(tmp_path / folder / source, tmp_path / folder / name)
+    raw = read_raw_annotations(split)
+    assert (len(raw.paths), [finding.kind for finding in raw.findings]) == (1, kinds)
+
+
+def test_what_lies_there_instead_is_named(tmp_path):
+    """Prevents `does not exist` without a word on the photograph of a phone that lies there."""
+    split = make_voc(tmp_path, {"a": []})
+    os.rename(tmp_path / "JPEGImages/a.jpg", tmp_path / "JPEGImages/a.HEIC")
+    (finding,) = read_raw_annotations(split).findings
+    assert finding.detail == f"a.HEIC is in {tmp_path}/JPEGImages: save it as JPEG or PNG"
+
+
+def test_two_images_of_one_name_are_told(tmp_path):
+    """Prevents one of two images, whose names differ by their endings, from being left out without a word."""
+    split = make_voc(tmp_path, {"a": [box_xml("cat", (1, 2, 3, 4))]})
+    Image.new("RGB", (100, 50)).save(tmp_path / "JPEGImages/a.png")
+    assert [finding.kind for finding in read_raw_annotations(split).findings] == ["shared_label"]

@@ -5,27 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.data.annotations import build_annotations, class_names_of, read_annotations, read_raw_annotations
+from tests.yolo_folder import make_yaml, make_yolo
+from utils.data.annotations import build_annotations, class_names_of, read_annotations
+from utils.data.formats.detect_format import read_raw_annotations
 
 NAMES = ["cat", "dog"]
-
-
-def make_yolo(root, labels, folder="images", suffix=".jpg"):
-    """Images of 100 x 50 pixels in root/<folder>, and the label files {stem: text, or None} in its twin."""
-    for stem, text in labels.items():
-        image_path = root / folder / f"{stem}{suffix}"
-        label_path = Path(*["labels" if part == "images" else part for part in Path(folder).parts], f"{stem}.txt")
-        for path in (image_path, root / label_path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (100, 50)).save(image_path)
-        if text is not None:
-            (root / label_path).write_text(text, encoding="utf-8")
-    return str(root / folder)
-
-
-def make_yaml(root, text):
-    (root / "data.yaml").write_text(text, encoding="utf-8")
-    return str(root / "data.yaml")
 
 
 def test_literal_values(tmp_path):
@@ -274,7 +258,7 @@ def test_yaml_paths(tmp_path, monkeypatch, root, train):
         ("train: images\nnames: {0: cat, 2: dog}", "under the numbers 0, 1, 2"),
         ("train: images\nnames: [cat, [dog]]", "expected the class names"),
         ("names: [cat]\n", "has train: None; expected a folder"),
-        ("train: images\nnames: [cat]\nkpt_shape: [17, 3]\n", "has kpt_shape, .* export the data set for detection"),
+        ("train: images\nnames: [cat]\nkpt_shape: 17\n", "has kpt_shape: '17'; expected .number of points, 2 or 3"),
         ("names: [cat]\ntrain: {a: b}", "expected a folder"),
         ("names: [cat]\ntrain: none", r"names none, which does not exist; looked for .*none\. Correct"),
     ],
@@ -293,7 +277,7 @@ def test_yaml_class_without_name_and_missing_image(tmp_path):
     raw = read_raw_annotations(make_yaml(tmp_path, "train: list.txt\nnames: [cat]\n"))
     assert [finding[:2] for finding in raw.findings] == [
         ("missing_image", "images/none.jpg"),
-        ("broken_annotation", str(tmp_path / "images/a.jpg")),
+        ("class_beyond_names", str(tmp_path / "images/a.jpg")),
     ]
     words = f"line 2: '3 0.5 0.5 0.2 0.2'; expected a class from 0 to 0, as {tmp_path}/data.yaml names 1"
     assert raw.findings[1].detail == f"{tmp_path}/labels/a.txt, {words}"
@@ -306,7 +290,7 @@ def test_broken_labels_are_no_background(tmp_path):
     _, findings = build_annotations(read_raw_annotations(folder), NAMES)
     assert [(kind, Path(image).stem) for kind, image, _ in findings] == [
         ("broken_annotation", "a"),
-        ("broken_annotation", "b"),
+        ("class_beyond_names", "b"),
         ("background", "c"),
     ]
 
@@ -332,3 +316,41 @@ def test_names_of_several_lines(tmp_path):
     make_yolo(tmp_path, {"a": "0 0.5 0.5 0.2 0.2"})
     path = make_yaml(tmp_path, 'train: images\nnames: ["dining \\n  table"]\n')
     assert read_raw_annotations(path).names == ["dining table"]
+
+
+def test_darknet_description(tmp_path):
+    """Prevents the file that Darknet and CVAT name from being read as a list of images that do not exist."""
+    for part in ("train", "val"):
+        make_yolo(tmp_path, {part: "1 0.5 0.5 0.2 0.2"}, "obj_train_data")
+        (tmp_path / f"{part}.txt").write_text(f"data/obj_train_data/{part}.jpg\n")
+    os.rename(tmp_path / "val.txt", tmp_path / "valid.txt")
+    (tmp_path / "obj.names").write_text("bolt\nnut\n")
+    text = "classes = 2\ntrain = data/train.txt\nvalid = data/valid.txt\nnames = data/obj.names\nbackup = backup/\n"
+    path = tmp_path / "obj.data"
+    path.write_text(text)
+    for split in ("train", "val"):
+        raw = read_raw_annotations(str(path), split)
+        assert [Path(image).stem for image in raw.paths] == [split]
+        assert (raw.names, raw.classes.tolist()) == (["bolt", "nut"], [1])
+    path.write_text("train = train.txt\n")
+    with pytest.raises(ValueError, match=r"obj\.data has no line `train = \.\.\.` or none `names"):
+        read_raw_annotations(str(path))
+
+
+@pytest.mark.parametrize(
+    "train", ["set-1/train/images", "/content/drive/set-1/train/images", "..\\\\train\\\\images", "Train/Images"]
+)
+def test_places_of_another_machine(tmp_path, train):
+    """Prevents a data.yaml of Colab, Roboflow's API or Windows from ending in `does not exist`."""
+    make_yolo(tmp_path / "set-1", {"a": "0 0.5 0.5 0.2 0.2"}, "train/images")
+    path = make_yaml(tmp_path / "set-1", f'train: "{train}"\nnames: [cat]\n')
+    assert read_raw_annotations(path).paths == [str(tmp_path / "set-1/train/images/a.jpg")]
+
+
+def test_two_places_that_may_be_meant(tmp_path):
+    """Prevents training on another data set that lies unpacked in the folder above."""
+    for root in (tmp_path, tmp_path / "ds2"):
+        make_yolo(root, {"a": "0 0.5 0.5 0.2 0.2"}, "train/images")
+    path = make_yaml(tmp_path / "ds2", "train: ../train/images\nnames: [cat]\n")
+    with pytest.raises(ValueError, match=r"names \.\./train/images, and there are two of these: .* Name the one that"):
+        read_raw_annotations(path)

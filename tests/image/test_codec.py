@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.image.codec import image_size_hw, read_image, read_image_with_gaps, write_image
+from utils.image.codec import image_size_hw, read_header, read_image, read_image_with_gaps, write_image
 from utils.image.opencv import cv2
+from utils.io.files import IMAGE_SUFFIXES
 
 # Four fields of 16 x 16, so that JPEG and its halved colour keep the middle of each.
 COLOURS = [[(250, 100, 5), (10, 200, 90)], [(30, 40, 220), (128, 128, 128)]]
@@ -227,8 +228,44 @@ def test_a_huge_image_is_an_error_by_its_header(tmp_path):
     content = bytearray(path.read_bytes())
     content[18:26] = (30000).to_bytes(4, "little") * 2
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"^more than 89 megapixels; make it smaller$"):
+    with pytest.raises(
+        ValueError, match=r"^900 megapixels, more than the 200 of max_megapixels; make it smaller, or, "
+    ):
         image_size_hw(str(path))
+    assert read_header(str(path), max_megapixels=900).size_hw == (30000, 30000)
+
+
+@pytest.mark.parametrize(
+    ("lowest", "highest", "expected"), [(0, 4095, (0, 255)), (7000, 8500, (0, 255)), (0, 65535, (0, 255))]
+)
+def test_more_than_8_bits_are_stretched_by_what_they_use(tmp_path, lowest, highest, expected):
+    """Prevents 12-bit and thermal images from reaching the network black, or as one grey."""
+    path = str(tmp_path / "image.png")
+    values = np.linspace(lowest, highest, 100 * 100).round().astype(np.uint16).reshape(100, 100)
+    values[0, 0] = 65535  # a hot pixel
+    assert cv2.imwrite(path, values)
+    image = read_image(path)
+    assert (image[10].min(), image[-1, -1, 0]) == (pytest.approx(25, abs=1), expected[1])
+    assert np.median(image) == pytest.approx(127, abs=1)
+
+
+def test_a_mostly_dark_image_keeps_its_few_bright_pixels(tmp_path):
+    """Prevents stars, or a lamp at night, from vanishing because a thousandth of the pixels is left out."""
+    path = str(tmp_path / "image.png")
+    values = np.zeros((100, 100), np.uint16)
+    values[5, 5] = 900
+    assert cv2.imwrite(path, values)
+    assert (read_image(path)[5, 5].tolist(), read_image(path).sum()) == ([255] * 3, 3 * 255)
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".mpo", ".jp2", ".avif", ".gif"])
+def test_endings_that_phones_and_browsers_write(tmp_path, suffix):
+    """Prevents labelled images from being left out for their ending: each is decoded, at the size its header says."""
+    path = str(tmp_path / f"image{suffix}")
+    kind = {".jfif": "JPEG", ".jp2": "JPEG2000"}.get(suffix, suffix[1:].upper())
+    Image.new("RGB", (40, 20), (10, 200, 30)).save(path, kind)
+    assert suffix in IMAGE_SUFFIXES and image_size_hw(path) == ((20, 40), False)
+    assert np.abs(read_image(path).astype(int) - (10, 200, 30)).max() < 20
 
 
 @pytest.mark.parametrize("content", [b"", b"nothing", b"\xff\xd8\xff\xe0 broken"])

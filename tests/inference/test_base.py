@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from utils.image.codec import write_image
 from utils.inference.base import BaseDetector, Boxes, open_image, open_picture
@@ -85,14 +86,51 @@ def test_channels(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (RED[..., 0], [250, 250, 250]),
+        (RED[..., :1], [250, 250, 250]),
+        (np.dstack([RED, RED[..., :1]]), [250, 10, 20]),
+        (Image.fromarray(RED), [250, 10, 20]),
+        (Image.fromarray(RED).convert("RGBA"), [250, 10, 20]),
+        (Image.fromarray(RED[..., 0]), [250, 250, 250]),
+        (Image.fromarray(RED).convert("P", palette=Image.Palette.ADAPTIVE), [250, 10, 20]),
+    ],
+)
+def test_kinds_of_images_that_are_taken(image, expected):
+    """Prevents images of other programs from being refused, or seen in other colours: each is RGB of the same shape."""
+    opened = open_image(image)
+    assert (opened.shape, opened.dtype) == (RED.shape, np.uint8)
+    assert np.abs(opened.astype(int) - expected).max() <= 1
+
+
+def test_a_pil_image_is_turned_as_its_exif_data_say():
+    """Prevents photographs of phones from being looked at lying on their side."""
+    image = Image.fromarray(RED)
+    image.getexif()[274] = 6
+    assert open_image(image).shape == (6, 4, 3)
+
+
+def test_16_bits_are_stretched_alike_in_files_and_arrays(tmp_path):
+    """Prevents a picture of 12 bits from giving other boxes as an array than as a file."""
+    values = np.linspace(0, 4095, 600).astype(np.uint16).reshape(20, 30)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    from_file = open_image(tmp_path / "a.png")
+    assert (from_file.min(), from_file.max()) == (0, 255)
+    assert (open_image(values) == from_file).all() and (open_image(Image.fromarray(values)) == from_file).all()
+
+
+@pytest.mark.parametrize(
     ("image", "message"),
     [
-        (RED[..., 0], r"image has the shape \(4, 6\); expected .*grey one by np.dstack\(\[image\] \* 3\)"),
-        (np.dstack([RED, RED[..., :1]]), r"shape \(4, 6, 4\); expected \(height, width, 3\)"),
+        (
+            RED[..., :2],
+            r"image has the shape \(4, 6, 2\); expected \(height, width, 3\), or \(height, width\) of a grey one",
+        ),
         (RED[None], r"shape \(1, 4, 6, 3\); expected .*make a list of a batch"),
         (RED[:0], r"shape \(0, 6, 3\); expected"),
         (RED / 255, r"image is of float64; expected uint8, 0 to 255.*\(image \* 255\)"),
-        (torch.zeros(4, 6, 3, dtype=torch.uint8), "image is of type Tensor; expected a path, an array"),
+        (torch.zeros(4, 6, 3, dtype=torch.uint8), "image is of type Tensor; expected a path, a PIL image, an"),
         (None, "image is of type NoneType"),
     ],
 )
@@ -106,7 +144,7 @@ def test_what_is_no_image_is_an_error(image, message):
         open_image(RED, "rgb")
 
 
-def test_pictures_that_cannot_be_used_are_one_sentence(tmp_path, monkeypatch):
+def test_pictures_that_cannot_be_used_are_one_sentence(tmp_path):
     """Prevents a trace for a text file, and a picture whose pixels fill the memory from being decoded."""
     path = tmp_path / "notes.jpg"
     path.write_text("no picture")
@@ -115,6 +153,7 @@ def test_pictures_that_cannot_be_used_are_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"There is no picture '.*gone\.png'"):
         open_picture(str(tmp_path / "gone.png"))
     write_image(str(tmp_path / "a.png"), RED)
-    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 20)
-    with pytest.raises(ValueError, match=r"a\.png cannot be decoded as an image: more than 0 megapixels; make it smal"):
-        open_picture(str(tmp_path / "a.png"))
+    write_image(str(tmp_path / "large.png"), np.zeros((1001, 1000, 3), np.uint8))
+    words = r"large\.png cannot be decoded as an image: 1 megapixels, more than the 1 of max_megapixels; .*= 2\.$"
+    with pytest.raises(ValueError, match=words):
+        open_picture(str(tmp_path / "large.png"), max_megapixels=1)

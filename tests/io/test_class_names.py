@@ -21,3 +21,36 @@ def test_class_names_errors(tmp_path, content, reason):
         read_class_names(str(path))
     with pytest.raises(FileNotFoundError, match="classes_path"):
         read_class_names(str(tmp_path / "none.txt"))
+
+
+def test_a_data_yaml_gives_its_names(tmp_path):
+    """Prevents the lines of a data.yaml from becoming classes."""
+    path = tmp_path / "data.yaml"
+    path.write_text("train: images\nnames:\n  0: bolt\n  1: no\n")
+    assert read_class_names(str(path)) == ["bolt", "no"]
+    path.write_text("train: images\n")
+    with pytest.raises(ValueError, match=r"data\.yaml has names: None; expected the class names"):
+        read_class_names(str(path))
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.XML", "a.pth"])
+def test_files_that_are_no_list_of_names(tmp_path, name):
+    """Prevents the lines of an annotation from becoming classes."""
+    (tmp_path / name).write_text("{}\n")
+    with pytest.raises(ValueError, match=r"expected a text file with one class name per line, or a data\.yaml"):
+        read_class_names(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b'path: "C:\\Users\\me"\n', "in double quotes a backslash begins an escape: write paths with / instead"),
+        ("names: [螺栓]\n".encode("gbk"), r"is not UTF-8 text; save it with the encoding UTF-8\.$"),
+        ("names: [a]\n".encode("utf-16"), r"is not UTF-8 text; save it with the encoding UTF-8\.$"),
+    ],
+)
+def test_a_data_yaml_that_cannot_be_read(tmp_path, content, reason):
+    """Prevents the advice to export the file again, which gives the same file."""
+    (tmp_path / "data.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=reason):
+        read_class_names(str(tmp_path / "data.yaml"))

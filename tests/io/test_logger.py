@@ -186,3 +186,11 @@ def test_a_program_without_setup_is_left_alone():
     )
     out, err = run(code)
     assert (out, err) == ("1 warnings\n", "mine: no end of a picture\n")
+
+
+def test_a_console_that_cannot_print_a_name():
+    """Prevents a trace in the middle of a run because a class is Chinese and the console Western."""
+    code = "from utils.io.logger import logger, setup_logging; setup_logging(); logger.info('螺 \\udcc2'); print('栓')"
+    env = os.environ | {"PYTHONIOENCODING": "cp1252", "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
+    assert done.stdout == "\\u87ba \\udcc2\n\\u6813\n"

@@ -40,6 +40,7 @@ def settings(tmp_path, **changes):
     values = {"image": str(tmp_path / "in/a.png"), "dir_origin_path": str(tmp_path / "in"), "show": False}
     values |= {"dir_save_path": str(tmp_path / "out"), "crop": False, "count": False, "batch_size": 2}
     values |= {"voc_xml": False, "yolo_txt": False, "confidence": 0.3, "nms_iou": 0.4}
+    values |= {"max_boxes": 300, "max_megapixels": 200}
     return SimpleNamespace(**(values | changes))
 
 

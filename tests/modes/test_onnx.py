@@ -16,8 +16,10 @@ def test_pictures_and_videos_are_told_apart(tmp_path, monkeypatch):
     detector = SimpleNamespace(confidences=[0.5], model_name="tiny")
     monkeypatch.setattr(from_onnx, "OnnxDetector", lambda path, threads, input_shape: detector)
     monkeypatch.setattr(from_onnx, "predict_image", lambda detector, settings: ways.append("picture"))
+    monkeypatch.setattr(from_onnx, "predict_folder", lambda detector, settings: ways.append(settings.dir_origin_path))
     monkeypatch.setattr(from_onnx, "predict_video", lambda detector, settings, constant: ways.append(constant))
     values = {"onnx_path": "a.onnx", "cpu_threads": 0, "input_shape": [], "confidence": None}
-    for image in ("", "0", *(str(tmp_path / name) for name in ("a.jfif", "b.jpg", "c.3gp", "gone.mp4", "."))):
+    for image in ("", "0", *(str(tmp_path / name) for name in ("a.jfif", "b.jpg", "c.3gp", "gone.mp4"))):
         from_onnx.predict_onnx(SimpleNamespace(image=image, **values))
-    assert ways == ["picture", "image", "picture", "picture", "image", "picture", "picture"]
+    from_onnx.predict_onnx(SimpleNamespace(image=str(tmp_path), **values))
+    assert ways == ["picture", "image", "picture", "picture", "image", "picture", str(tmp_path)]

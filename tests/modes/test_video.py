@@ -14,7 +14,7 @@ def fake_detector(ends_after=None):
     """Finds a cat in the left half of every frame; Ctrl-C comes with the frame after `ends_after`."""
     seen = []
 
-    def detect(frame_rgb, confidence, nms_iou):
+    def detect(frame_rgb, confidence, nms_iou, max_boxes):
         if len(seen) == ends_after:
             raise KeyboardInterrupt
         seen.append(frame_rgb)
@@ -28,7 +28,7 @@ def fake_detector(ends_after=None):
 
 def settings(tmp_path, **changes):
     values = {"video_path": str(tmp_path / "in.mp4"), "video_save_path": "", "dir_save_path": str(tmp_path / "out")}
-    return SimpleNamespace(**(values | {"show": False, "confidence": 0.3, "nms_iou": 0.4} | changes))
+    return SimpleNamespace(**(values | {"show": False, "confidence": 0.3, "nms_iou": 0.4, "max_boxes": 300} | changes))
 
 
 def write_video(path, count, rate=12.5, size_hw=(96, 128)):

@@ -9,7 +9,9 @@ from utils.data.annotations import Annotations
 from utils.reporting.hints import Run
 from utils.reporting.hints.classes import class_hints
 
-SETTINGS = SimpleNamespace(input_shape=[416, 416], model_path="a.pth", pretrained=False)
+SETTINGS = SimpleNamespace(
+    input_shape=[416, 416], model_path="a.pth", train_annotation_path="data.yaml", pretrained=False
+)
 ANCHORS = {"anchors": [[40, 40], [200, 10]], "anchors_mask": [[0]]}
 
 
@@ -56,7 +58,7 @@ def test_no_validation_boxes():
         "no training boxes": "No training boxes: c2 (10 in validation). Label some in train_annotation_path, or take "
         "the class out of classes_path.",
         "no validation boxes": "No validation boxes: c0 (500 in training). Nothing tells how well they are found: "
-        "split anew with `python tools/voc_annotation.py`.",
+        'split anew with `python tools/split_data.py --annotation_path="data.yaml"`.',
     }
 
 
@@ -128,4 +130,4 @@ def test_many_classes_share_a_sentence():
     sentences = hints([4] * 12 + [0] * 30 + [500], [0.0] * 42 + [0.8])
     assert list(sentences) == ["no training boxes", "few boxes"]
     assert "c12 (10 in validation), c13" in sentences["no training boxes"]
-    assert "and 20 more. Label" in sentences["no training boxes"]
+    assert "and 25 more. Label" in sentences["no training boxes"]

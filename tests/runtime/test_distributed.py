@@ -11,8 +11,9 @@ from launched import free_port, on_ranks
 from torch import nn
 
 from nets import build_criterion, build_model
-from utils.data.annotations import Annotations, build_annotations, read_raw_annotations
+from utils.data.annotations import Annotations, build_annotations
 from utils.data.augment import AugmentOptions
+from utils.data.formats.detect_format import read_raw_annotations
 from utils.data.loader import LoaderOptions, build_train_loader
 from utils.data.sampling import MultiScale
 from utils.io.class_names import read_class_names

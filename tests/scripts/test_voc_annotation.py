@@ -83,57 +83,6 @@ test        0       0              2
     )
 
 
-@pytest.mark.parametrize(
-    ("group_pattern", "groups"),
-    [
-        ("(.+)_[0-9]+$", {"a_b": ["a_b_1", "a_b_2"], "c": ["c_1", "c"]}),  # the last name is that of a group
-        ("^(.)(.)", {"a": ["a_b_1", "a_b_2"], "c": ["c_1", "c"]}),  # the first bracket alone
-        ("[0-9]", {"1": ["a_b_1", "c_1"], "2": ["a_b_2"], "c": ["c"]}),  # anywhere in the name, no bracket
-        ("(b)|c", {"b": ["a_b_1", "a_b_2"], "c_1": ["c_1"], "c": ["c"]}),  # a bracket that has no part in the match
-    ],
-)
-def test_what_a_pattern_names(group_pattern, groups):
-    """Prevents a pattern from being read otherwise than its comment says."""
-    assert voc_annotation.group_ids(["a_b_1", "a_b_2", "c_1", "c"], group_pattern) == groups
-
-
-def test_names_without_a_match_are_told(capsys):
-    """Prevents a pattern that fits half of the names from dividing the others without a word."""
-    assert len(voc_annotation.group_ids(["a_1", "a_2", "b", "c"], "(.+)_")) == 3
-    assert capsys.readouterr().out == "group_pattern does not match 2 names, which name a group each: b, c\n"
-
-
-def group_sizes(sizes, counts, seed=0):
-    """{split: sizes of its groups, large ones first} for groups of these sizes."""
-    groups = {str(number): ["image"] * size for number, size in enumerate(sizes)}
-    parts = voc_annotation.split_groups(groups, dict(zip(("train", "val", "test"), counts, strict=True)), seed)
-    return {part: [len(groups[name]) for name in names] for part, names in parts.items()}
-
-
-@pytest.mark.parametrize(
-    ("sizes", "counts", "train", "val", "test"),
-    [
-        ([50, 10, 10, 10, 10, 10], (81, 9, 10), [50, 10, 10, 10], [10], [10]),
-        ([1] * 20, (9, 9, 2), [1] * 9, [1] * 9, [1] * 2),
-        ([10, 9, 2, 2, 1], (18, 6, 0), [10, 9], [2, 2, 1], []),
-        ([30, 30, 30], (73, 8, 9), [30], [30], [30]),  # the shares alone would give all to train
-        ([95, 5], (81, 9, 10), [95], [5], []),
-    ],
-)
-def test_groups_meet_the_shares(sizes, counts, train, val, test):
-    """Prevents splits far from the shares, and a data set whose large groups leave nothing to validate on."""
-    for seed in range(5):
-        assert group_sizes(sizes, counts, seed) == {"train": train, "val": val, "test": test}
-
-
-def test_the_seed_draws_among_equal_groups():
-    """Prevents groups in alphabetical order, often that of their dates, and splits that change from run to run."""
-    groups = {name: [name] for name in "abcdefgh"}
-    counts = {"train": 6, "val": 2, "test": 0}
-    drawn = [voc_annotation.split_groups(groups, counts, seed)["val"] for seed in (0, 0, 1)]
-    assert drawn[0] == drawn[1] != drawn[2]
-
-
 def test_lists_hold_the_same_data_as_the_splits(settings):
     """Prevents two forms of the same data that train different models; the folder's name has a space."""
     voc_annotation.main(settings)
@@ -221,4 +170,26 @@ def test_all_broken_files_are_named(settings):
         voc_annotation.main(settings)
     assert "annotation cannot be read (2 times): " in str(caught.value)
     assert "03.xml, " in str(caught.value) and "07.xml (not valid XML" in str(caught.value)
+    assert not os.path.exists("my voc/ImageSets")
+
+
+def test_sub_folders_and_longer_endings(settings, capsys):
+    """Prevents images in sub-folders, and annotations called 1.jpg.xml, from being left out of all splits."""
+    for folder, ending in (("JPEGImages", ".jpg"), ("Annotations", ".xml")):
+        os.makedirs(f"my voc/{folder}/cam2")
+        os.rename(f"my voc/{folder}/00{ending}", f"my voc/{folder}/cam2/00{ending}")
+    os.rename("my voc/Annotations/01.xml", "my voc/Annotations/01.jpg.xml")
+    os.remove("my voc/Annotations/02.xml")
+    voc_annotation.main(settings)
+    expected = {"cam2/00", *(f"{number:02d}" for number in range(1, 20))} - {"02"}
+    assert set(ids("trainval")) | set(ids("test")) == expected
+    assert "1 images in my voc/JPEGImages have no annotation: 02\n" in capsys.readouterr().out
+
+
+def test_names_that_no_text_file_can_hold(settings):
+    """Prevents a half-written split, and a trace, after a zip of another system was unpacked."""
+    for folder, ending in (("JPEGImages", ".jpg"), ("Annotations", ".xml")):
+        os.rename(f"my voc/{folder}/00{ending}", f"my voc/{folder}/".encode() + b"\xc2\xdd" + ending.encode())
+    with pytest.raises(ValueError, match=r"2 file names are no UTF-8, .*b'\\xc2\\xdd\.xml'.*Rename them"):
+        voc_annotation.main(settings)
     assert not os.path.exists("my voc/ImageSets")

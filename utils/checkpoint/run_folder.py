@@ -1,6 +1,5 @@
 """The files of one training run: its folder, its weights, and the copies that predict.py finds."""
 
-import json
 import math
 import re
 import shutil
@@ -11,6 +10,7 @@ from utils.checkpoint.resume import read_checkpoint
 from utils.io.errors import UserError
 from utils.io.files import remove_temporaries, replace_file
 from utils.io.logger import logger
+from utils.io.text import json_text
 from utils.weights.save import copy_weights, save_state, snapshot
 
 BEST, LAST = "best_epoch_weights.pth", "last_epoch_weights.pth"
@@ -42,7 +42,7 @@ def new_run_folder(save_dir):
 
 def save_settings(folder, settings):
     """Write the effective configuration, {name: value}, as settings.json."""
-    text = json.dumps(settings, indent=2, ensure_ascii=False)
+    text = json_text(settings, 2)
     path = Path(folder) / "settings.json"
     replace_file(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
 

@@ -271,6 +271,8 @@ RULES = {
 }
 # Constants of predict.py and the tools that train.py lacks, or that may be left open there.
 TOOL_RULES = {
+    "max_boxes": (_whole(1), "1 or more objects of a picture."),
+    "max_megapixels": (_whole(1), "1 or more million pixels, such as 200."),
     **dict.fromkeys(("confidence", "nms_iou", "MINOVERLAP"), _FRACTION),
     "batch_size": _BATCH,
     "input_shape": (lambda value: value == [] or INPUT_SHAPE[0](value), INPUT_SHAPE[1]),

@@ -7,13 +7,12 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.data.formats.base import RawAnnotations
-from utils.data.formats.coco import read_coco_json
-from utils.data.formats.list_file import read_list_file
-from utils.data.formats.voc import read_voc_split, voc_root
-from utils.data.formats.yolo import read_yolo_folder, read_yolo_list, read_yolo_yaml
+from utils.data.formats.detect_format import read_raw_annotations
+from utils.data.quality.coordinates import in_order, look_like_percent, other_coordinates, turned
 from utils.data.quality.findings import Finding, raise_errors
-from utils.image.codec import image_size_hw
-from utils.io.errors import MissingFileError, UserError
+from utils.image.codec import TURNING, read_header
+from utils.io.class_names import repeated_names
+from utils.io.errors import UserError
 from utils.io.text import shorten_list
 
 
@@ -75,13 +74,6 @@ def _offsets(counts) -> np.ndarray:
 MAX_UNREADABLE_COUNT, MAX_UNREADABLE_SHARE = 3, 0.1
 # Boxes that reach this little beyond their image, in pixels, come from rounding.
 ROUNDING = 0.5
-# What people name by mistake: {ending: what to do}.
-_UNPACK = "is an archive; unpack it, and name the annotations in it"
-OTHER_FILES = {
-    ".xml": "is the annotation of one image; name a split, as in VOCdevkit/VOC2007/ImageSets/Main/train.txt",
-    ".csv": "is a table, which is not read; export the annotations as VOC, COCO or YOLO",
-    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".rar", ".7z"), _UNPACK),
-}
 
 
 def read_annotations(
@@ -96,40 +88,6 @@ def read_annotations(
     annotations, findings = build_annotations(read_raw_annotations(annotation_path, split), class_names)
     raise_errors(annotation_path, findings, class_names)
     return annotations, findings
-
-
-def read_raw_annotations(annotation_path: str, split: str = "train") -> RawAnnotations:
-    """What the annotation says, before any image is looked at. The format is recognised from what the path is:
-
-    - <root>/ImageSets/Main/<split>.txt: a split of a VOC folder, with <root>/Annotations and <root>/JPEGImages;
-    - a file that ends in .json: COCO annotations;
-    - a file that ends in .yaml or .yml: YOLO's description of a data set; split, "train" or "val", chooses its part;
-    - a folder: images in YOLO's layout, with a text file of boxes for each;
-    - any other file: a list with lines `path x1,y1,x2,y2,class ...`, or paths alone of images in YOLO's layout.
-
-    Raises FileNotFoundError where it does not exist, ValueError where it is empty or no such file at all. What is wrong
-    with single images and boxes are findings of the result.
-    """
-    annotation_path = os.fspath(annotation_path)
-    suffix = os.path.splitext(annotation_path)[1].lower()
-    if os.path.isdir(os.path.join(annotation_path, "ImageSets", "Main")):
-        split_path = os.path.join(annotation_path, "ImageSets", "Main", f"{split}.txt")
-        raise UserError(f"{annotation_path} is a VOC folder; name one of its splits, as in {split_path}.")
-    if os.path.isdir(annotation_path):
-        return read_yolo_folder(annotation_path, split)
-    if voc_root(annotation_path) is not None:
-        return read_voc_split(annotation_path)
-    if not os.path.isfile(annotation_path):
-        raise MissingFileError(
-            f"{annotation_path} does not exist. Check train_annotation_path and val_annotation_path."
-        )
-    if suffix == ".json":
-        return read_coco_json(annotation_path)
-    if suffix in (".yaml", ".yml"):
-        return read_yolo_yaml(annotation_path, split)
-    if suffix in OTHER_FILES:
-        raise UserError(f"{annotation_path} {OTHER_FILES[suffix]}.")
-    return read_yolo_list(annotation_path) or read_list_file(annotation_path)
 
 
 def class_names_of(sources: Sequence[RawAnnotations]) -> list[str]:
@@ -159,26 +117,32 @@ def build_annotations(source: RawAnnotations, class_names: Sequence[str]) -> tup
     Returns the annotations, and the source's findings with those made here. Raises as raise_errors does where no image
     is left.
     """
-    findings = list(source.findings)
-    sizes_hw = _read_sizes(source, findings)
+    findings = [*source.findings, *_joined_classes(source)]
+    sizes_hw, orientations = _read_headers(source, findings)
     is_readable = sizes_hw[:, 0] > 0
     if not is_readable.any():
         raise_errors(source.annotation_path, findings, class_names)
 
-    image_index, written_xyxy = source.image_index, source.boxes_xyxy
+    image_index = source.image_index
     limits = sizes_hw[image_index][:, [1, 0, 1, 0]]
-    if source.normalized:
-        written_xyxy = written_xyxy * limits
-    boxes_xyxy = np.clip(written_xyxy, 0, limits)
+    written_xyxy = _in_pixels(source, sizes_hw, orientations)
+    readable = is_readable[image_index]
+    findings += _coordinate_findings(source, written_xyxy[readable], limits[readable])
+    ordered_xyxy = in_order(written_xyxy)
+    is_swapped = (ordered_xyxy != written_xyxy).any(axis=1)
+    boxes_xyxy = np.clip(ordered_xyxy, 0, limits)
     classes = _map_classes(source, class_names)
     has_area = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(axis=1)
-    reaches_out = (np.abs(boxes_xyxy - written_xyxy) > ROUNDING).any(axis=1)
-    known, readable = classes >= 0, is_readable[image_index]
-    for kind, rows in (("unknown_class", ~known), ("no_area", ~has_area), ("clipped_box", reaches_out & has_area)):
-        for row in np.flatnonzero(rows & readable):
-            path, name = source.paths[image_index[row]], _class_words(source, source.classes[row])
-            corners = "" if kind == "unknown_class" else ": " + ", ".join(f"{value:.6g}" for value in written_xyxy[row])
-            findings.append(Finding(kind, path, name + corners))
+    reaches_out = (np.abs(boxes_xyxy - ordered_xyxy) > ROUNDING).any(axis=1)
+    known = classes >= 0
+    kinds = {
+        "unknown_class": ~known,
+        "no_area": ~has_area,
+        "swapped_corners": is_swapped & has_area,
+        "clipped_box": reaches_out & has_area,
+    }
+    for kind, rows in kinds.items():
+        findings += _box_findings(kind, source, np.flatnonzero(rows & readable), written_xyxy)
 
     kept = has_area & known & readable
     counts = np.bincount(image_index[kept], minlength=len(sizes_hw))
@@ -195,34 +159,76 @@ def build_annotations(source: RawAnnotations, class_names: Sequence[str]) -> tup
     return annotations, findings
 
 
-def _read_sizes(source: RawAnnotations, findings: list[Finding]) -> np.ndarray:
-    """(N, 2) int32 sizes of the images, 0 where an image cannot be read."""
+def _read_headers(source: RawAnnotations, findings: list[Finding]) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 2) int32 sizes of the images as they are decoded, 0 where an image cannot be read; (N,) the orientation that
+    its boxes are still to be turned by, 1 for none."""
     sizes_hw, total = np.zeros((len(source.paths), 2), np.int32), len(source.paths)
-    unreadable = []
+    orientations, unreadable = np.ones(total, np.int8), []
     paths = tqdm(source.paths, desc="reading image headers", unit="file", disable=None, delay=1, leave=False)
     for index, path in enumerate(paths):
         try:
-            size_hw, is_turned = image_size_hw(path)
+            size_hw, orientation = read_header(path)
         except ValueError as error:
             unreadable.append(path)
             findings.append(Finding("unreadable_image", path, str(error)))
             continue
         sizes_hw[index] = size_hw
         stated_hw = tuple(source.stated_sizes_hw[index].tolist())
-        if min(stated_hw) > 0 and stated_hw != size_hw:
-            findings.append(Finding("size_disagrees", path, _size_words(stated_hw, size_hw, is_turned)))
+        is_stated = min(stated_hw) > 0
+        if is_stated and stated_hw != size_hw and stated_hw == size_hw[::-1] and orientation in TURNING:
+            orientations[index] = orientation
+            findings.append(Finding("turned_boxes", path, _size_words(stated_hw, size_hw)))
+        elif is_stated and stated_hw != size_hw:
+            findings.append(Finding("size_disagrees", path, _size_words(stated_hw, size_hw)))
+        elif orientation != 1 and not (is_stated and orientation in TURNING):
+            findings.append(Finding("turned_image", path, f"EXIF orientation {orientation}"))
     most = min(total - 1, max(MAX_UNREADABLE_COUNT, MAX_UNREADABLE_SHARE * total))
     if unreadable and len(unreadable) > most:
         detail = f"{len(unreadable)} of {total} images cannot be read: {shorten_list(unreadable)}"
         findings.append(Finding("many_unreadable", source.annotation_path, detail))
-    return sizes_hw
+    return sizes_hw, orientations
 
 
-def _size_words(stated_hw: tuple[int, int], size_hw: tuple[int, int], is_turned: bool) -> str:
-    words = f"annotation says {stated_hw[1]}x{stated_hw[0]} (width x height), the image has {size_hw[1]}x{size_hw[0]}"
-    if is_turned and stated_hw == size_hw[::-1]:
-        words += "; its EXIF data turns the image, and the boxes probably belong to the unturned one"
-    return words
+def _size_words(stated_hw: tuple[int, int], size_hw: tuple[int, int]) -> str:
+    return f"annotation says {stated_hw[1]}x{stated_hw[0]} (width x height), the image has {size_hw[1]}x{size_hw[0]}"
+
+
+def _in_pixels(source: RawAnnotations, sizes_hw: np.ndarray, orientations: np.ndarray) -> np.ndarray:
+    """(M, 4) float64 the boxes in pixels of their images, turned with those that EXIF data turn."""
+    boxes_xyxy = source.boxes_xyxy
+    if source.normalized:
+        boxes_xyxy = boxes_xyxy * sizes_hw[source.image_index][:, [1, 0, 1, 0]]
+    first, last = (np.searchsorted(source.image_index, np.arange(len(sizes_hw)), side) for side in ("left", "right"))
+    turning = np.flatnonzero(orientations != 1)
+    boxes_xyxy = boxes_xyxy.copy() if len(turning) else boxes_xyxy
+    for index in turning:
+        rows = slice(first[index], last[index])
+        boxes_xyxy[rows] = turned(boxes_xyxy[rows], int(orientations[index]), tuple(sizes_hw[index].tolist()))
+    return boxes_xyxy
+
+
+def _joined_classes(source: RawAnnotations) -> list[Finding]:
+    repeated = repeated_names(source.names or ())
+    return [Finding("joined_classes", source.annotation_path, f"{name!r} is the name of several") for name in repeated]
+
+
+def _coordinate_findings(source: RawAnnotations, boxes_xyxy: np.ndarray, limits: np.ndarray) -> list[Finding]:
+    """What the boxes of readable images as a whole show of the coordinates that they are written in."""
+    if other := other_coordinates(boxes_xyxy, limits, source.coordinates):
+        return [Finding("other_coordinates", source.annotation_path, f"its boxes look like {other}")]
+    if not source.normalized and look_like_percent(boxes_xyxy, limits):
+        return [Finding("percent", source.annotation_path, "all boxes lie in the first 100 pixels")]
+    return []
+
+
+def _box_findings(kind: str, source: RawAnnotations, rows: np.ndarray, written_xyxy: np.ndarray) -> list[Finding]:
+    """One Finding for each of these rows of the box arrays."""
+    findings = []
+    for row in rows:
+        path, name = source.paths[source.image_index[row]], _class_words(source, source.classes[row])
+        corners = "" if kind == "unknown_class" else ": " + ", ".join(f"{value:.6g}" for value in written_xyxy[row])
+        findings.append(Finding(kind, path, name + corners))
+    return findings
 
 
 def _map_classes(source: RawAnnotations, class_names: Sequence[str]) -> np.ndarray:
@@ -239,7 +245,7 @@ def _class_words(source: RawAnnotations, class_index: int) -> str:
 
 def _report_background(source: RawAnnotations, findings: list[Finding], is_background: np.ndarray) -> None:
     # Where boxes are no boxes because of a mistake that is told, it is no background.
-    told_kinds = ("no_label_file", "broken_annotation", "unknown_class")
+    told_kinds = ("no_label_file", "broken_annotation", "class_beyond_names", "unknown_class")
     told = {finding.image for finding in findings if finding.kind in told_kinds}
     lost = np.bincount(source.image_index, minlength=len(source.paths)) > 0
     for index in np.flatnonzero(is_background):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils.data.annotations import read_raw_annotations
+from utils.data.formats.detect_format import read_raw_annotations
 from utils.export.onnx import HEAD_OUTPUTS, head_outputs, onnx, write_onnx
 from utils.inference.base import NMSOptions, open_picture
 from utils.inference.onnx import DETECTIONS, graph_options, onnx_path_of, open_session, packages
@@ -37,7 +37,7 @@ def export(detector, settings):
     if target.suffix != ".onnx":
         raise UserError(f"onnx_path is {str(target)!r}; expected a name that ends in .onnx.")
     pictures = {path: open_picture(path) for path in find_pictures(settings.export_pictures)}
-    options = detector.options_of(settings.confidence, settings.nms_iou)
+    options = detector.options_of(settings.confidence, settings.nms_iou, settings.max_boxes)
     temporary = Path(f"{target}.tmp")
     target.parent.mkdir(parents=True, exist_ok=True)
     logger.info("exporting, which takes a minute for large networks ...")

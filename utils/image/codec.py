@@ -1,8 +1,10 @@
 """Image files: decoded to RGB, encoded, and measured by their headers."""
 
 import contextlib
+import math
 import os
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -13,28 +15,54 @@ from utils.io.errors import MissingFileError, UserError
 EXIF_ORIENTATION, TIFF_WIDTH, TIFF_HEIGHT, TIFF_BITS = 274, 256, 257, 258
 
 
-def image_size_hw(path: str) -> tuple[tuple[int, int], bool]:
-    """((height, width) an image will have when OpenCV decodes it, whether EXIF data exchanged these two).
+# A picture of so many takes 0.6 GB to decode.
+MAX_MEGAPIXELS = 200
+# Pillow refuses large pictures before their size is known here.
+Image.MAX_IMAGE_PIXELS = None
+# Values of EXIF that exchange height and width.
+TURNING = (5, 6, 7, 8)
 
-    Raises ValueError, with the reason but without the path, when the header cannot be read or claims a size that only
-    an attack or a mistake has, or pixels that OpenCV cannot read.
+
+class ImageHeader(NamedTuple):
+    """size_hw: (height, width) that the image will have when OpenCV decodes it, which follows EXIF data. orientation:
+    of EXIF data, 1 (as stored) to 8."""
+
+    size_hw: tuple[int, int]
+    orientation: int
+
+
+def image_size_hw(path: str) -> tuple[tuple[int, int], bool]:
+    """((height, width) an image will have when OpenCV decodes it, whether EXIF data exchanged these two). Raises as
+    read_header does."""
+    header = read_header(path)
+    return header.size_hw, header.orientation in TURNING
+
+
+def read_header(path: str, max_megapixels: float = MAX_MEGAPIXELS) -> ImageHeader:
+    """What an image's header says.
+
+    Raises ValueError, with the reason but without the path, when it cannot be read or claims a size that only an attack
+    or a mistake has, or pixels that OpenCV cannot read.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            size_hw, is_turned, bits = _read_header(path)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"more than {Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels; make it smaller") from error
+            header, bits = _read_header(path)
     except Exception as error:  # a damaged header raises nearly anything in Pillow
         raise UserError("its header cannot be read as an image") from error
+    megapixels = header.size_hw[0] * header.size_hw[1] / 1e6
+    if megapixels > max_megapixels:
+        raise UserError(
+            f"{megapixels:.0f} megapixels, more than the {max_megapixels:g} of max_megapixels; make it smaller, or, in "
+            f"predict.py, set max_megapixels = {math.ceil(megapixels)}"
+        )
     if bits > 16:
         raise UserError(f"a TIFF with {bits} bits for each colour; save it anew with 8 or 16, or as JPEG or PNG")
-    return size_hw, is_turned
+    return header
 
 
-def _read_header(path: str) -> tuple[tuple[int, int], bool, int]:
-    """The result of image_size_hw, and how many bits a TIFF has for each colour; 8 for other formats."""
+def _read_header(path: str) -> tuple[ImageHeader, int]:
+    """The header, and how many bits a TIFF has for each colour; 8 for other formats."""
     bits = 8
     with Image.open(path) as image:
         width, height = image.size
@@ -42,8 +70,9 @@ def _read_header(path: str) -> tuple[tuple[int, int], bool, int]:
             # Newer Pillow versions turn the size of a TIFF by themselves, older ones do not.
             width, height = image.tag_v2[TIFF_WIDTH], image.tag_v2[TIFF_HEIGHT]
             bits = max(image.tag_v2.get(TIFF_BITS, (1,)))
-        turned = _orientation(image) in (5, 6, 7, 8)
-    return (int(width), int(height)) if turned else (int(height), int(width)), turned, bits
+        orientation = _orientation(image)
+    width, height = (int(height), int(width)) if orientation in TURNING else (int(width), int(height))
+    return ImageHeader((height, width), orientation), bits
 
 
 def _orientation(image: Image.Image) -> int:
@@ -67,6 +96,8 @@ REDUCED_FLAGS = {
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 # What the decoder paints where a JPEG is cut off, and the least share of an image that must be left of it.
 MISSING_GREY, LEAST_SHARE = 128, 0.5
+# Percent of the pixels below what becomes black, and below what becomes white; so many pixels suffice to tell.
+STRETCHED, MOST_SAMPLES = (0.1, 99.9), 500_000
 
 
 def reduction_for(scale: float) -> int:
@@ -81,7 +112,8 @@ def reduce(image_rgb: np.ndarray, reduction: int) -> np.ndarray:
 
 
 def read_image(path: str, reduction: int = 1) -> np.ndarray:
-    """Decode an image file of any kind OpenCV knows to (h, w, 3) uint8 RGB, EXIF rotation applied.
+    """Decode an image file of any kind OpenCV knows to (h, w, 3) uint8 RGB, EXIF rotation applied, more than 8 bits
+    stretched (see stretch).
 
     reduction: 1, or 2, 4 or 8 for that fraction of the size, rounded up. A JPEG that lacks its last bytes is grey where
     they belong; where more than half of it is missing it counts as damaged. Raises FileNotFoundError when the file is
@@ -97,7 +129,7 @@ def read_image_with_gaps(path: str, reduction: int = 1) -> tuple[np.ndarray, boo
     # Not cv2.imread: on Windows it cannot open paths outside the system's code page.
     encoded = np.fromfile(path, np.uint8)
     is_jpeg = encoded[:2].tobytes() == JPEG_START
-    flag = REDUCED_FLAGS[reduction] | cv2.IMREAD_COLOR_RGB if reduction > 1 and is_jpeg else cv2.IMREAD_COLOR_RGB
+    flag = cv2.IMREAD_COLOR_RGB | (REDUCED_FLAGS[reduction] if reduction > 1 and is_jpeg else cv2.IMREAD_ANYDEPTH)
     image_rgb = _decode(encoded, flag)
     is_truncated = image_rgb is None and is_jpeg
     if is_truncated:
@@ -112,9 +144,28 @@ def read_image_with_gaps(path: str, reduction: int = 1) -> tuple[np.ndarray, boo
 
 def _decode(encoded: np.ndarray, flag: int) -> np.ndarray | None:
     try:
-        return cv2.imdecode(encoded, flag)
+        image_rgb = cv2.imdecode(encoded, flag)
     except cv2.error:
         return None
+    if image_rgb is None or image_rgb.dtype == np.uint8:
+        return image_rgb
+    return stretch(image_rgb) if image_rgb.dtype == np.uint16 else None
+
+
+def stretch(image: np.ndarray) -> np.ndarray:
+    """A uint16 image as uint8: what it uses of its range becomes 0 to 255; of one colour alone, the upper 8 bits stay.
+
+    Cameras of 12 or 14 bits, and thermal ones, use a small part of 16 bits, which would all be black or one grey. A
+    thousandth of the pixels at either end is left out, because single ones of such sensors are dead or hot.
+    """
+    step = max(int((image.size / MOST_SAMPLES) ** 0.5), 1)
+    sample = image[::step, ::step]
+    low, high = np.percentile(sample, STRETCHED)
+    if low == high:
+        low, high = float(image.min()), float(image.max())
+    if low == high:
+        return np.right_shift(image, 8).astype(np.uint8)
+    return np.rint((image.astype(np.float32) - low).clip(0, high - low) * (255 / (high - low))).astype(np.uint8)
 
 
 def write_image(path: str, image_rgb: np.ndarray) -> None:

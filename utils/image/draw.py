@@ -3,6 +3,7 @@
 import numpy as np
 
 from utils.image.opencv import cv2
+from utils.io.text import printable
 
 BLACK = (20, 20, 20)
 _FONT = cv2.FontFace("sans")  # comes inside OpenCV 5
@@ -10,14 +11,14 @@ _FONT = cv2.FontFace("sans")  # comes inside OpenCV 5
 
 def text_width(text, size, weight=450):
     """Pixels that a line of text takes at a size in pixels. weight: 400 is regular, 600 bold."""
-    # The rectangle that getTextSize returns is (x, y, width, height).
-    return cv2.getTextSize((0, 0), text, (0, 0), _FONT, size, weight)[2]
+    # What is no text crashes OpenCV, hence printable. The rectangle that getTextSize returns is (x, y, width, height).
+    return cv2.getTextSize((0, 0), printable(text), (0, 0), _FONT, size, weight)[2]
 
 
 def write_text(image_rgb, text, left_base, size, colour=BLACK, weight=450):
     """Write a line of text on an image, in place. left_base: (x, y) of the left end of its base line."""
     # Without the wide wrap, text would break at the border.
-    cv2.putText(image_rgb, text, left_base, colour, _FONT, size, weight, wrap=(0, 1 << 15))
+    cv2.putText(image_rgb, printable(text), left_base, colour, _FONT, size, weight, wrap=(0, 1 << 15))
 
 
 def shortened(text, width, size, end=""):

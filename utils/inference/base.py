@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from utils.config.rules import check_values
-from utils.image.codec import image_size_hw, read_image_with_gaps
+from utils.image.codec import MAX_MEGAPIXELS, read_header, read_image_with_gaps, stretch
 from utils.image.letterbox import letterbox
 from utils.io.errors import UserError
 from utils.io.logger import logger
@@ -53,10 +54,10 @@ class BaseDetector:
     def __call__(self, images, confidence=None, nms_iou=NMS_IOU, max_boxes=MAX_BOXES, channels="RGB", batch_size=8):
         """Detect on one image or on several.
 
-        images: a path, or uint8 (height, width, 3), or a list of these. confidence: lowest score of a box, one for all
-        classes or one for each; None takes `confidences`. nms_iou: boxes of one class that overlap more than this are
-        one. max_boxes: of an image. channels: of arrays, 'RGB' or 'BGR' as OpenCV reads; files need none. batch_size:
-        images that the network sees at a time. Several threads may call at once.
+        images: a path, a PIL image, an array, see open_image, or a list of these. confidence: lowest score of a box,
+        one for all classes or one for each; None takes `confidences`. nms_iou: boxes of one class that overlap more
+        than this are one. max_boxes: of an image. channels: of arrays, 'RGB' or 'BGR' as OpenCV reads; files need none.
+        batch_size: images that the network sees at a time. Several threads may call at once.
         Returns Detections in pixels of the image; for a list, a list of them in its order. Raises
         FileNotFoundError and ValueError for what is no such image.
         """
@@ -98,42 +99,49 @@ class BaseDetector:
 
 
 def open_image(image, channels="RGB", name="image"):
-    """(height, width, 3) uint8 RGB of a path or an array; name: of an array, for messages.
+    """(height, width, 3) uint8 RGB of a path, an array or a PIL image; name: of what is no path, for messages.
 
-    Raises FileNotFoundError for a missing file, ValueError for a file that is no image or too large to decode, and for
-    an array of another kind.
+    Arrays: uint8, or uint16, which is stretched as 16-bit files are; colour, with or without transparency, or grey. PIL
+    images: of any mode, turned as their EXIF data say. Transparency is left out. Raises FileNotFoundError for a missing
+    file, ValueError for a file that is no image or too large to decode, and for what is of another kind.
     """
     if isinstance(image, (str, Path)):
         return open_picture(str(image))
     if channels not in CHANNELS:
         raise UserError(f"channels is {channels!r}; expected 'RGB', or 'BGR' as cv2.imread gives.")
+    if isinstance(image, Image.Image):
+        # Of 16 bits, mode RGB would keep the lowest 8.
+        image, channels = ImageOps.exif_transpose(image), "RGB"
+        image = np.asarray(image, np.uint16) if image.mode.startswith("I;16") else np.asarray(image.convert("RGB"))
     if not isinstance(image, np.ndarray):
         raise UserError(
-            f"{name} is of type {type(image).__name__}; expected a path, an array of uint8 with the shape (height, "
-            "width, 3), or a list of these."
+            f"{name} is of type {type(image).__name__}; expected a path, a PIL image, an array of uint8 with the shape "
+            "(height, width, 3), or a list of these."
         )
-    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        hint = {2: ": make three channels of a grey one by np.dstack([image] * 3)", 4: ": make a list of a batch"}
-        raise UserError(f"{name} has the shape {image.shape}; expected (height, width, 3){hint.get(image.ndim, '')}.")
-    if image.dtype != np.uint8:
+    is_grey = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1)
+    if (not is_grey and (image.ndim != 3 or image.shape[2] not in (3, 4))) or 0 in image.shape:
+        hint = ": make a list of a batch" if image.ndim == 4 else ", or (height, width) of a grey one"
+        raise UserError(f"{name} has the shape {image.shape}; expected (height, width, 3){hint}.")
+    if image.dtype not in (np.uint8, np.uint16):
         raise UserError(
-            f"{name} is of {image.dtype}; expected uint8, 0 to 255: of numbers from 0 to 1 make it by (image * "
-            "255).astype(np.uint8)."
+            f"{name} is of {image.dtype}; expected uint8, 0 to 255, or uint16: of numbers from 0 to 1 make it by "
+            "(image * 255).astype(np.uint8)."
         )
-    return np.ascontiguousarray(image[..., ::-1]) if channels == "BGR" else image
+    image = np.dstack([image] * 3) if is_grey else image[..., :3]
+    image = stretch(image) if image.dtype == np.uint16 else image
+    return np.ascontiguousarray(image[..., ::-1] if channels == "BGR" else image)
 
 
-def open_picture(path):
+def open_picture(path, max_megapixels=MAX_MEGAPIXELS):
     """read_image after a look at the header, which keeps a picture of gigabytes from filling the memory."""
     if Path(path).is_dir():
         raise UserError(f"{path} is a folder; expected a picture. Mode 'dir_predict' looks at a whole folder.")
     if Path(path).is_file():
         try:
-            image_size_hw(path)
+            read_header(path, max_megapixels)
         except ValueError as error:
-            raise UserError(
-                f"{path} cannot be decoded as an image: {error}. Expected a JPEG, a PNG or the like."
-            ) from error
+            kind = "" if "megapixels" in str(error) else ". Expected a JPEG, a PNG or the like"
+            raise UserError(f"{path} cannot be decoded as an image: {error}{kind}.") from error
     image_rgb, is_truncated = read_image_with_gaps(path)
     if is_truncated:
         logger.warning(f"{path} lacks its last bytes; what is there is looked at. Save or copy it anew.")

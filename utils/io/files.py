@@ -4,14 +4,20 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 
 from utils.io.errors import UserError
 
 PROJECT = Path(__file__).resolve().parents[2]
 # In order of preference where one name has several files.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"),
+    *(".jfif", ".jpe", ".mpo", ".jp2", ".avif", ".gif"),
+)
+# What cameras and programs write beside these, and nothing here decodes.
+OTHER_IMAGE_SUFFIXES = (
+    *(".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw", ".psd", ".svg", ".pdf", ".dcm"),
+)
 
 
 def read_lines(path: str) -> list[str]:
@@ -36,25 +42,20 @@ def is_inside(name: str) -> bool:
     return not PureWindowsPath(name).anchor and ".." not in PureWindowsPath(name).parts
 
 
-def find_image(path: str, folders: Sequence[str]) -> str | None:
-    """The path as it exists, from the first of the folders that has it ("" is the current directory, or else that of
-    the project), as written or with slashes turned."""
-    folders = [*folders, str(PROJECT)] if "" in folders else folders
-    for candidate in dict.fromkeys((path, path.replace("\\", "/"))):
-        for folder in folders:
-            if os.path.isfile(os.path.join(folder, candidate)):
-                return os.path.join(folder, candidate)
-    return None
-
-
 def files_below(folder: str, suffixes: tuple[str, ...]) -> list[str]:
     """Files in a folder and its sub-folders that end in one of the suffixes, in either case.
 
     Returns their paths from that folder, with forward slashes, in alphabetical order. Hidden files and folders, whose
-    names start with a dot, do not count: systems and editors leave copies there.
+    names start with a dot, do not count: systems and editors leave copies there. Links to folders are followed, each
+    folder once.
     """
-    found = []
-    for place, folders, names in os.walk(folder):
+    found, seen = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        identity = os.path.realpath(place)
+        if identity in seen:
+            folders.clear()
+            continue
+        seen.add(identity)
         folders[:] = [name for name in folders if not name.startswith(".")]
         inner = os.path.relpath(place, folder).replace(os.sep, "/")
         lead = "" if inner == "." else f"{inner}/"

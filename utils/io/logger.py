@@ -59,6 +59,10 @@ def setup_logging(is_main=True):
 
     is_main: False shows errors alone, as for the other processes of a distributed training.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # What a console cannot show, as Chinese on a Western Windows, or a name that is no text, is shown as \u4e2d.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     root, level = logging.getLogger(), logging.INFO if is_main else logging.ERROR
     if not _handlers(_ScreenHandler):
         for handler in (_ScreenHandler(), _KeepHandler()):

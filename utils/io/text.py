@@ -1,9 +1,43 @@
 """Lists and tables as text."""
 
+import codecs
+import json
 import unicodedata
 from collections.abc import Collection, Sequence
 
 MAX_SHOWN = 10
+SAVE_AS_UTF8 = "; save it with the encoding UTF-8"
+# What a file begins with that says its encoding.
+_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+
+
+def decode_text(content: bytes, encoding: str = "utf-8") -> str | None:
+    """The text of a file in UTF-8, in UTF-16 with its mark, or in the encoding that it states; None in any other."""
+    encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), encoding)
+    try:
+        return content.decode(encoding)
+    except (UnicodeError, LookupError):
+        return None
+
+
+def is_text(name: str) -> bool:
+    """Whether a file name can be written into a text file: one that is no UTF-8 on the disk cannot."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def json_text(content, indent: int | None = None) -> str:
+    """JSON that people can read, in UTF-8; file names that are no UTF-8 keep their bytes as escapes."""
+    text = json.dumps(content, indent=indent, ensure_ascii=False)
+    return text if is_text(text) else json.dumps(content, indent=indent)
+
+
+def printable(name: str) -> str:
+    """A file name as it can be drawn and written: bytes that are no UTF-8 become question marks."""
+    return name.encode("utf-8", "replace").decode("utf-8")
 
 
 def shorten_list(items: Sequence[str], shown: int = MAX_SHOWN) -> str:

@@ -22,7 +22,7 @@ def draw_heatmaps(detector, settings):
     """
     if not settings.image:
         raise UserError("image is ''; expected the picture to look at.")
-    image_rgb = open_picture(settings.image)
+    image_rgb = open_picture(settings.image, settings.max_megapixels)
     maps, folder, paths = score_maps(detector, image_rgb), Path(settings.dir_save_path), []
     folder.mkdir(parents=True, exist_ok=True)
     best = max(scores.max() for scores in maps.values())

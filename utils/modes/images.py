@@ -47,8 +47,8 @@ def _predict_one(detector, settings, path, written):
     """Detect on one picture, print and save. Returns what is drawn, uint8 RGB; written: see _target_of."""
     target = _target_of(path, settings.dir_save_path, written)
     refuse_overwriting({target}, {Path(path)})
-    picture = open_picture(path)
-    found = detector(picture, settings.confidence, settings.nms_iou)
+    picture = open_picture(path, settings.max_megapixels)
+    found = detector(picture, settings.confidence, settings.nms_iou, settings.max_boxes)
     drawn = save_picture(picture, found, target, detector.class_names)
     written.add(target)
     crops = save_crops(picture, found, target) if settings.crop else 0
@@ -56,6 +56,8 @@ def _predict_one(detector, settings, path, written):
         x1, y1, x2, y2 = np.round(box_xyxy).astype(int)
         logger.info(f"{name:16s} {score:.3f}  x {x1}-{x2}  y {y1}-{y2}")
     logger.info(f"{len(found.scores)} objects; saved {target}" + f", {crops} crops" * settings.crop)
+    if len(found.scores) >= settings.max_boxes:
+        logger.warning(f"max_boxes = {settings.max_boxes} allows no more of a picture; there may be more objects.")
     if settings.count:
         logger.info(count_table(Counter(found.names.tolist())))
     return drawn
@@ -97,7 +99,7 @@ def predict_folder(detector, settings):
             f"{target_folder} holds {taken[0]} already. A training that reads detections.json there would take "
             f"it for {folder / taken[0]}: move detections.json away first."
         )
-    counts, failed = Counter(), []
+    counts, failed, full = Counter(), [], 0
     with (
         LabelFiles(target_folder, detector.class_names, settings.voc_xml, settings.yolo_txt) as label_files,
         tqdm(total=len(names), desc="pictures", disable=None) as bar,
@@ -107,10 +109,10 @@ def predict_folder(detector, settings):
             for name in batch:
                 try:
                     label_files.check(name)
-                    pictures[name] = open_picture(str(folder / name))
+                    pictures[name] = open_picture(str(folder / name), settings.max_megapixels)
                 except (OSError, ValueError) as error:
                     failed.append(str(error))
-            options = settings.confidence, settings.nms_iou
+            options = settings.confidence, settings.nms_iou, settings.max_boxes
             results = detector(list(pictures.values()), *options, batch_size=settings.batch_size)
             for (name, picture), found in zip(pictures.items(), results, strict=True):
                 save_picture(picture, found, target_folder / PICTURES / name, detector.class_names)
@@ -118,8 +120,11 @@ def predict_folder(detector, settings):
                     save_crops(picture, found, target_folder / CROPS / name, folder_of_its_own=False)
                 label_files.add(name, picture.shape[:2], found)
                 counts.update(found.names.tolist())
+                full += len(found.scores) >= settings.max_boxes
             bar.update(len(batch))
     logger.info(f"{len(names) - len(failed)} pictures, {counts.total()} objects; saved in {target_folder}")
+    if full:
+        logger.warning(f"{full} pictures have as many objects as max_boxes = {settings.max_boxes} allows.")
     if settings.count:
         logger.info(count_table(counts))
     if failed:

@@ -1,12 +1,12 @@
 """Detections as files that labelling tools open: COCO JSON with scores, VOC XML, YOLO txt."""
 
-import json
 import os
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
 from utils.io.class_names import write_class_names
 from utils.io.errors import UserError
+from utils.io.text import json_text
 
 
 class LabelFiles:
@@ -45,7 +45,7 @@ class LabelFiles:
         categories = [{"id": number, "name": name} for number, name in enumerate(self.class_names, 1)]
         content = {"images": self.images, "categories": categories, "annotations": self.annotations}
         temporary = self.folder / "detections.json.tmp"
-        temporary.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(json_text(content) + "\n", encoding="utf-8")
         os.replace(temporary, self.folder / f"detections{'.partial' if error else ''}.json")
         for place in (self.folder, *([self.folder / "labels"] * self.yolo_txt)):
             place.mkdir(exist_ok=True)
@@ -83,7 +83,7 @@ class LabelFiles:
     def _write(self, folder, name, text):
         path = self.folder / folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _stem(name):

@@ -1,4 +1,4 @@
-"""Mode 'predict_onnx': pictures and videos with an exported file, on machines without torch."""
+"""Mode 'predict_onnx': pictures, folders and videos with an exported file, on machines without torch."""
 
 import os
 from types import SimpleNamespace
@@ -7,12 +7,13 @@ from utils.image.codec import image_size_hw
 from utils.inference.onnx import OnnxDetector, onnx_path_of
 from utils.io.files import IMAGE_SUFFIXES
 from utils.io.logger import logger
-from utils.modes.images import predict_image
+from utils.modes.images import predict_folder, predict_image
 from utils.modes.video import predict_video
 
 
 def predict_onnx(settings):
-    """Do what predict.py's constants say; image is a picture, '' for typed paths, or a video or a camera's number.
+    """Do what predict.py's constants say; image is a picture, '' for typed paths, a folder, a video, or a camera's
+    number.
 
     Raises as OnnxDetector, predict and predict_video do.
     """
@@ -21,7 +22,9 @@ def predict_onnx(settings):
     least, most = min(scores), max(scores)
     words = f"the score {least:g}" if least == most else f"scores of {least:.2f} to {most:.2f}, as the class needs,"
     logger.info(f"{onnx_path_of(settings)}: {detector.model_name}; boxes are shown from {words} on")
-    if settings.image.isdecimal() or _is_video(settings.image):
+    if os.path.isdir(settings.image):
+        predict_folder(detector, SimpleNamespace(**vars(settings) | {"dir_origin_path": settings.image}))
+    elif settings.image.isdecimal() or _is_video(settings.image):
         predict_video(detector, SimpleNamespace(**vars(settings) | {"video_path": settings.image}), "image")
     else:
         predict_image(detector, settings)

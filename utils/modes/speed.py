@@ -19,8 +19,8 @@ def measure(detector, settings):
     """
     if not settings.image:
         raise UserError("image is ''; expected the picture to measure with.")
-    options = detector.options_of(settings.confidence, settings.nms_iou)
-    image_rgb = open_picture(settings.image)
+    options = detector.options_of(settings.confidence, settings.nms_iou, settings.max_boxes)
+    image_rgb = open_picture(settings.image, settings.max_megapixels)
     seconds = stage_times(detector, [image_rgb], settings.test_interval, options)
     height, width = image_rgb.shape[:2]
     logger.info(

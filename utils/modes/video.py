@@ -33,7 +33,7 @@ def predict_video(detector, settings, constant="video_path"):
         writer, frames_done, started, speed = None, 0, time.perf_counter(), Speed()
         try:
             for frame_rgb in tqdm(frames(capture), total=count or None, desc="frames", disable=None):
-                found = detector(frame_rgb, settings.confidence, settings.nms_iou)
+                found = detector(frame_rgb, settings.confidence, settings.nms_iou, settings.max_boxes)
                 drawn = draw_boxes(frame_rgb, found.boxes_xyxy, found.class_ids, found.scores, detector.class_names)
                 write_speed(drawn, speed.next())
                 writer = writer or FrameWriter(target, rate, drawn.shape[:2])

@@ -11,9 +11,10 @@ from nets.backbones.torchvision import check_backbone
 from utils.checkpoint.resume import check_resumable, resume_summary, weights_of
 from utils.config.cli import to_plain
 from utils.data.anchors import choose_decode_rule, unused_anchors
-from utils.data.annotations import Annotations, build_annotations, class_names_of, read_raw_annotations
+from utils.data.annotations import Annotations, build_annotations, class_names_of
 from utils.data.augment import AugmentOptions
 from utils.data.device_cache import DeviceCache, fits_device, smallest_scale
+from utils.data.formats.detect_format import read_raw_annotations
 from utils.data.image_cache import RamCache, ReadableImages, cache_fits, train_scales
 from utils.data.loader import LoaderOptions, build_train_loader, build_val_loader
 from utils.data.quality.checks import quick_findings

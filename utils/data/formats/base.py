@@ -22,6 +22,7 @@ class RawAnnotations:
     difficult:       (M,) bool.
     names:           the class names that the annotation knows, or None where it knows numbers alone.
     findings:        what is wrong; images that are missing or have no annotation are here and not in paths.
+    coordinates:     what the four numbers of a box are in this format: "xyxy", "xywh" or "cxcywh".
     areas:           (M,) what the annotation states as the area of each object, NaN where it states none; None where
                      the format knows no areas.
     """
@@ -37,6 +38,7 @@ class RawAnnotations:
     normalized: bool
     findings: list[Finding]
     areas: np.ndarray | None = None
+    coordinates: str = "xyxy"
 
 
 class RawAnnotationsBuilder:
@@ -47,6 +49,7 @@ class RawAnnotationsBuilder:
         self.paths, self.findings = [], []
         self.sizes_hw, self.image_index, self.boxes_xyxy = array("i"), array("q"), array("d")
         self.classes, self.difficult = array("q"), array("b")
+        self.numbers = {}  # {name: number} of named boxes
 
     def report(self, kind: str, image: str, detail: str = "") -> None:
         self.findings.append(Finding(kind, image, detail))
@@ -62,7 +65,19 @@ class RawAnnotationsBuilder:
         self.classes.append(class_index)
         self.difficult.append(difficult)
 
-    def source(self, names: list[str] | None, normalized: bool = False) -> RawAnnotations:
+    def add_named_box(self, box_xyxy: Sequence[float], name: str, difficult: bool = False) -> None:
+        """Add a box of a class that the annotation knows by name, to the image that was added last."""
+        self.add_box(box_xyxy, self.numbers.setdefault(name, len(self.numbers)), difficult)
+
+    def named_source(self) -> RawAnnotations:
+        """The source of named boxes. Its names are sorted, so that train and val, and another order of the same images,
+        give the same classes."""
+        names = sorted(self.numbers)
+        source = self.source(names)
+        source.classes = np.array([names.index(name) for name in self.numbers], np.int64)[source.classes]
+        return source
+
+    def source(self, names: list[str] | None, normalized: bool = False, coordinates: str = "xyxy") -> RawAnnotations:
         return RawAnnotations(
             self.annotation_path,
             self.paths,
@@ -74,4 +89,5 @@ class RawAnnotationsBuilder:
             names,
             normalized,
             self.findings,
+            coordinates=coordinates,
         )

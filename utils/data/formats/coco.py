@@ -15,6 +15,8 @@ from utils.data.quality.findings import Finding
 from utils.io.class_names import one_line
 from utils.io.errors import UserError
 from utils.io.files import is_inside
+from utils.io.lookup import find_image, is_as_written, words_on_near
+from utils.io.text import SAVE_AS_UTF8
 
 NUMBERS, LARGEST = {int, float}, 1e300  # JSON in Python also knows NaN and integers of any length
 
@@ -93,6 +95,8 @@ def _read_parts(annotation_path: str, add: Callable[[str, int, object], None]) -
                         add(part, number, stream.value())
             if stream.peek():
                 raise UserError("it goes on after its end")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{annotation_path} is not UTF-8 text{SAVE_AS_UTF8}.") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{annotation_path} is not valid JSON ({error}); copy or export it again.") from error
     if missing:
@@ -108,6 +112,7 @@ class _Content:
     def __init__(self, annotation_path: str):
         self.annotation_path, self.findings = annotation_path, []
         self.names, self.images = {}, {}  # {id: name}, {id: (file name, stated height, stated width)}
+        self.parents = set()  # names that are the supercategory of another category
         # Ids are numbered as boxes mention them: arrays of numbers are much smaller than lists of ids.
         self.image_numbers, self.category_numbers = {}, {}
         self.places, self.image_of, self.category_of = array("q"), array("q"), array("q")
@@ -128,6 +133,8 @@ class _Content:
             self.report(f"{part}[{number}] has the id {item_id!r}, which another of its {part} has too")
         elif part == "categories":
             known[item_id] = one_line(item["name"])
+            if _is_text(parent := item.get("supercategory")) and one_line(parent) != known[item_id]:
+                self.parents.add(one_line(parent))
         else:
             known[item_id] = (item["file_name"], _stated(item, "height"), _stated(item, "width"))
 
@@ -149,7 +156,9 @@ class _Content:
         """The boxes, sorted by image, with what refers to nothing reported and left out."""
         paths = _find_images(self.annotation_path, [name for name, *_ in self.images.values()], self.findings)
         is_found = np.array([path is not None for path in paths], bool)
-        categories = sorted(self.names, key=lambda item_id: (isinstance(item_id, str), item_id))
+        # Some programs list the root of all categories as one, which no box is of.
+        is_class = (id_ for id_, name in self.names.items() if name not in self.parents or id_ in self.category_numbers)
+        categories = sorted(is_class, key=lambda item_id: (isinstance(item_id, str), item_id))
         image_index = self.resolve("image_id", self.image_of, self.image_numbers, list(self.images))
         classes = self.resolve("category_id", self.category_of, self.category_numbers, categories)
         kept = (image_index >= 0) & (classes >= 0)
@@ -168,6 +177,7 @@ class _Content:
             False,
             self.findings,
             np.array(self.areas, np.float64)[order],
+            "xywh",
         )
 
     def resolve(self, key: str, numbers: array, number_of: dict, known: Sequence) -> np.ndarray:
@@ -197,8 +207,9 @@ def _find_images(annotation_path: str, file_names: Sequence[str], findings: list
     looked_for, paths = f"looked for in {', '.join(folders)}", []
     folders = [place for place in folders if os.path.isdir(place)]
     for file_name in file_names:
-        candidates = (os.path.join(place, file_name.replace("\\", "/")) for place in folders)
-        paths.append(next(filter(os.path.isfile, candidates), None))
-        if paths[-1] is None:
-            findings.append(Finding("missing_image", file_name, looked_for))
+        paths.append(path := find_image(file_name, folders))
+        if path is None:
+            findings.append(Finding("missing_image", file_name, words_on_near(file_name, folders) or looked_for))
+        elif not is_as_written(path, file_name):
+            findings.append(Finding("other_spelling", path, f"the annotation says {file_name}"))
     return paths

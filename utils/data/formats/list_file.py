@@ -6,7 +6,8 @@ import re
 
 from utils.data.formats.base import RawAnnotations, RawAnnotationsBuilder
 from utils.io.errors import UserError
-from utils.io.files import find_image, read_lines
+from utils.io.files import read_lines
+from utils.io.lookup import find_image, is_as_written, words_on_near
 
 # A path, which may hold spaces, then boxes x1,y1,x2,y2,class up to the end of the line.
 LIST_LINE = re.compile(r"(?P<path>.*?)(?P<boxes>(?:\s+[-+.\deE]+(?:,[-+.\deE]+){4})*)$")
@@ -24,7 +25,8 @@ def read_list_file(annotation_path: str) -> RawAnnotations:
         match = LIST_LINE.match(line)
         path = find_image(match["path"], ("", folder))
         if path is None:
-            builder.report("missing_image", match["path"], WHERE)
+            near = words_on_near(match["path"], ("", folder))
+            builder.report("missing_image", match["path"], WHERE + (f"; {near}" if near else ""))
             continue
         try:
             boxes = [_box(text) for text in match["boxes"].split()]
@@ -32,6 +34,8 @@ def read_list_file(annotation_path: str) -> RawAnnotations:
             builder.report("broken_annotation", annotation_path, f"line {number}: {error}")
             continue
         builder.add_image(path)
+        if not is_as_written(path, match["path"]):
+            builder.report("other_spelling", path, f"the list says {match['path']}")
         for box_xyxy, class_index in boxes:
             builder.add_box(box_xyxy, class_index)
     if is_empty:

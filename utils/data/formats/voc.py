@@ -1,33 +1,19 @@
 """Reading a VOC folder: Annotations/*.xml, JPEGImages/ and ImageSets/Main/<split>.txt."""
 
-import math
 import os
-import reprlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-from defusedxml import DefusedXmlException, ElementTree
 from tqdm import tqdm
 
 from utils.data.formats.base import RawAnnotations, RawAnnotationsBuilder
-from utils.io.class_names import one_line
+from utils.data.formats.voc_xml import parse_voc_xml
 from utils.io.errors import MissingFileError, UserError
-from utils.io.files import IMAGE_SUFFIXES, files_below, read_bytes, read_lines
+from utils.io.files import IMAGE_SUFFIXES, files_below, read_lines
+from utils.io.lookup import FileIndex, words_on_near
 from utils.io.text import shorten_list
 
-MAX_XML_MEGABYTES = 5
-
-
-class VocAnnotation(NamedTuple):
-    """One annotation file: the objects' names, boxes as written (x1, y1, x2, y2 in pixels) and difficult flags, and the
-    size that the file states for its image, (0, 0) where it states none."""
-
-    names: list[str]
-    boxes_xyxy: list[tuple[float, float, float, float]]
-    difficult: list[bool]
-    size_hw: tuple[int, int]
+WITH_ENDING = "it is there, but a split must name images without their ending"
 
 
 def voc_root(annotation_path: str) -> Path | None:
@@ -55,32 +41,38 @@ def read_voc(root: Path, lines: Sequence[str], annotation_path: str) -> RawAnnot
     Raises FileNotFoundError where root has no Annotations or JPEGImages.
     """
     # Looking ids up in listings keeps `../` in a split file from leading anywhere.
-    xml_names, image_names = _by_id(root, "Annotations", (".xml",)), _by_id(root, "JPEGImages", IMAGE_SUFFIXES)
-    builder, numbers = RawAnnotationsBuilder(annotation_path), {}
+    xml_files, images = voc_files(root, "Annotations", (".xml",)), voc_files(root, "JPEGImages", IMAGE_SUFFIXES)
+    builder, shared = RawAnnotationsBuilder(annotation_path), set(images.shared())
+    folders = {name: [os.path.join(root, name)] for name in ("Annotations", "JPEGImages")}
     for line in tqdm(lines, desc=f"reading {annotation_path}", unit="file", disable=None, delay=1, leave=False):
         # The devkit writes `id` or `id flag`; ids of other tools may hold spaces and folders.
         image_id = line.replace("\\", "/")
-        if image_id not in xml_names and image_id not in image_names:
+        image_name = images.find(image_id)
+        if image_name is None and xml_files.find(image_id) is None:
             image_id = image_id.split()[0]
-        if image_id not in image_names:
-            is_named = os.path.splitext(image_id)[0] in image_names
-            detail = "it is there, but a split must name images without their ending" if is_named else ""
-            builder.report("missing_image", str(root / "JPEGImages" / image_id), detail)
-        elif image_id not in xml_names:
-            builder.report("missing_annotation", os.path.join(root, "JPEGImages", image_names[image_id]))
-        else:
-            xml_path = os.path.join(root, "Annotations", xml_names[image_id])
-            _add_image(builder, os.path.join(root, "JPEGImages", image_names[image_id]), xml_path, numbers)
-    # Sorted, so that train and val, and another order of the same images, give the same classes.
-    names = sorted(numbers)
-    source = builder.source(names)
-    place_of = np.array([names.index(name) for name in numbers], np.int64)
-    source.classes = place_of[source.classes]
-    return source
+            image_name = images.find(image_id)
+        if image_name is None:
+            path = os.path.join(root, "JPEGImages", image_id)
+            is_named = os.path.splitext(image_id)[0] in images.exact
+            builder.report(
+                "missing_image", path, WITH_ENDING if is_named else words_on_near(image_id, folders["JPEGImages"])
+            )
+            continue
+        path = os.path.join(root, "JPEGImages", image_name)
+        stem, ending = os.path.splitext(image_name)
+        xml_name = xml_files.find(stem, ending)
+        if xml_name is None:
+            builder.report("missing_annotation", path, words_on_near(stem, folders["Annotations"]))
+            continue
+        if stem in shared:
+            builder.report("shared_label", path, "another image there has its name with another ending")
+        _report_spelling(builder, path, image_id, stem, xml_name)
+        add_voc_image(builder, path, os.path.join(root, "Annotations", xml_name))
+    return builder.named_source()
 
 
-def _add_image(builder: RawAnnotationsBuilder, path: str, xml_path: str, numbers: dict[str, int]) -> None:
-    """Add an image with its boxes; numbers gives each class name its number, and takes in new ones."""
+def add_voc_image(builder: RawAnnotationsBuilder, path: str, xml_path: str) -> None:
+    """Add an image with the boxes of its annotation file, or report what is wrong with that."""
     try:
         annotation = parse_voc_xml(xml_path)
     except (OSError, ValueError) as error:
@@ -88,71 +80,23 @@ def _add_image(builder: RawAnnotationsBuilder, path: str, xml_path: str, numbers
         return
     builder.add_image(path, annotation.size_hw)
     for name, box_xyxy, difficult in zip(*annotation[:3], strict=True):
-        builder.add_box(box_xyxy, numbers.setdefault(name, len(numbers)), difficult)
+        builder.add_named_box(box_xyxy, name, difficult)
 
 
-def parse_voc_xml(xml_path: str) -> VocAnnotation:
-    """Read one annotation file.
-
-    Raises ValueError naming the file when it is not valid; DTDs, entities and files over MAX_XML_MEGABYTES are refused.
-    """
-    try:
-        tree = _parsed(read_bytes(xml_path, MAX_XML_MEGABYTES))
-        if tree.tag != "annotation":
-            raise UserError(f"its root is {reprlib.repr(tree.tag)}; expected 'annotation', as in VOC's files")
-        annotation = VocAnnotation([], [], [], _stated_size_hw(tree))
-        for item in tree.findall("object"):
-            name = one_line(item.findtext("name") or "")
-            if not name:
-                raise UserError("an object has no name; expected that of its class")
-            annotation.names.append(name)
-            annotation.boxes_xyxy.append(_corners(item, name))
-            annotation.difficult.append((item.findtext("difficult") or "").strip().lower() in ("1", "true"))
-    except ValueError as error:
-        raise UserError(f"{xml_path}: {error}") from error
-    return annotation
+def _report_spelling(builder: RawAnnotationsBuilder, path: str, image_id: str, stem: str, xml_name: str) -> None:
+    spelled = [f"the split says {image_id}"] * (image_id != stem)
+    spelled += [f"its annotation is {xml_name}"] * (os.path.splitext(xml_name)[0] != stem)
+    if spelled:
+        builder.report("other_spelling", path, ", ".join(spelled))
 
 
-def _parsed(content: bytes):
-    try:
-        return ElementTree.fromstring(content, forbid_dtd=True)
-    except DefusedXmlException as error:
-        raise UserError("holds a DTD or entities, which are refused") from error
-    except (ElementTree.ParseError, LookupError, ValueError) as error:
-        # All but the first are about encodings, of which the parser knows few.
-        is_utf8 = isinstance(error, ElementTree.ParseError) and "\ufffd" not in content.decode("utf-8", "replace")
-        hint = "" if is_utf8 else "; save it as UTF-8, and name no other encoding in its first line"
-        raise UserError(f"not valid XML ({error}){hint}") from error
-
-
-def _corners(item, name: str) -> tuple[float, float, float, float]:
-    box = item.find("bndbox")
-    try:
-        corners = tuple(float(box.findtext(key)) for key in ("xmin", "ymin", "xmax", "ymax"))
-    except (AttributeError, TypeError, ValueError):
-        corners = (math.nan,) * 4
-    if not all(map(math.isfinite, corners)):
-        raise UserError(f"an object {name!r} has no bndbox with four numbers")
-    return corners
-
-
-def _stated_size_hw(tree) -> tuple[int, int]:
-    try:
-        height, width = (int(float(tree.findtext(f"size/{key}"))) for key in ("height", "width"))
-    except (TypeError, ValueError, OverflowError):
-        return 0, 0
-    return (height, width) if 0 < height < 2**31 and 0 < width < 2**31 else (0, 0)
-
-
-def _by_id(root: Path, folder: str, suffixes: tuple[str, ...]) -> dict[str, str]:
-    """{id: file name} of a folder; where an id has several files, the one with the preferred suffix."""
+def voc_files(root: Path, folder: str, suffixes: tuple[str, ...]) -> FileIndex:
+    """The files of a folder of a VOC data set by their ids. Raises FileNotFoundError where there is no such folder."""
     if not (root / folder).is_dir():
         raise MissingFileError(
             f"{root / folder} does not exist. A VOC data set has Annotations and JPEGImages folders."
         )
-    parts = [os.path.splitext(name) for name in files_below(str(root / folder), suffixes)]
-    parts.sort(key=lambda part: suffixes.index(part[1].lower()), reverse=True)
-    return {stem: stem + suffix for stem, suffix in parts}
+    return FileIndex(files_below(str(root / folder), suffixes), suffixes)
 
 
 def _missing_split_message(annotation_path: str, root: Path) -> str:

@@ -1,49 +1,47 @@
-"""Reading YOLO's layout: images/a.jpg with labels/a.txt, described by a data.yaml, a folder or a list of images.
+"""Reading images that have a label file each: a data.yaml, an obj.data, a folder, or a list of images.
 
-A label file has a line for each box, `class cx cy w h`, or for each outline, `class x1 y1 x2 y2 x3 y3 ...`; all but the
-class are shares of the image's width and height. As https://docs.ultralytics.com/datasets/detect describes it.
+The label files are YOLO's text files (images/a.jpg with labels/a.txt), or, in a folder, VOC's XML files or LabelMe's
+JSON files, beside the images or in a twin of their folder.
 """
 
-import math
 import os
 import reprlib
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
 
-import yaml
 from tqdm import tqdm
 
 from utils.data.formats.base import RawAnnotations, RawAnnotationsBuilder
+from utils.data.formats.class_files import ClassNames, check_names, names_near, names_of_file
+from utils.data.formats.label_files import LabelFiles
+from utils.data.formats.labelme import add_labelme_image
 from utils.data.formats.list_file import LIST_LINE
-from utils.io.class_names import one_line
+from utils.data.formats.voc import add_voc_image
+from utils.data.formats.yolo_rows import RowReader
+from utils.io.class_names import names_of_yaml
 from utils.io.errors import MissingFileError, UserError
-from utils.io.files import IMAGE_SUFFIXES, files_below, find_image, read_bytes, read_lines
-from utils.io.text import shorten_list
+from utils.io.files import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, files_below, read_bytes, read_lines
+from utils.io.lookup import find_image, find_spelled, is_as_written, lying_near, tails, words_on_near
+from utils.io.text import SAVE_AS_UTF8, shorten_list
+from utils.io.yaml_files import load_yaml
 
-MAX_LABEL_MEGABYTES, MAX_YAML_MEGABYTES = 5, 1
-# Boxes may reach a little beyond their image; numbers far outside 0 to 1 are pixels by mistake.
-LOWEST_SHARE, HIGHEST_SHARE = -0.5, 1.5
+MAX_LABEL_MEGABYTES = 5
+# Files that describe a whole data set.
+ANNOTATION_SUFFIXES = (".json", ".csv", ".xml", ".ndjson", ".jsonl", ".parquet", ".tfrecord", ".record")
+LONGEST_LINK = 500  # characters
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid")}
-# Names of classes are looked for in so many folders above the labels or the folder that was named.
-FOLDERS_ABOVE = 3
-
-
-class ClassNames(NamedTuple):
-    """Names of classes 0, 1, 2, ..., and the file that gives them."""
-
-    names: list[str]
-    path: str
+# What an image's own label file may be, the likeliest first.
+LABEL_SUFFIXES = (".txt", ".xml", ".json")
 
 
 def read_yolo_yaml(annotation_path: str, split: str) -> RawAnnotations:
-    """Read the part of a data.yaml (keys path, train, val, names) that split, "train" or "val", names.
+    """Read the part of a data.yaml (keys path, train, val, names, kpt_shape) that split, "train" or "val", names.
 
     Raises FileNotFoundError where its folders or lists do not exist, ValueError for what is no such file, and where it
     leads to no images, or none of them has a label file.
     """
-    content = _load_yaml(annotation_path)
-    known = _names_of_yaml(annotation_path, content)
+    content = load_yaml(annotation_path)
+    known = ClassNames(names_of_yaml(annotation_path, content), annotation_path)
+    keypoints = _keypoints(annotation_path, content)
     places = content.get(split) or []
     places = [places] if isinstance(places, str) else places
     if not isinstance(places, list) or not places or not all(isinstance(place, str) for place in places):
@@ -51,212 +49,233 @@ def read_yolo_yaml(annotation_path: str, split: str) -> RawAnnotations:
             f"{annotation_path} has {split}: {reprlib.repr(content.get(split))}; expected a folder of images, a list "
             "file of image paths, or a list of these."
         )
-    builder, paths = RawAnnotationsBuilder(annotation_path), []
-    bases = _bases(annotation_path, str(content.get("path") or ""))
-    for place in places:
-        paths += _images_of(_find_place(annotation_path, bases, place), builder, bases)
-    return _read_images(builder, paths, known)
+    builder = RawAnnotationsBuilder(annotation_path)
+    root = str(content.get("path") or "")
+    paths = _images_of_places(builder, places, root)
+    return _read_yolo(builder, paths, known, keypoints)
+
+
+def read_darknet_data(annotation_path: str, split: str) -> RawAnnotations:
+    """Read the part of an obj.data of Darknet or CVAT (lines train = ..., valid = ..., names = ...) that split names.
+    Raises as read_yolo_yaml."""
+    pairs = (line.partition("=") for line in read_lines(annotation_path) if not line.lstrip().startswith("#"))
+    content = {key.strip(): value.strip() for key, equals, value in pairs if equals}
+    key = "train" if split == "train" else "valid"
+    if not content.get(key) or not content.get("names"):
+        raise UserError(
+            f"{annotation_path} has no line `{key} = ...` or none `names = ...`; expected both, as in Darknet's "
+            "obj.data."
+        )
+    builder = RawAnnotationsBuilder(annotation_path)
+    # Darknet starts in the folder above data/, where these files lie.
+    known = names_of_file(_find_place(annotation_path, "", content["names"], builder, least=1))
+    paths = _images_of(_find_place(annotation_path, "", content[key], builder, least=1), builder)
+    return _read_yolo(builder, paths, known)
 
 
 def read_yolo_folder(folder: str, split: str) -> RawAnnotations:
     """Read a folder of images, or one that holds images/ and labels/; where it holds both parts, that of split.
 
-    The names of the classes come from a data.yaml or classes.txt in it or near it, if there is one. Raises ValueError
-    where it holds no images, or none of them has a label file.
+    Labels are of the kind that most of the images have. The names of YOLO's classes come from a data.yaml, classes.txt
+    or the like in it or near it, if there is one. Raises ValueError where it holds no images, or none of them has a
+    label file.
     """
     inner = [*SPLIT_FOLDERS[split], *(f"images/{name}" for name in SPLIT_FOLDERS[split]), "images"]
-    chosen = next((place for name in inner if os.path.isdir(place := os.path.join(folder, name))), folder)
+    chosen = next((place for name in inner if (place := find_spelled(folder, name, os.path.isdir))), folder)
     builder = RawAnnotationsBuilder(folder)
     paths = _images_of(chosen, builder)
-    return _read_images(builder, paths, _names_near(paths[0], folder) if paths else None)
+    return _read_labelled(builder, paths, _label_suffix(paths) or LABEL_SUFFIXES[0], folder)
 
 
 def read_yolo_list(annotation_path: str) -> RawAnnotations | None:
     """Read a list of image paths; None where a line holds boxes, or none of the images has a label file.
 
-    Names as for read_yolo_folder.
+    Labels and names as for read_yolo_folder.
     """
     if any(LIST_LINE.match(line.strip())["boxes"] for line in read_lines(annotation_path)):
         return None
     builder = RawAnnotationsBuilder(annotation_path)
     paths = _images_of(annotation_path, builder)
-    if not has_label_files(paths):
-        return None
-    return _read_images(builder, paths, _names_near(paths[0], os.path.dirname(annotation_path)))
+    suffix = _label_suffix(paths)
+    return _read_labelled(builder, paths, suffix, os.path.dirname(annotation_path)) if suffix else None
 
 
-def has_label_files(paths: Sequence[str]) -> bool:
-    return any(os.path.isfile(label_path_of(path)) for path in paths)
+def _label_suffix(paths: Sequence[str]) -> str | None:
+    """The ending of the label files that most of the images have; None where none has any."""
+    counts = {}
+    for suffix in LABEL_SUFFIXES:
+        find = LabelFiles(suffix).find
+        counts[suffix] = sum(find(path) is not None for path in paths)
+        if counts[suffix] == len(paths):
+            break
+    best = max(counts, key=counts.get)
+    return best if counts[best] else None
 
 
-def label_path_of(path: str) -> str:
-    """Where the label file of an image lies: in the twin of its folder, or beside it where there is no twin."""
-    folder, name = os.path.split(path)
-    return os.path.join(_label_folder(folder), f"{os.path.splitext(name)[0]}.txt")
+def _read_labelled(builder: RawAnnotationsBuilder, paths: Sequence[str], suffix: str, named: str) -> RawAnnotations:
+    """Read images with label files of an ending. named: where names of YOLO's classes may lie."""
+    if suffix == ".txt":
+        return _read_yolo(builder, paths, names_near(_label_folders(paths), named))
+    add = add_voc_image if suffix == ".xml" else add_labelme_image
+    for path, label_path in _labelled(builder, paths, LabelFiles(suffix)):
+        add(builder, path, label_path)
+    return builder.named_source()
 
 
-def _label_folder(folder: str) -> str:
-    """The folder with its last component `images` replaced by `labels`."""
-    for parts in (Path(folder).parts, Path(os.path.abspath(folder)).parts):
-        if "images" in parts:
-            last = len(parts) - 1 - parts[::-1].index("images")
-            twin = os.path.join(*parts[:last], "labels", *parts[last + 1 :])
-            if os.path.isdir(twin):
-                return twin
-    return folder
+def _label_folders(paths: Sequence[str]) -> list[str]:
+    """The folders in which the label files of images lie, or would lie."""
+    labels = LabelFiles(".txt")
+    return [labels.folders_of(folder)[0] for folder in dict.fromkeys(map(os.path.dirname, paths))]
 
 
-def _read_images(builder: RawAnnotationsBuilder, paths: Sequence[str], known: ClassNames | None) -> RawAnnotations:
+def _read_yolo(
+    builder: RawAnnotationsBuilder, paths: Sequence[str], known: ClassNames | None, keypoints: int | None = None
+) -> RawAnnotations:
+    if known:
+        check_names(known, _label_folders(paths))
+    rows = RowReader(builder, known, keypoints)
+    for path, label_path in _labelled(builder, paths, LabelFiles(".txt")):
+        builder.add_image(path)
+        try:
+            lines = read_bytes(label_path, MAX_LABEL_MEGABYTES).decode("utf-8-sig").splitlines()
+        except (OSError, ValueError) as error:
+            hint = SAVE_AS_UTF8 if isinstance(error, UnicodeDecodeError) else ""
+            builder.report("broken_annotation", path, f"{label_path}: {error}{hint}")
+            continue
+        for number, line in enumerate(lines, 1):
+            rows.add(line, f"{label_path}, line {number}")
+    rows.finish()
+    return builder.source(known.names if known else None, normalized=True, coordinates="cxcywh")
+
+
+def _labelled(builder: RawAnnotationsBuilder, paths: Sequence[str], labels: LabelFiles):
+    """Yield (path, path of its label file) of the images that have one; those without are added here, and reported."""
     if not paths and not builder.findings:
         raise UserError(
             f"{builder.annotation_path} leads to no images ({', '.join(IMAGE_SUFFIXES)}). Name a data.yaml, or a "
             "folder that holds images/ and labels/."
         )
-    if paths and not has_label_files(paths):
+    found = [labels.find(path) for path in paths]
+    if paths and not any(found):
+        expected = labels.expected(paths[0])
         raise UserError(
             f"{builder.annotation_path}: none of its {len(paths)} images has a label file; the first would be "
-            f"{label_path_of(paths[0])}. Put the labels there, or name another annotation file."
+            f"{expected}{_instead(paths[0], expected)}. Put the labels there, or name another annotation file."
         )
-    for path in tqdm(paths, desc=f"reading {builder.annotation_path}", unit="file", disable=None, delay=1, leave=False):
-        builder.add_image(path)
-        label_path = label_path_of(path)
-        try:
-            lines = read_bytes(label_path, MAX_LABEL_MEGABYTES).decode("utf-8-sig").splitlines()
-        except FileNotFoundError:
-            builder.report("no_label_file", path, f"no {label_path}")
+    words = f"reading {builder.annotation_path}"
+    unlabelled = []
+    for path, label_path in zip(
+        tqdm(paths, desc=words, unit="file", disable=None, delay=1, leave=False), found, strict=True
+    ):
+        if label_path is None:
+            builder.add_image(path)
+            builder.report("no_label_file", path, f"no {labels.expected(path)}")
+            unlabelled.append(path)
             continue
-        except (OSError, ValueError) as error:
-            builder.report("broken_annotation", path, f"{label_path}: {error}")
-            continue
-        for number, line in enumerate(lines, 1):
-            _add_line(builder, line, f"{label_path}, line {number}", known)
-    return builder.source(known.names if known else None, normalized=True)
+        if os.path.splitext(os.path.basename(label_path))[0] != os.path.splitext(os.path.basename(path))[0]:
+            builder.report("other_spelling", path, f"its labels are in {label_path}")
+        if earlier := labels.claim(label_path, path):
+            builder.report("shared_label", path, f"{label_path} is that of {earlier} too")
+        yield path, label_path
+    labels.report_unmatched(builder, paths, unlabelled)
 
 
-def _add_line(builder: RawAnnotationsBuilder, line: str, place: str, known: ClassNames | None) -> None:
-    """Add the box of a line of a label file to the image added last, or report what is wrong with it."""
-    try:
-        values = [float(value) for value in line.split()]
-    except ValueError:
-        values = [math.nan]
-    if not values:
-        return
-    class_index, shares = values[0], values[1:]
-    if not all(map(math.isfinite, values)) or not (len(shares) == 4 or (len(shares) >= 6 and len(shares) % 2 == 0)):
-        expected = "expected `class cx cy w h` or `class x1 y1 x2 y2 x3 y3 ...`"
-    elif not class_index.is_integer() or not 0 <= class_index < 2**31:
-        expected = "expected a class of 0 or more, a whole number"
-    elif min(shares) < LOWEST_SHARE or max(shares) > HIGHEST_SHARE:
-        expected = "expected shares of the image, from 0 to 1"
-    elif known and class_index >= len(known.names):
-        expected = f"expected a class from 0 to {len(known.names) - 1}, as {known.path} names {len(known.names)}"
-    else:
-        builder.add_box(_box_xyxy(shares), int(class_index))
-        return
-    builder.report("broken_annotation", builder.paths[-1], f"{place}: {reprlib.repr(line.strip())}; {expected}")
+def _instead(path: str, expected: str) -> str:
+    """Words on what lies there instead of the label file of an image."""
+    near = [name for name in lying_near(expected) if not name.lower().endswith(IMAGE_SUFFIXES)]
+    folder = os.path.dirname(path) or "."
+    near += [name for name in sorted(os.listdir(folder)) if name.lower().endswith(ANNOTATION_SUFFIXES)]
+    return f", and there is {shorten_list(near, 2)}" if near else ""
 
 
-def _box_xyxy(shares: list[float]) -> tuple[float, float, float, float]:
-    """The box cx, cy, w, h as corners, or the box around the outline x1, y1, x2, y2, x3, y3, ..."""
-    if len(shares) == 4:
-        centre_x, centre_y, width, height = shares
-        return centre_x - width / 2, centre_y - height / 2, centre_x + width / 2, centre_y + height / 2
-    return min(shares[::2]), min(shares[1::2]), max(shares[::2]), max(shares[1::2])
-
-
-def _load_yaml(annotation_path: str) -> dict:
-    try:
-        # BaseLoader makes text, lists and dicts only: nothing runs, and a class `no` or `1e3` keeps its name.
-        content = yaml.load(read_bytes(annotation_path, MAX_YAML_MEGABYTES).decode("utf-8-sig"), yaml.BaseLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{annotation_path} is not valid YAML ({reason}); copy or export it again.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{annotation_path} is no data set description; expected the keys train, val and names.")
-    return content
-
-
-def _names_of_yaml(annotation_path: str, content: dict) -> ClassNames:
-    """The names that a data.yaml gives, as a list or as a dict {0: name}."""
-    if "kpt_shape" in content:
+def _keypoints(annotation_path: str, content: dict) -> int | None:
+    """How many numbers of key points follow each box, by the key kpt_shape: [points, numbers for each]."""
+    shape = content.get("kpt_shape")
+    if shape is None:
+        return None
+    if not isinstance(shape, list) or len(shape) != 2 or not all(str(number).isdecimal() for number in shape):
         raise UserError(
-            f"{annotation_path} has kpt_shape, so its labels hold key points, which are not read; export the data "
-            "set for detection (boxes)."
+            f"{annotation_path} has kpt_shape: {reprlib.repr(shape)}; expected [number of points, 2 or 3], or correct "
+            "it, or export the data set for detection (boxes)."
         )
-    names = content.get("names")
-    if isinstance(names, dict) and sorted(names) == sorted(map(str, range(len(names)))):
-        names = [names[str(index)] for index in range(len(names))]
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name.strip() for name in names):
-        raise UserError(
-            f"{annotation_path} has names: {reprlib.repr(names)}; expected the class names as a list, or under the "
-            "numbers 0, 1, 2, ..."
-        )
-    return ClassNames(list(map(one_line, names)), annotation_path)
+    return int(shape[0]) * int(shape[1])
 
 
-def _names_near(path: str, named: str) -> ClassNames | None:
-    """The names for the labels of an image: of the nearest data.yaml or classes.txt, from its label folder upwards,
-    then from the folder that was named. Raises ValueError where a data.yaml contradicts a classes.txt nearer by."""
-    starts = [Path(os.path.abspath(start)) for start in (os.path.dirname(label_path_of(path)), named)]
-    folders = [folder for start in starts for folder in (start, *start.parents[:FOLDERS_ABOVE])]
-    files = (folder / name for folder in folders for name in ("classes.txt", "data.yaml", "data.yml"))
-    nearest = None
-    for file in filter(Path.is_file, files):
-        known = _names_of_file(str(file))
-        if known and file.suffix != ".txt":
-            if nearest and nearest.names != known.names:
-                raise UserError(
-                    f"{nearest.path} names the classes {shorten_list(nearest.names)}, but {known.path} names "
-                    f"{shorten_list(known.names)}. Correct the wrong one, or move it elsewhere."
-                )
-            return known
-        nearest = nearest or known
-    return nearest
-
-
-def _names_of_file(path: str) -> ClassNames | None:
-    """The names that a classes.txt or data.yaml gives, None where it gives none."""
-    if not path.endswith(".txt"):
-        content = _load_yaml(path)
-        return _names_of_yaml(path, content) if "names" in content else None
-    names = list(filter(None, map(one_line, read_lines(path))))
-    return ClassNames(names, path) if names else None
+def _images_of_places(builder: RawAnnotationsBuilder, places: Sequence[str], root: str) -> list[str]:
+    annotation_path = builder.annotation_path
+    found = [_find_place(annotation_path, root, place, builder) for place in places]
+    return [path for place in found for path in _images_of(place, builder, _bases(annotation_path, root))]
 
 
 def _bases(annotation_path: str, root: str) -> list[str]:
-    """The folders that places in a data.yaml may start from; root: its key path."""
+    """The folders that places in a description may start from; root: its key path."""
     beside = os.path.dirname(annotation_path)
     return [os.path.join(beside, root.replace("\\", "/")), root, beside] if root else [beside]
 
 
-def _find_place(annotation_path: str, bases: Sequence[str], place: str) -> str:
-    """A folder or list file that a data.yaml names, as it exists."""
-    place = place.replace("\\", "/")
-    # Roboflow writes ../train/images for a folder that lies beside the file.
-    names = dict.fromkeys((place, place.removeprefix("../")))
-    candidates = [os.path.normpath(os.path.join(base, name)) for name in names for base in bases]
-    found = next(filter(os.path.exists, candidates), None)
-    if found is None:
+def _find_place(annotation_path: str, root: str, place: str, builder: RawAnnotationsBuilder, least: int = 2) -> str:
+    """A folder or file that a description names, as it exists; least: how many parts of its path must agree."""
+    written, bases = place.replace("\\", "/"), _bases(annotation_path, root)
+    candidates = [os.path.normpath(os.path.join(base, written)) for base in bases]
+    found = [candidate for candidate in candidates if os.path.exists(candidate)]
+    # Roboflow writes ../train/images for a folder that lies beside the file, and others name folders above it.
+    moved = [
+        candidate
+        for base in bases
+        for tail in tails(written, least)
+        if (candidate := find_spelled(os.path.normpath(base or "."), tail, os.path.exists))
+    ]
+    beside = [path for path in moved if written.startswith("../") and found and not os.path.samefile(path, found[0])]
+    if beside:
+        raise UserError(
+            f"{annotation_path} names {place}, and there are two of these: {found[0]} and {beside[0]}. Name the one "
+            "that is meant by its whole path, or move the other one away."
+        )
+    if not found and not moved:
         looked_for = shorten_list(list(dict.fromkeys(candidates)))
         raise MissingFileError(
             f"{annotation_path} names {place}, which does not exist; looked for {looked_for}. Correct the keys "
             "path, train and val in it."
         )
+    if not found and not written.startswith("../"):
+        builder.report("other_spelling", annotation_path, f"names {place}; {moved[0]} is taken")
+    return (found or moved)[0]
+
+
+def _links_as_text(folder: str) -> list[tuple[str, str]]:
+    """(path, target) of symbolic links to folders that became files, as git makes them on Windows."""
+    found = []
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        if "." not in name and os.path.isfile(path) and os.path.getsize(path) <= LONGEST_LINK:
+            target = read_bytes(path, 1).decode("utf-8", "replace").strip()
+            if target and os.path.isdir(os.path.join(folder, target)):
+                found.append((path, target))
     return found
 
 
 def _images_of(place: str, builder: RawAnnotationsBuilder, bases: Sequence[str] = ()) -> list[str]:
     """The images of a folder and its sub-folders, or of a list file; those of a list that are missing are reported.
 
-    Paths of a list start from its own folder, from one of the bases, or from the current directory.
+    A folder with a sub-folder images/ holds them there: beside it may lie masks. Paths of a list start from its own
+    folder, from one of the bases, or from the current directory.
     """
     if os.path.isdir(place):
+        has_images = any(name.lower().endswith(IMAGE_SUFFIXES) for name in os.listdir(place))
+        place = place if has_images else find_spelled(place, "images", os.path.isdir) or place
+        for name in files_below(place, OTHER_IMAGE_SUFFIXES):
+            builder.report("other_image_format", os.path.join(place, name), "save it as JPEG or PNG")
+        for path, target in _links_as_text(place):
+            builder.report("link_as_text", path, f"it should lead to {target}; make it a link or a folder")
         return [os.path.join(place, name) for name in files_below(place, IMAGE_SUFFIXES)]
     paths, bases = [], (os.path.dirname(place), *bases, "")
     for line in filter(None, map(str.strip, read_lines(place))):
         path = find_image(line, bases)
         if path is None:
-            builder.report("missing_image", line, f"named in {place}")
-        else:
-            paths.append(path)
+            near = words_on_near(line, bases)
+            builder.report("missing_image", line, f"named in {place}" + (f"; {near}" if near else ""))
+            continue
+        paths.append(path)
+        if not is_as_written(path, line):
+            builder.report("other_spelling", path, f"{place} names {line}")
     return paths

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from utils.data.annotations import Annotations
+from utils.data.augment import MIN_SIDE
 from utils.data.quality.findings import Finding
 
 # Input pixels. The finest map of the networks has a cell every 8: a side under half of that leaves next to no trace.
@@ -32,7 +33,7 @@ def quick_findings(
     difficult are learned; as something to validate on they never count. Returns one Finding per box, image or class.
     """
     learned = train_annotations if keep_difficult else train_annotations.without_difficult()
-    findings = _class_balance(learned, val_annotations, class_names)
+    findings = _class_balance(learned, val_annotations, class_names, train_annotations)
     findings += _same_paths(train_annotations, val_annotations)
     for annotations in (train_annotations, val_annotations):
         findings += _duplicate_boxes(annotations, class_names, input_shape)
@@ -100,18 +101,28 @@ def _same_paths(train_annotations: Annotations, val_annotations: Annotations) ->
 
 
 def _class_balance(
-    train_annotations: Annotations, val_annotations: Annotations, class_names: Sequence[str]
+    train_annotations: Annotations, val_annotations: Annotations, class_names: Sequence[str], whole: Annotations
 ) -> list[Finding]:
+    """whole: the training annotations with the boxes that are left out because they are marked difficult."""
     train = class_counts(train_annotations, len(class_names))
     val = class_counts(val_annotations, len(class_names), scored=True)
     findings = []
-    if not train.any():
+    left_out = class_counts(whole, len(class_names)) - train
+    if left_out.any() and not train.any():
+        findings.append(
+            Finding("only_difficult", "", f"{left_out.sum()} boxes, which keep_difficult = False leaves out")
+        )
+    elif not train.any():
         findings.append(Finding("no_boxes_at_all", "", f"{len(train_annotations)} training images, no box"))
     if not val.any():
         findings.append(Finding("no_val_boxes", "", f"{len(val_annotations)} validation images, no box that counts"))
-    for name, train_count, val_count in zip(class_names, train.tolist(), val.tolist(), strict=True):
+    counts = zip(class_names, train.tolist(), val.tolist(), left_out.tolist(), strict=True)
+    for name, train_count, val_count, difficult_count in counts:
         if train.any() and not train_count:
-            findings.append(Finding("class_without_boxes", "", f"{name}: 0 in training, {val_count} in validation"))
+            detail = f"{name}: 0 in training, {val_count} in validation"
+            if difficult_count:
+                detail += f"; {difficult_count} are marked difficult, or crowds: keep_difficult = True learns them"
+            findings.append(Finding("class_without_boxes", "", detail))
         elif train_count < FEW_BOXES and train_count:
             findings.append(Finding("rare_class", "", f"{name}: only {train_count} (under {FEW_BOXES})"))
         elif train_count < min(RARE_BOXES, RARE_SHARE * train.max()):
@@ -168,7 +179,8 @@ def _odd_boxes(annotations: Annotations, class_names: Sequence[str], input_shape
     shorter, longer = sizes_wh.min(axis=1, initial=np.inf), sizes_wh.max(axis=1, initial=0)
     findings = []
     for kind, is_odd in (
-        ("tiny_box", shorter < TINY_SIDE),
+        ("vanishing_box", shorter < MIN_SIDE),
+        ("tiny_box", (shorter >= MIN_SIDE) & (shorter < TINY_SIDE)),
         ("thin_box", longer > THIN_ASPECT * shorter),
         ("difficult_box", annotations.difficult),
     ):

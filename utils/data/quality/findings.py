@@ -16,6 +16,10 @@ LEVELS = {
 }
 
 
+# A sentence names so many classes, and counts the rest.
+MAX_CLASSES_NAMED = 5
+
+
 class Kind(NamedTuple):
     level: str  # of LEVELS
     what: str
@@ -24,11 +28,14 @@ class Kind(NamedTuple):
 
 # In the order of how much they hurt; tables follow it.
 KINDS = {
+    "other_coordinates": Kind("error", "boxes written in other coordinates", "refuses to start"),
     "missing_image": Kind("error", "image does not exist", "refuses to start"),
     "missing_annotation": Kind("error", "image without annotation file", "refuses to start"),
     "broken_annotation": Kind("error", "annotation cannot be read", "refuses to start"),
     "many_unreadable": Kind("error", "many images cannot be read", "refuses to start"),
+    "class_beyond_names": Kind("error", "class number beyond the names", "refuses to start"),
     "unknown_class": Kind("error", "box of a class that classes_path lacks", "refuses to start"),
+    "only_difficult": Kind("error", "all training boxes are marked difficult, or are crowds", "refuses to start"),
     "no_boxes_at_all": Kind("error", "no boxes to learn from", "refuses to start"),
     "leaked_image": Kind("critical", "same image in train and val", "uses it: scores come out too high"),
     "no_val_boxes": Kind("critical", "no boxes to validate on", "cannot score: every mAP is empty"),
@@ -36,6 +43,16 @@ KINDS = {
         "warning", "image cannot be read", "leaves it out, in validation too (the score looks better)"
     ),
     "truncated_image": Kind("warning", "image lacks its last bytes", "uses it, grey where it is missing"),
+    "percent": Kind("warning", "boxes that look like percent, where pixels are expected", "takes them as pixels"),
+    "unmatched_labels": Kind(
+        "warning", "images and label files of different names", "takes these images as background"
+    ),
+    "shared_label": Kind("warning", "two images of one name share a label file", "learns its boxes for both"),
+    "other_image_format": Kind("warning", "image of a format that is not read", "leaves it out"),
+    "link_as_text": Kind(
+        "warning", "symbolic link that was copied as a text file", "leaves out the images that it led to"
+    ),
+    "joined_classes": Kind("warning", "several classes of one name", "makes one class of them"),
     "conflicting_labels": Kind("warning", "same image twice, labels differ", "learns both"),
     "size_disagrees": Kind("warning", "annotation states another image size", "takes the boxes as pixels of the image"),
     "leaked_near_duplicate": Kind(
@@ -45,10 +62,18 @@ KINDS = {
     "class_not_validated": Kind("warning", "class without validation boxes", "cannot score it"),
     "rare_class": Kind("warning", "class with few training boxes", "finds it poorly"),
     "no_area": Kind("warning", "box without area inside its image", "drops the box"),
+    "swapped_corners": Kind("warning", "box whose corners are exchanged", "puts them in order"),
     "clipped_box": Kind("warning", "box reaches beyond its image", "clips the box"),
     "duplicate_box": Kind("warning", "same box twice in one image", "learns both"),
+    "vanishing_box": Kind("warning", "box of less than 2 pixels at input_shape", "drops it: nothing is left to learn"),
     "tiny_box": Kind("warning", "box of a few pixels at input_shape", "learns it, mostly in vain"),
     "thin_box": Kind("warning", "box absurdly long and thin", "learns it"),
+    "extra_numbers": Kind("info", "label lines with more numbers behind the box", "takes the box and leaves the rest"),
+    "turned_boxes": Kind("info", "boxes of the picture before its EXIF data turn it", "turns them with the picture"),
+    "turned_image": Kind(
+        "info", "image that its EXIF data turn", "turns it; its boxes must be those of the picture as viewers show it"
+    ),
+    "other_spelling": Kind("info", "file whose name is spelled in another way", "takes the file that is there"),
     "no_label_file": Kind("info", "image without label file", "takes it as background"),
     "background": Kind("info", "image without boxes", "takes it as background"),
     "difficult_box": Kind("info", "box marked difficult, or a crowd", "follows keep_difficult; scores ignore it"),
@@ -111,7 +136,7 @@ def raise_errors(annotation_path: str, findings: Iterable[Finding], class_names:
         return
     sentences = []
     for kind, found in errors:
-        remedy = REMEDIES[kind].format(names=shorten_list(class_names))
+        remedy = REMEDIES[kind].format(names=shorten_list(class_names, MAX_CLASSES_NAMED))
         sentences.append(f"{annotation_path}: {counted(kind, len(found))}: {_named(kind, found)}. {remedy}")
     error = MissingFileError if errors[0][0].startswith("missing") else UserError
     raise error("\n".join(sentences))
@@ -130,7 +155,7 @@ def _named(kind: str, found: Sequence[Finding]) -> str:
     """Images and details of findings of one kind, without saying the same detail over and over."""
     details = Counter(finding.detail for finding in found)
     if kind == "unknown_class":
-        return ", ".join(f"{name} ({_times(count)})" for name, count in details.most_common())
+        return shorten_list([f"{name} ({_times(count)})" for name, count in details.most_common()], MAX_CLASSES_NAMED)
     if len(details) == 1 and len(found) > 1:
         (detail,) = details
         return shorten_list([finding.image for finding in found]) + (f" ({detail})" if detail else "")
@@ -142,6 +167,9 @@ REMEDIES = {
     "missing_annotation": "Put them there, or take them out of the list; images of pure background need empty ones.",
     "broken_annotation": "Correct or remove them.",
     "many_unreadable": "Save them anew as JPEG or PNG, or take them out of the list.",
+    "other_coordinates": "Export the data set again in its format, or as VOC, COCO or YOLO.",
+    "class_beyond_names": "Add the missing names to that file, or correct the numbers.",
+    "only_difficult": "Set keep_difficult = True to learn them, or take the marks off.",
     "unknown_class": "classes_path names {names}. Set it to the file of these classes, add the missing names to it, "
     "or correct the annotations.",
     "no_boxes_at_all": "Check that the annotations belong to these images.",

@@ -6,6 +6,8 @@ import numpy as np
 
 from utils.data.anchors import best_anchor_iou
 from utils.data.quality.checks import FEW_BOXES, RARE_BOXES, box_sizes_at_input, class_counts
+from utils.data.quality.findings import MAX_CLASSES_NAMED
+from utils.data.splits import split_command
 from utils.evaluation.evaluate import ground_truth
 from utils.evaluation.matching import confusion_matrix
 from utils.io.text import shorten_list
@@ -38,8 +40,7 @@ _SENTENCES = {
     "raise UnFreeze_Epoch much: from scratch takes thousands of images or hundreds of epochs.",
     "low scores": "Found, but with low scores: {}. predict.py shows them with confidence = None, or from that number "
     "on.",
-    "no validation boxes": "No validation boxes: {}. Nothing tells how well they are found: split anew with `python "
-    "tools/voc_annotation.py`.",
+    "no validation boxes": "No validation boxes: {}. Nothing tells how well they are found: split anew with {split}.",
 }
 # These only keep a class from being judged or shown.
 _LAST = ("low scores", "no validation boxes")
@@ -59,8 +60,11 @@ def class_hints(run, scores, detections):
         topic, detail = _reason(run, class_id, row, int(train_counts[class_id]), matrix)
         if topic:
             reasons.setdefault(topic, []).append(f"{row['name']}{f' ({detail})' if detail else ''}")
+    split = split_command(run.settings.train_annotation_path)
     order = sorted(reasons, key=lambda topic: (topic in _LAST, -len(reasons[topic])))
-    return {topic: _SENTENCES[topic].format(shorten_list(reasons[topic])) for topic in order}
+    return {
+        topic: _SENTENCES[topic].format(shorten_list(reasons[topic], MAX_CLASSES_NAMED), split=split) for topic in order
+    }
 
 
 def _reason(run, class_id, row, train_count, matrix):

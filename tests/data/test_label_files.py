@@ -1,0 +1,145 @@
+import os
+import unicodedata
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.voc_folder import box_xml
+from tests.yolo_folder import make_yaml, make_yolo
+from utils.data.annotations import class_names_of, read_annotations
+from utils.data.formats.detect_format import read_raw_annotations
+
+LINE = "0 0.5 0.5 0.2 0.2"
+
+
+def add_image(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (100, 50)).save(path)
+
+
+def add_text(path, text=LINE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "kinds"),
+    [
+        ("images/ä.jpg", "labels/%C3%A4.txt", ["other_spelling"]),
+        (f"images/{unicodedata.normalize('NFD', 'ä')}.jpg", "labels/ä.txt", ["other_spelling"]),
+        ("images/A1.jpg", "labels/a1.txt", ["other_spelling"]),
+        ("images/a.jpg", "labels/a.jpg.txt", ["other_spelling"]),
+        ("images/a.jpg", "labels/a.TXT", []),
+        ("Images/a.jpg", "Labels/a.txt", []),
+        ("JPEGImages/a.jpg", "labels/a.txt", []),
+        ("images/train/a.jpg", "images/train/a.txt", []),
+        ("images/train/b/a.jpg", "labels/train/b/a.txt", []),
+        ("obj_train_data/a.jpg", "obj_train_data/a.txt", []),
+    ],
+)
+def test_labels_are_found_however_they_are_spelled(tmp_path, image, label, kinds):
+    """Prevents labelled images from becoming background because a program or a system spelled a name its own way."""
+    add_image(tmp_path / image)
+    add_text(tmp_path / label)
+    raw = read_raw_annotations(str((tmp_path / image).parent))
+    assert (raw.classes.tolist(), [finding.kind for finding in raw.findings]) == ([0], kinds)
+
+
+def test_a_twin_folder_does_not_hide_labels_beside_the_images(tmp_path):
+    """Prevents labels beside the images from being lost because an empty labels/ lies there too."""
+    add_image(tmp_path / "images/a.jpg")
+    add_text(tmp_path / "images/a.txt")
+    (tmp_path / "labels").mkdir()
+    assert read_raw_annotations(str(tmp_path / "images")).classes.tolist() == [0]
+
+
+def test_label_files_without_an_image_are_told(tmp_path):
+    """Prevents half of a data set from becoming background because an export put a hash before each name."""
+    folder = make_yolo(tmp_path, dict.fromkeys("abcd", LINE))
+    for stem in "ab":
+        os.rename(tmp_path / f"labels/{stem}.txt", tmp_path / f"labels/1f2e-{stem}.txt")
+    _, findings = read_annotations(folder, ["cat"])
+    (detail,) = (finding.detail for finding in findings if finding.kind == "unmatched_labels")
+    words = "2 of 4 images have no label file, such as a.jpg, b.jpg, and 2 label files no image, such as 1f2e-a.txt, "
+    assert detail == words + "1f2e-b.txt"
+
+
+@pytest.mark.parametrize("other", ["labels/classes.txt", "labels/README.txt", "labels/c.txt"])
+def test_images_of_background_are_no_mistake(tmp_path, other):
+    """Prevents an alarm on backgrounds because a file of names, or a label of an image of another part, lies there."""
+    folder = make_yolo(tmp_path, {"a": LINE, "b": None, "c": None})
+    add_text(tmp_path / other, "cat\n" if "classes" in other else LINE)
+    (tmp_path / "list.txt").write_text("images/a.jpg\nimages/b.jpg\n")
+    for path in (folder, str(tmp_path / "list.txt")):
+        assert "unmatched_labels" not in [finding.kind for finding in read_raw_annotations(path).findings]
+
+
+def test_two_images_with_one_label_file_are_told(tmp_path):
+    """Prevents a picture from being trained with the boxes of another one whose name differs by its ending alone."""
+    folder = make_yolo(tmp_path, {"a": LINE})
+    add_image(tmp_path / "images/a.png")
+    (finding,) = read_raw_annotations(folder).findings
+    assert finding == ("shared_label", f"{folder}/a.png", f"{tmp_path}/labels/a.txt is that of {folder}/a.jpg too")
+
+
+def test_masks_are_no_images(tmp_path):
+    """Prevents masks beside images/ from being trained on as images of background."""
+    make_yolo(tmp_path, {"a": LINE}, "train/images")
+    add_image(tmp_path / "train/masks/a.png")
+    for place in (tmp_path, tmp_path / "train"):
+        assert read_raw_annotations(str(place)).paths == [str(tmp_path / "train/images/a.jpg")]
+    path = make_yaml(tmp_path, "train: train\nnames: [cat]\n")
+    assert read_raw_annotations(path).paths == [str(tmp_path / "train/images/a.jpg")]
+
+
+def test_links_are_followed_or_told(tmp_path):
+    """Prevents the images behind a link from being left out silently; git on Windows makes a text file of one."""
+    folder = make_yolo(tmp_path, {"a": LINE})
+    make_yolo(tmp_path / "store", {"b": LINE}, ".")
+    os.symlink("../store", tmp_path / "images/site")
+    os.symlink("..", tmp_path / "images/loop")
+    assert sorted(Path(path).name for path in read_raw_annotations(folder).paths) == ["a.jpg", "b.jpg"]
+    os.remove(tmp_path / "images/site")
+    os.remove(tmp_path / "images/loop")
+    (tmp_path / "images/site").write_text("../store")
+    (finding,) = read_raw_annotations(folder).findings
+    assert finding == ("link_as_text", f"{folder}/site", "it should lead to ../store; make it a link or a folder")
+
+
+@pytest.mark.parametrize("folder", [".", "images"])
+def test_xml_files_beside_images(tmp_path, folder):
+    """Prevents an export as VOC with XML files beside the images from being told to be YOLO labels that are missing."""
+    add_image(tmp_path / folder / "a.jpg")
+    add_image(tmp_path / folder / "b.jpg")
+    xml = f"<annotation>{box_xml('dog', (1, 2, 30, 40), 1)}</annotation>"
+    add_text(tmp_path / ("annotations" if folder == "images" else ".") / "a.xml", xml)
+    annotations, findings = read_annotations(str(tmp_path / folder), ["cat", "dog"])
+    assert annotations.boxes_xyxy.tolist() == [[1, 2, 30, 40]]
+    assert (annotations.classes.tolist(), annotations.difficult.tolist()) == ([1], [True])
+    assert [finding.kind for finding in findings] == ["no_label_file"]
+
+
+def test_a_list_of_images_with_xml_files(tmp_path):
+    """Prevents a split of such a folder from being unreadable."""
+    add_image(tmp_path / "a.jpg")
+    add_text(tmp_path / "a.xml", f"<annotation>{box_xml('dog', (1, 2, 30, 40))}</annotation>")
+    (tmp_path / "train.txt").write_text("a.jpg\n")
+    assert class_names_of([read_raw_annotations(str(tmp_path / "train.txt"))]) == ["dog"]
+
+
+def test_images_of_formats_that_are_not_read_are_told(tmp_path):
+    """Prevents photographs of phones from being left out without a word."""
+    folder = make_yolo(tmp_path, {"a": LINE})
+    (tmp_path / "images/b.HEIC").write_bytes(b"x")
+    assert read_raw_annotations(folder).findings == [
+        ("other_image_format", f"{folder}/b.HEIC", "save it as JPEG or PNG")
+    ]
+
+
+def test_what_lies_there_instead_of_labels_is_named(tmp_path):
+    """Prevents people from writing labels that they have: the export for another program lies beside the images."""
+    folder = make_yolo(tmp_path, {"a": None})
+    (tmp_path / "images/_annotations.coco.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"the first would be .*a\.txt, and there is _annotations\.coco\.json\. Put"):
+        read_raw_annotations(folder)

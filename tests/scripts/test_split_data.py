@@ -1,0 +1,98 @@
+import json
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from tests.voc_folder import box_xml
+from tests.yolo_folder import make_yaml, make_yolo
+from tools import split_data
+from utils.data.annotations import read_annotations
+
+LABELS = {f"{group}_{number}": "0 0.5 0.5 0.2 0.2" for group in "ab" for number in range(5)}
+
+
+def split(path, **changes):
+    values = {"train_percent": 0.8, "seed": 0, "group_pattern": "", "overwrite": False}
+    split_data.main(SimpleNamespace(annotation_path=str(path), **(values | changes)))
+
+
+def read(path):
+    """Stems of the images of an annotation, whose boxes must all be there."""
+    annotations, findings = read_annotations(str(path), ["cat"])
+    assert len(annotations.classes) == len(annotations) and not findings
+    return {os.path.splitext(os.path.basename(annotations.path(index)))[0] for index in range(len(annotations))}
+
+
+def check_parts(first, second, train_count=8):
+    train, val = read(first), read(second)
+    assert len(train) == train_count and not train & val and train | val == set(LABELS)
+
+
+@pytest.mark.parametrize("kind", ["folder", "root", "yaml", "list"])
+def test_yolo(tmp_path, capsys, kind):
+    """Prevents people whose labels are in YOLO's layout from having no tool that splits them."""
+    folder = make_yolo(tmp_path, LABELS)
+    (tmp_path / "classes.txt").write_text("cat\n")
+    (tmp_path / "all.txt").write_text("".join(f"images/{stem}.jpg\n" for stem in LABELS))
+    path = {"folder": folder, "root": tmp_path, "list": tmp_path / "all.txt"}.get(kind)
+    path = path or make_yaml(tmp_path, "train: images\nval: images\nnames: [cat]\n")
+    split(path)
+    place = tmp_path / "images" if kind == "folder" else tmp_path
+    names = [f"all_{part}.txt" if kind == "list" else f"{part}.txt" for part in ("train", "val")]
+    check_parts(*(place / name for name in names))
+    assert f'val_annotation_path = "{place / names[1]}"' in capsys.readouterr().out
+
+
+def test_lists_with_boxes(tmp_path):
+    """Prevents boxes of a list from being lost."""
+    make_yolo(tmp_path, LABELS)
+    (tmp_path / "all.txt").write_text("".join(f"images/{stem}.jpg 1,2,30,40,0\n" for stem in LABELS))
+    split(tmp_path / "all.txt")
+    check_parts(tmp_path / "all_train.txt", tmp_path / "all_val.txt")
+
+
+def test_coco(tmp_path):
+    """Prevents crowds, areas and names from being lost on the way."""
+    make_yolo(tmp_path, LABELS)
+    images = [{"id": number, "file_name": f"{stem}.jpg"} for number, stem in enumerate(LABELS)]
+    boxes = [{"id": item["id"], "image_id": item["id"], "category_id": 3, "bbox": [1, 2, 3, 4]} for item in images]
+    content = {"info": "我", "images": images, "annotations": boxes, "categories": [{"id": 3, "name": "cat"}]}
+    (tmp_path / "images/all.json").write_text(json.dumps(content))
+    split(tmp_path / "images/all.json")
+    check_parts(tmp_path / "images/all_train.json", tmp_path / "images/all_val.json")
+    assert json.loads((tmp_path / "images/all_val.json").read_text(encoding="utf-8"))["info"] == "我"
+
+
+def test_xml_beside_images(tmp_path):
+    """Prevents a split that nothing reads: the list names images whose XML files lie beside them."""
+    folder = make_yolo(tmp_path, dict.fromkeys(LABELS), "photos")
+    for stem in LABELS:
+        (tmp_path / f"photos/{stem}.xml").write_text(f"<annotation>{box_xml('cat', (1, 2, 3, 4))}</annotation>")
+    split(folder)
+    check_parts(tmp_path / "photos/train.txt", tmp_path / "photos/val.txt")
+
+
+def test_groups_are_not_divided(tmp_path):
+    """Prevents frames of one video on both sides."""
+    split(make_yolo(tmp_path, LABELS), train_percent=0.5, group_pattern="([ab])_[0-9]")
+    check_parts(tmp_path / "images/train.txt", tmp_path / "images/val.txt", 5)
+    assert len({stem[0] for stem in read(tmp_path / "images/train.txt")}) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"train_percent": 1.0}, "train_percent is 1.0; expected a share between 0 and 1"),
+        ({"annotation_path": ""}, "annotation_path is '', which does not exist"),
+        ({"annotation_path": "none.json"}, "annotation_path is 'none.json', which does not exist"),
+        ({}, r"train\.txt exist already; nothing was changed"),
+    ],
+)
+def test_mistakes(tmp_path, changes, reason):
+    """Prevents a split of earlier results from being replaced, and traces."""
+    folder = make_yolo(tmp_path, LABELS)
+    (tmp_path / "images/train.txt").write_text("kept")
+    with pytest.raises(ValueError, match=reason):
+        split(**({"path": folder} | {key.replace("annotation_", ""): value for key, value in changes.items()}))
+    assert (tmp_path / "images/train.txt").read_text() == "kept"

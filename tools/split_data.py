@@ -1,0 +1,109 @@
+"""Split a data set of any layout into training and validation.
+
+python tools/split_data.py --annotation_path=my_data [--train_percent=0.9 "--group_pattern=(.+)_[0-9]+" ...]
+
+annotation_path is what train.py takes: a folder of images with their label files, a data.yaml, a COCO file, or a list.
+It writes two files that train.py reads, for train_annotation_path and val_annotation_path, and changes no other:
+
+    a COCO file a.json      a_train.json and a_val.json beside it
+    a list a.txt            a_train.txt and a_val.txt beside it
+    all others              train.txt and val.txt, lists of the images, in the folder
+
+Folders of the VOC format have tools/voc_annotation.py.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from utils.config.cli import read_constants, run_script
+from utils.data.formats.detect_format import read_raw_annotations
+from utils.data.formats.list_file import LIST_LINE
+from utils.data.quality.findings import raise_errors
+from utils.data.splits import make_splits, refuse_overwriting
+from utils.io.errors import UserError
+from utils.io.files import read_lines
+from utils.io.logger import logger
+from utils.io.text import is_text, json_text
+
+# ----------------------------------------------------------------------------------------------------------------------
+#   annotation_path   The data set as a whole.
+#   train_percent     Share of the images that is trained on, 0 to 1; the rest is the validation split.
+#   seed              The same number always makes the same split. Choose once and keep it: results on different splits
+#                     cannot be compared.
+#   group_pattern     '' splits image by image. Where several images show nearly the same (frames of one video), write a
+#                     regular expression whose first bracket is what these have in common in their paths, as in
+#                     (.+)_[0-9]+ for street_01 and street_02: a group is never divided.
+#   overwrite         False: where a file that would be written exists already, stop and change nothing.
+# ----------------------------------------------------------------------------------------------------------------------
+annotation_path = ""
+train_percent = 0.9
+seed = 0
+group_pattern = ""
+overwrite = False
+
+
+def main(settings):
+    """Write the two files, and say how to use them. Nothing is written where ValueError is raised for a mistake."""
+    if not 0 < settings.train_percent < 1:
+        raise UserError(f"train_percent is {settings.train_percent}; expected a share between 0 and 1, as 0.9.")
+    path = Path(settings.annotation_path)
+    if not settings.annotation_path or not path.exists():
+        raise UserError(f"annotation_path is {settings.annotation_path!r}, which does not exist; name the data set.")
+    texts = split_coco(path, settings) if path.suffix.lower() == ".json" else split_paths(path, settings)
+    if not settings.overwrite:
+        refuse_overwriting(texts)
+    for target, text in texts.items():
+        target.write_text(text, encoding="utf-8")
+    constants = zip(("train_annotation_path", "val_annotation_path"), texts, strict=True)
+    logger.info("For train.py:\n" + "\n".join(f'{name} = "{target.as_posix()}"' for name, target in constants))
+
+
+def parts_of(names, settings):
+    """(names of train, names of val), each in the order of `names`."""
+    if unreadable := [name for name in names if not is_text(name)]:
+        raise UserError(f"{len(unreadable)} file names are no UTF-8, such as {unreadable[0]!r}; rename them.")
+    splits = make_splits(names, 1.0, settings.train_percent, settings.seed, settings.group_pattern)
+    chosen = set(splits["train"])
+    parts = [name for name in names if name in chosen], [name for name in names if name not in chosen]
+    logger.info(f"{len(parts[0])} images to train on, {len(parts[1])} to validate on")
+    return parts
+
+
+def split_coco(path, settings):
+    """{path: content} of the two COCO files: each has all that belongs to its images, and what belongs to none."""
+    source = read_raw_annotations(path)
+    raise_errors(str(path), source.findings)
+    content = json.loads(path.read_text(encoding="utf-8-sig"))
+    texts, parts = {}, parts_of([item["file_name"] for item in content["images"]], settings)
+    for part, names in zip(("train", "val"), map(set, parts), strict=True):
+        images = [item for item in content["images"] if item["file_name"] in names]
+        ids = {item["id"] for item in images}
+        boxes = [item for item in content["annotations"] if item["image_id"] in ids]
+        text = json_text(content | {"images": images, "annotations": boxes})
+        texts[path.with_name(f"{path.stem}_{part}.json")] = text
+    return texts
+
+
+def split_paths(path, settings):
+    """{path: content} of two lists: of the images, or, for a list with boxes, of its lines."""
+    source = read_raw_annotations(path)
+    raise_errors(str(path), source.findings)
+    folder = path if path.is_dir() else path.parent
+    lines = dict(zip(source.paths, map(os.path.abspath, source.paths), strict=True))
+    if path.suffix.lower() == ".txt":
+        written = [line.strip() for line in read_lines(str(path)) if line.strip()]
+        if any(LIST_LINE.match(line)["boxes"] for line in written):
+            lines = {line: line for line in written}
+        names = (path.with_name(f"{path.stem}_{part}.txt") for part in ("train", "val"))
+    else:
+        names = (folder / f"{part}.txt" for part in ("train", "val"))
+    parts = parts_of(list(lines), settings)
+    return {name: "".join(f"{lines[line]}\n" for line in part) for name, part in zip(names, parts, strict=True)}
+
+
+if __name__ == "__main__":
+    run_script(main, read_constants(globals()))
