@@ -198,13 +198,15 @@ def test_boxes_of_a_picture_before_its_exif_data_turn_it(tmp_path):
         ("a.parquet", "is a table of Hugging Face or Arrow, which is not read"),
         ("a.XLSX", "is a table, which is not read"),
         ("a.ndjson", "has a JSON text in each line, which is not read"),
+        ("obj.names", "names classes; set classes_path to it"),
+        ("a.docx", "is no text, so a file of another kind, which is not read"),
         ("a.pkl", "is a file of data, which is not read"),
         ("a.jpg", "is an image; name the folder of the images"),
     ],
 )
 def test_files_of_other_kinds(tmp_path, name, reason):
     """Prevents a binary file from being told to be saved as UTF-8, and advice that does not fit."""
-    (tmp_path / name).write_bytes(b"\xff\xfe\x00PAR1")
+    (tmp_path / name).write_bytes(b"\x00\xffPAR1")
     with pytest.raises(ValueError, match=reason):
         read_raw_annotations(str(tmp_path / name))
 
@@ -224,4 +226,4 @@ def test_boxes_that_look_like_percent(tmp_path):
     boxes = [box_xml("cat", (10 * number, 5 * number, 10 * number + 20, 9 * number + 20)) for number in range(9)]
     split = make_voc(tmp_path, {"a": boxes})
     Image.new("RGB", (640, 480)).save(tmp_path / "JPEGImages/a.jpg")
-    assert [finding.kind for finding in read_annotations(split, NAMES)[1]] == ["percent"]
+    assert [finding.kind for finding in read_annotations(split, NAMES)[1]] == ["doubtful_coordinates"]

@@ -157,6 +157,10 @@ def test_unknown_classes_are_counted(tmp_path):
         (b'{"images": [', r"\.json is not valid JSON"),
         ("{}".encode("utf-16"), r"\.json is not UTF-8 text; save it with the encoding UTF-8\."),
         (b"[" * 100_000, r"\.json is not valid JSON"),
+        (
+            b'{"version": "5", "shapes": []}',
+            r"\.json is LabelMe's file of one image; name the folder that holds the images",
+        ),
         (b'{"images": ' + b"1" * 5000 + b"}", r"\.json is not valid JSON"),
         (b'{"categories": [], "images": [], "annotations": []} {', r"\.json is not valid JSON \(it goes on"),
         (b'{"categories": [] "images": []}', r"\.json is not valid JSON \(expected }"),

@@ -8,10 +8,10 @@ from utils.image.codec import read_image
 LIMITS = np.tile([640, 480, 640, 480], (40, 1)).astype(float)
 
 
-def spread(seed=0):
-    """40 boxes of 20 to 200 pixels all over images of 640 x 480: (M, 4) corners."""
-    random = np.random.default_rng(seed)
-    sizes = random.uniform(20, 200, (40, 2))
+def spread(largest=200):
+    """40 boxes of 20 to so many pixels all over images of 640 x 480: (M, 4) corners."""
+    random = np.random.default_rng(0)
+    sizes = random.uniform(20, largest, (40, 2))
     first = random.uniform(0, 1, (40, 2)) * ([640, 480] - sizes)
     return np.concatenate([first, first + sizes], axis=1)
 
@@ -36,28 +36,35 @@ def numbers_of(boxes_xyxy, kind):
 def test_each_kind_is_told_from_the_others(kind, written):
     """Prevents boxes at wrong places from being learned because an export wrote corners for sizes, or the reverse."""
     found = other_coordinates(understood(numbers_of(spread(), kind), written), LIMITS, written)
-    assert found == ("" if kind == written else f"{NUMBERS[kind]}, where the format has {NUMBERS[written]}")
+    words = f"{NUMBERS[kind]}, where the format has {NUMBERS[written]}"
+    assert found == (("", False) if kind == written else (words, True))
+
+
+def test_a_corner_for_the_centre_is_doubtful():
+    """Prevents boxes that are moved by half their size, few of which leave the image, from being learned untold."""
+    found = other_coordinates(understood(numbers_of(spread(largest=60), "xywh"), "cxcywh"), LIMITS, "cxcywh")
+    assert found == (f"{NUMBERS['xywh']}, where the format has {NUMBERS['cxcywh']}", False)
 
 
 def test_shares_for_pixels():
     """Prevents boxes of less than a pixel in the corner of each image from being learned."""
     found = other_coordinates(spread() / LIMITS, LIMITS, "xyxy")
-    assert found == "shares of the image, from 0 to 1, where pixels are expected"
+    assert found == ("shares of the image, from 0 to 1, where pixels are expected", True)
 
 
 def test_some_boxes_that_reach_out_are_no_other_kind():
     """Prevents a data set from being refused for a few careless boxes."""
     boxes_xyxy = spread()
     boxes_xyxy[:10, 2] += 640
-    assert other_coordinates(boxes_xyxy, LIMITS, "xywh") == ""
-    assert other_coordinates(np.zeros((0, 4)), np.zeros((0, 4)), "xyxy") == ""
+    assert other_coordinates(boxes_xyxy, LIMITS, "xywh") == ("", False)
+    assert other_coordinates(np.zeros((0, 4)), np.zeros((0, 4)), "xyxy") == ("", False)
 
 
 def test_boxes_drawn_from_the_lower_right_are_only_put_in_order():
     """Prevents them from being taken for sizes: both leave the second corner before the first."""
     boxes_xyxy = spread() * 0.5 + [100, 100, 100, 100]
     swapped = boxes_xyxy[:, [2, 3, 0, 1]]
-    assert other_coordinates(swapped, LIMITS, "xyxy") == ""
+    assert other_coordinates(swapped, LIMITS, "xyxy") == ("", False)
     assert (in_order(swapped) == boxes_xyxy).all()
 
 

@@ -35,6 +35,8 @@ def add_text(path, text=LINE):
         ("JPEGImages/a.jpg", "labels/a.txt", []),
         ("images/train/a.jpg", "images/train/a.txt", []),
         ("images/train/b/a.jpg", "labels/train/b/a.txt", []),
+        ("images/train/a.jpg", "labels/a.txt", []),
+        ("images/a.jpg", "annotations/a.txt", []),
         ("obj_train_data/a.jpg", "obj_train_data/a.txt", []),
     ],
 )

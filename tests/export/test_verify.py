@@ -33,7 +33,7 @@ def pictures(tmp_path):
 
 def settings_of(pictures, target):
     names = {"onnx_path": str(target), "model_path": "a.pth", "export_pictures": str(pictures), "confidence": 0.4}
-    return SimpleNamespace(**names, nms_iou=0.6, export_nms=True, export_dynamic_size=False, opset=18)
+    return SimpleNamespace(**names, nms_iou=0.6, max_boxes=300, export_nms=True, export_dynamic_size=False, opset=18)
 
 
 @pytest.mark.slow

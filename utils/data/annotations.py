@@ -129,22 +129,18 @@ def build_annotations(source: RawAnnotations, class_names: Sequence[str]) -> tup
     readable = is_readable[image_index]
     findings += _coordinate_findings(source, written_xyxy[readable], limits[readable])
     ordered_xyxy = in_order(written_xyxy)
-    is_swapped = (ordered_xyxy != written_xyxy).any(axis=1)
     boxes_xyxy = np.clip(ordered_xyxy, 0, limits)
     classes = _map_classes(source, class_names)
     has_area = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(axis=1)
-    reaches_out = (np.abs(boxes_xyxy - ordered_xyxy) > ROUNDING).any(axis=1)
-    known = classes >= 0
-    kinds = {
-        "unknown_class": ~known,
-        "no_area": ~has_area,
-        "swapped_corners": is_swapped & has_area,
-        "clipped_box": reaches_out & has_area,
-    }
-    for kind, rows in kinds.items():
+    for kind, rows in (
+        ("unknown_class", classes < 0),
+        ("no_area", ~has_area),
+        ("swapped_corners", (ordered_xyxy != written_xyxy).any(axis=1) & has_area),
+        ("clipped_box", (np.abs(boxes_xyxy - ordered_xyxy) > ROUNDING).any(axis=1) & has_area),
+    ):
         findings += _box_findings(kind, source, np.flatnonzero(rows & readable), written_xyxy)
 
-    kept = has_area & known & readable
+    kept = has_area & (classes >= 0) & readable
     counts = np.bincount(image_index[kept], minlength=len(sizes_hw))
     _report_background(source, findings, is_readable & (counts == 0))
     annotations = Annotations(
@@ -214,11 +210,11 @@ def _joined_classes(source: RawAnnotations) -> list[Finding]:
 
 def _coordinate_findings(source: RawAnnotations, boxes_xyxy: np.ndarray, limits: np.ndarray) -> list[Finding]:
     """What the boxes of readable images as a whole show of the coordinates that they are written in."""
-    if other := other_coordinates(boxes_xyxy, limits, source.coordinates):
-        return [Finding("other_coordinates", source.annotation_path, f"its boxes look like {other}")]
-    if not source.normalized and look_like_percent(boxes_xyxy, limits):
-        return [Finding("percent", source.annotation_path, "all boxes lie in the first 100 pixels")]
-    return []
+    words, is_sure = other_coordinates(boxes_xyxy, limits, source.coordinates)
+    if not words and not source.normalized and look_like_percent(boxes_xyxy, limits):
+        words = "percent, where pixels are expected: all lie in the first 100 pixels"
+    kind = "other_coordinates" if is_sure else "doubtful_coordinates"
+    return [Finding(kind, source.annotation_path, f"its boxes look like {words}")] if words else []
 
 
 def _box_findings(kind: str, source: RawAnnotations, rows: np.ndarray, written_xyxy: np.ndarray) -> list[Finding]:

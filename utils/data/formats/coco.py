@@ -75,7 +75,7 @@ def read_coco_json(annotation_path: str) -> RawAnnotations:
 
 def _read_parts(annotation_path: str, add: Callable[[str, int, object], None]) -> None:
     """Call add(part, number, item) for each item of the parts, in whatever order they come."""
-    missing = list(RULES)
+    missing, others = list(RULES), set()
     try:
         with open(annotation_path, encoding="utf-8-sig") as file:
             stream = JsonStream(file)
@@ -86,6 +86,7 @@ def _read_parts(annotation_path: str, add: Callable[[str, int, object], None]) -
                     part = stream.value()
                     stream.take(":")
                     if part not in missing or stream.peek() != "[":
+                        others.add(part if isinstance(part, str) else "")
                         stream.value()
                         continue
                     missing.remove(part)
@@ -99,6 +100,10 @@ def _read_parts(annotation_path: str, add: Callable[[str, int, object], None]) -
         raise UserError(f"{annotation_path} is not UTF-8 text{SAVE_AS_UTF8}.") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{annotation_path} is not valid JSON ({error}); copy or export it again.") from error
+    if missing and "shapes" in others:
+        raise UserError(
+            f"{annotation_path} is LabelMe's file of one image; name the folder that holds the images and these files."
+        )
     if missing:
         raise UserError(
             f"{annotation_path} has no list {missing[0]!r}; expected COCO annotations with images, annotations and "

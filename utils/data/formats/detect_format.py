@@ -1,5 +1,6 @@
 """Which format an annotation is in, by its path."""
 
+import codecs
 import os
 
 from utils.data.formats.base import RawAnnotations
@@ -23,8 +24,11 @@ OTHER_FILES = {
         (".mat", ".pkl", ".pickle", ".npz", ".npy", ".h5", ".hdf5", ".db"), f"is a file of data, {_EXPORT}"
     ),
     **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".rar", ".7z"), _UNPACK),
+    ".names": "names classes; set classes_path to it, and name the annotations here",
     **dict.fromkeys(IMAGE_SUFFIXES, "is an image; name the folder of the images, or a file of annotations"),
 }
+_BINARY = f"is no text, so a file of another kind, {_EXPORT}"
+LOOKED_AT = 4096  # bytes
 _ONE_XML = "is the annotation of one image; name a split, as in VOCdevkit/VOC2007/ImageSets/Main/train.txt"
 
 
@@ -67,4 +71,13 @@ def read_raw_annotations(annotation_path: str, split: str = "train") -> RawAnnot
         raise UserError(f"{annotation_path} {OTHER_FILES[suffix]}.")
     if suffix == ".data":
         return read_darknet_data(annotation_path, split)
+    if _is_binary(annotation_path):
+        raise UserError(f"{annotation_path} {_BINARY}.")
     return read_yolo_list(annotation_path) or read_list_file(annotation_path)
+
+
+def _is_binary(path: str) -> bool:
+    """Whether a file holds zero bytes, and no mark of UTF-16, which has such."""
+    with open(path, "rb") as file:
+        head = file.read(LOOKED_AT)
+    return b"\0" in head and not head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))

@@ -11,7 +11,7 @@ from utils.io.text import shorten_list
 
 # Folders of images, and the folders that hold their label files in the same place.
 IMAGE_FOLDERS = ("images", "jpegimages", "image", "imgs", "img")
-LABEL_FOLDERS = {".txt": ("labels", "label"), ".xml": ("annotations", "labels"), ".json": ("annotations", "labels")}
+LABEL_FOLDERS = ("labels", "label", "annotations")
 # Text files among labels that hold no boxes.
 NO_LABELS = ("classes", "_classes", "train", "val", "valid", "test", "notes", "readme", "labels", "obj")
 # Where more of the images lack a label file while label files lack an image, their names differ.
@@ -76,7 +76,8 @@ class LabelFiles:
             if not set(IMAGE_FOLDERS).isdisjoint(lowered):
                 last = max(at for at, part in enumerate(lowered) if part in IMAGE_FOLDERS)
                 lead, rest = os.path.join("", *path.parts[:last]), "/".join(path.parts[last + 1 :])
-                names = [f"{name}/{rest}".rstrip("/") for name in LABEL_FOLDERS[self.suffix]]
+                # The same place below labels/, or labels/ itself for images in sub-folders.
+                names = [f"{name}/{rest}".rstrip("/") for name in LABEL_FOLDERS] + list(LABEL_FOLDERS)
                 found = [place for name in names if (place := find_spelled(lead, name, os.path.isdir))]
                 if found:
                     return found

@@ -18,6 +18,7 @@ from utils.data.formats.class_files import ClassNames
 # Boxes may reach a little beyond their image; numbers far outside 0 to 1 are pixels by mistake.
 LOWEST_SHARE, HIGHEST_SHARE = -0.5, 1.5
 EXPECTED = "expected `class cx cy w h` or `class x1 y1 x2 y2 x3 y3 ...`"
+_SIXTH = "; leave out the sixth number, such as a confidence or a track"
 # A box ends inside its image, and holds its points, up to so much of the image or of the box.
 BORDER, SLACK = 0.02, 0.1
 # A reading that holds for so many of the lines is theirs; one that holds for fewer than the second is not.
@@ -64,7 +65,7 @@ class RowReader:
         count = 4 if len(shares) - 4 == self.keypoints else len(shares)
         is_outline = count >= 6 and count % 2 == 0
         if not all(map(math.isfinite, values)) or not (count == 4 or is_outline or _has_keypoints(shares)):
-            expected = EXPECTED
+            expected = EXPECTED + (_SIXTH if len(shares) == 5 else "")
         elif not class_index.is_integer() or not 0 <= class_index < 2**31:
             expected = "expected a class of 0 or more, a whole number"
         elif not _are_shares(shares[:4]):

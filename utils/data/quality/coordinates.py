@@ -4,6 +4,8 @@ import numpy as np
 
 # Another reading is taken for the right one where it fits so many of the boxes, and this one leaves so many misfits.
 FITTING, MISFITS = 0.95, 0.3
+# So many misfits, if every box fits another reading, are worth a warning.
+FEW_MISFITS, LEAST_MISFITS = 0.03, 3
 # What counts as inside an image, in shares of its side; and the largest side of a box written in shares for pixels.
 BORDER, LARGEST_SHARE = 0.02, 1.5
 # Corners that are exchanged in both directions are sizes where they lie closer to the origin than this.
@@ -17,24 +19,28 @@ NUMBERS = {
 }
 
 
-def other_coordinates(boxes_xyxy: np.ndarray, limits: np.ndarray, written: str) -> str:
-    """The other coordinates that most boxes of a data set are written in, in words; '' where they fit this format.
+def other_coordinates(boxes_xyxy: np.ndarray, limits: np.ndarray, written: str) -> tuple[str, bool]:
+    """(the other coordinates that the boxes of a data set look like, in words, '' for none; whether that is sure).
 
     boxes_xyxy: (M, 4) corners as this format understands them, in pixels. limits: (M, 4) width, height, width, height
     of each box's image. written: what the format's four numbers are: "xyxy", "xywh" or "cxcywh".
     """
     if not len(boxes_xyxy):
-        return ""
+        return "", False
     shares = boxes_xyxy / limits
     is_one_pixel = (np.abs(boxes_xyxy) <= LARGEST_SHARE).all(axis=1) & (limits.min(axis=1) > 10)
     if np.mean(is_one_pixel) >= FITTING:
-        return "shares of the image, from 0 to 1, where pixels are expected"
-    if np.mean(_fits(shares)) > 1 - MISFITS or _are_swapped(shares):
-        return ""
+        return "shares of the image, from 0 to 1, where pixels are expected", True
+    misfits = ~_fits(shares)
+    is_sure = np.mean(misfits) >= MISFITS
+    is_likely = misfits.sum() >= LEAST_MISFITS and np.mean(misfits) >= FEW_MISFITS
+    if not (is_sure or is_likely) or _are_swapped(shares[misfits]):
+        return "", False
     for kind, corners_xyxy in _readings(_numbers(shares, written)).items():
-        if kind != written and np.mean(_fits(corners_xyxy)) >= FITTING:
-            return f"{NUMBERS[kind]}, where the format has {NUMBERS[written]}"
-    return ""
+        # A corner for the centre, or the reverse, leaves few misfits: then all boxes must fit the other reading.
+        if kind != written and np.mean(_fits(corners_xyxy)) >= (FITTING if is_sure else 1):
+            return f"{NUMBERS[kind]}, where the format has {NUMBERS[written]}", bool(is_sure)
+    return "", False
 
 
 def look_like_percent(boxes_xyxy: np.ndarray, limits: np.ndarray) -> bool:
@@ -82,9 +88,8 @@ def _readings(numbers: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def _are_swapped(shares: np.ndarray) -> bool:
-    """Whether the misfits are boxes drawn from the lower right, whose corners are exchanged in both directions."""
-    misfits = shares[~_fits(shares)]
+def _are_swapped(misfits: np.ndarray) -> bool:
+    """Whether boxes that do not fit were drawn from the lower right: their corners are exchanged in both directions."""
     is_swapped = (misfits[:, 2:] < misfits[:, :2]).all(axis=1) & _fits(in_order(misfits))
     return bool(np.mean(is_swapped) >= FITTING and np.median(misfits[:, 2:]) >= LEAST_CORNER)
 

@@ -43,7 +43,7 @@ KINDS = {
         "warning", "image cannot be read", "leaves it out, in validation too (the score looks better)"
     ),
     "truncated_image": Kind("warning", "image lacks its last bytes", "uses it, grey where it is missing"),
-    "percent": Kind("warning", "boxes that look like percent, where pixels are expected", "takes them as pixels"),
+    "doubtful_coordinates": Kind("warning", "boxes that may be written in other coordinates", "takes them as they are"),
     "unmatched_labels": Kind(
         "warning", "images and label files of different names", "takes these images as background"
     ),
