@@ -50,13 +50,14 @@ from utils.training.preflight import preflight
 #                           layouts; `python tools/check_data.py` shows what is wrong with the data, and pictures.
 #   val_annotation_path     What to validate on, in any of these forms.
 #   model_name              yolox_nano, yolox_tiny, yolox_s, yolox_m, yolox_l or yolox_x: 0.9 to 99 million parameters;
-#                           yolov4_tiny, yolov4: 6 and 64 million, with anchors. Larger is more accurate and slower; on
-#                           a CPU stay with nano or one of the tiny ones, on a weak GPU with yolox_s.
+#                           yolov4_tiny, yolov4: 6 and 64 million, with anchors; dfine_n, dfine_s, dfine_m, dfine_l,
+#                           dfine_x: 4 to 63 million, without suppression. Larger is more accurate and slower; on a CPU
+#                           stay with nano or one of the tiny ones, on a weak GPU with yolox_s or dfine_n.
 #   model_path              Weights to start from, of the same network: a .pth that a training wrote into logs/, an
 #                           official YOLOX release, a state dict of YOLOX or YOLOv4 of another PyTorch repo, a
 #                           backbone's, a Darknet file such as yolov4.weights; the content says which it is. Or the name
 #                           of a release, which is fetched once into model_data/: yolox_nano, yolox_tiny, yolox_s,
-#                           yolox_m, yolox_l, yolox_x, yolov4, yolov4_tiny, yolov4.conv.137, yolov4-tiny.conv.29. ''
+#                           yolox_m, yolox_l, yolox_x, dfine_n and so on, yolov4, yolov4_tiny and more. ''
 #                           starts from scratch. Real pictures want pretrained weights in nearly every case: from
 #                           scratch takes thousands of images and hundreds of epochs. Classes may be others; those of
 #                           the same name go on.
@@ -337,8 +338,9 @@ freeze_whole_run = True
 #   lr_cooldown     Epochs after a step of 'plateau' in which none follows.
 #   lr_scale        Factors of the rate by name, as in freeze_layers: {'backbone': 0.1} lets the backbone learn at a
 #                   tenth of the rate, which keeps good features; 0 freezes for the whole run. Of several names that
-#                   mean a parameter the longest counts.
-#   clip_grad_norm  Longest gradient allowed, a safeguard against single wild steps; 0 is off.
+#                   mean a parameter the longest counts. None takes what suits the network: a slow backbone for dfine.
+#   clip_grad_norm  Longest gradient allowed, a safeguard against single wild steps; 0 is off. None takes what suits the
+#                   network: 10, and 0.1 for dfine.
 #   clip_norm_type  How its length is measured: 2.0 as usual, float("inf") by its largest entry.
 #   ema             Evaluate and save the running average of the weights instead of their last values: smoother and
 #                   nearly always better. It looks back over 5 % of the run.
@@ -355,8 +357,8 @@ lr_gamma = None
 lr_factor = 0.5
 lr_patience = 5
 lr_cooldown = 0
-lr_scale = {}
-clip_grad_norm = 10.0
+lr_scale = None
+clip_grad_norm = None
 clip_norm_type = 2.0
 ema = True
 

@@ -3,13 +3,19 @@
 from difflib import get_close_matches
 
 from nets.backbones.torchvision import IMAGENET_PIXEL_RULE, TorchvisionBackbone
+from nets.dfine.loss import DFINELoss
+from nets.dfine.model import DFINE
 from nets.losses import LossOptions
 from nets.yolov4.loss import AnchorLoss
 from nets.yolov4.model import YOLOv4, YOLOv4Tiny
 from nets.yolox.loss import YOLOXLoss
 from nets.yolox.model import YOLOX
 
-# name: (network, loss, size of the network). Parameters at 80 classes in millions. Sizes: YOLOX paper, table 3.
+_DFINE_N = {"trunk": "B0", "levels": 2, "channels": 128, "hidden": 512, "inner": 21, "depth": 2, "layers": 3}
+_DFINE_N |= {"decoder_channels": 128, "decoder_hidden": 512, "points": (6, 6)}
+_DFINE_X = {"trunk": "B5", "is_norm_frozen": True, "channels": 384, "hidden": 2048, "inner": 192, "reg_scale": 8}
+# name: (network, loss, size of the network). Parameters at 80 classes in millions. Sizes: YOLOX paper, table 3;
+# Peterande/D-FINE, configs/dfine.
 MODELS = {
     "yolox_nano": (YOLOX, YOLOXLoss, {"depth": 0.33, "width": 0.25, "depthwise": True}),  # 0.91
     "yolox_tiny": (YOLOX, YOLOXLoss, {"depth": 0.33, "width": 0.375, "depthwise": False}),  # 5.06
@@ -19,6 +25,11 @@ MODELS = {
     "yolox_x": (YOLOX, YOLOXLoss, {"depth": 1.33, "width": 1.25, "depthwise": False}),  # 99.1
     "yolov4_tiny": (YOLOv4Tiny, AnchorLoss, {}),  # 6.06
     "yolov4": (YOLOv4, AnchorLoss, {}),  # 64.4
+    "dfine_n": (DFINE, DFINELoss, _DFINE_N),  # 3.78
+    "dfine_s": (DFINE, DFINELoss, {"trunk": "B0", "inner": 64, "depth": 1, "layers": 3}),  # 10.3
+    "dfine_m": (DFINE, DFINELoss, {"trunk": "B2", "inner": 128, "depth": 2, "layers": 4}),  # 19.6
+    "dfine_l": (DFINE, DFINELoss, {"trunk": "B4", "is_norm_frozen": True}),  # 31.2
+    "dfine_x": (DFINE, DFINELoss, _DFINE_X),  # 62.6
 }
 
 
@@ -37,9 +48,11 @@ def build_model(model_name, num_classes, pixel_rule=None, decode_rule=None, back
         raise ValueError(f"model_name is {model_name!r}; expected one of {', '.join(MODELS)}.{hint}")
     network, _, size = MODELS[model_name]
     if decode_rule:
-        if not network.decode_defaults:
+        if not decode_rule.keys() <= (network.decode_defaults or {}).keys():
             raise ValueError(f"{model_name} has no anchors: set anchors_path = '' and anchors_mask = [].")
         size = size | {"decode_rule": network.decode_defaults | decode_rule}
+    if backbone and not network.takes_backbone:
+        raise ValueError(f"{model_name} has a backbone of its own: set backbone = ''.")
     if backbone:
         size = size | {"backbone": TorchvisionBackbone(backbone)}
         pixel_rule = pixel_rule or IMAGENET_PIXEL_RULE

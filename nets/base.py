@@ -37,13 +37,14 @@ class DetectorBase(nn.Module):
     parameters begin. The network takes uint8 RGB (B, 3, H, W) and owns its normalisation. extra: what its criterion's
     extra_inputs gives in training. decode_rule: plain values that decode needs beyond the weights. backbone_name: of
     torchvision, '' for the network's own. has_nms: whether suppression has to choose among its boxes, as it has where
-    several places learn one object.
+    several places learn one object. takes_backbone: whether one of torchvision may stand in the place of its own.
     """
 
     parts = ("backbone", "neck", "head")
     head_prefixes = ()
     decode_defaults = None
     has_nms = True
+    takes_backbone = True
 
     def __init__(self, num_classes, pixel_rule):
         super().__init__()
@@ -54,6 +55,10 @@ class DetectorBase(nn.Module):
         self.backbone_name = ""
         self.backbone_frozen = False
         self.frozen_norms = ()
+
+    def remarks(self, _input_shape):
+        """Sentences on what an input of (height, width) means for this network; none for most."""
+        return ()
 
     def extractor_prefix(self):
         """How the names of the feature extractor's parameters begin."""

@@ -4,6 +4,8 @@ import torch
 
 # Keeps divisions finite for boxes without area; far below the area of one pixel.
 EPSILON = 1e-7
+# The same for boxes in shares of the image, where an area of a pixel is 1e-7.
+SMALLEST_AREA = 1e-16
 
 
 def centre_size_to_xyxy(boxes_cxcywh):
@@ -40,3 +42,17 @@ def shape_iou(targets, anchors):
     anchors = anchors.flatten(0, 1)
     intersection = torch.minimum(sides, anchors).prod(-1)
     return intersection / (sides.prod(-1) + anchors.prod(-1) - intersection)
+
+
+def paired_giou(first_xyxy, second_xyxy):
+    """Generalised IoU of boxes at the same place of two broadcastable tensors: (...) in (-1, 1].
+
+    It is the IoU less the share of the smallest box around both that neither covers (Rezatofighi et al. 2019).
+    """
+    top_left = torch.maximum(first_xyxy[..., :2], second_xyxy[..., :2])
+    bottom_right = torch.minimum(first_xyxy[..., 2:], second_xyxy[..., 2:])
+    intersection = area(torch.cat((top_left, bottom_right), dim=-1))
+    union = (area(first_xyxy) + area(second_xyxy) - intersection).clamp(min=SMALLEST_AREA)
+    corners = torch.minimum(first_xyxy, second_xyxy)[..., :2], torch.maximum(first_xyxy, second_xyxy)[..., 2:]
+    around = area(torch.cat(corners, dim=-1)).clamp(min=SMALLEST_AREA)
+    return intersection / union - (around - union) / around

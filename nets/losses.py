@@ -16,9 +16,14 @@ MAX_OVERLAPS = 2**24
 
 
 class Criterion(nn.Module):
-    """Base of all losses: `criterion(raw, targets) -> {"loss", part ..., "count"}`, see scale_losses."""
+    """Base of all losses: `criterion(raw, targets) -> {"loss", part ..., "count"}`, see scale_losses.
 
-    def extra_inputs(self, targets):
+    needs_host: whether a step waits for the CPU, so that it cannot be recorded for the GPU.
+    """
+
+    needs_host = False
+
+    def extra_inputs(self, targets, images):
         """What the network gets beside the images in a training step on these targets: a tuple of tensors (B, ...).
 
         Empty for YOLO. A detector that learns to denoise boxes gets its queries here.

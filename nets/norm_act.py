@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 _BACKWARD = {
+    nn.ReLU: lambda act, gradient, x: torch.ops.aten.threshold_backward(gradient, x, 0),
     nn.SiLU: lambda act, gradient, x: torch.ops.aten.silu_backward(gradient, x),
     nn.Mish: lambda act, gradient, x: torch.ops.aten.mish_backward(gradient, x),
     nn.LeakyReLU: lambda act, gradient, x: torch.ops.aten.leaky_relu_backward(gradient, x, act.negative_slope, False),

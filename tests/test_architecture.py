@@ -40,18 +40,18 @@ WITHOUT_TORCH = (
 MOST_LINES_OF_CODE = {
     "train": 180,
     "predict": 110,
-    "nets": 900,
+    "nets": 1650,
     "utils.io": 360,
     "utils.image": 280,
     "utils.runtime": 360,
-    "utils.config": 500,
+    "utils.config": 530,
     "utils.data": 2600,
-    "utils.weights": 650,
+    "utils.weights": 660,
     "utils.inference": 430,
     "utils.checkpoint": 420,
     "utils.training": 1300,
     "utils.evaluation": 700,
-    "utils.export": 250,
+    "utils.export": 290,
     "utils.modes": 510,
     "utils.visualize": 490,
     "utils.reporting": 640,
@@ -158,7 +158,8 @@ def test_names_that_two_packages_of_a_layer_hold_are_the_same():
 def test_nets_import_torch_and_themselves():
     """Prevents networks and losses from depending on data, configuration or OpenCV."""
     names = {name for path in sources("nets").values() for name in imported_by(path.read_text(encoding="utf-8"))}
-    allowed = ("torch", "torchvision", "nets", *sys.stdlib_module_names)
+    # The assignment of queries is solved on the CPU, by lap.
+    allowed = ("torch", "torchvision", "numpy", "lap", "nets", *sys.stdlib_module_names)
     assert sorted(name for name in names if not is_within(name, *allowed)) == []
 
 

@@ -415,7 +415,7 @@ def test_every_mode_has_a_row_with_its_command(page):
 @pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
 def test_the_table_of_networks_names_them_all(page):
     """Prevents a network that nobody hears of, and a number of parameters that is not its own."""
-    rows = dict(re.findall(r"^\| (yolo\w+) \| \d+ \| ([\d.]+) M \|", text_of(page), re.MULTILINE))
+    rows = dict(re.findall(r"^\| ((?:yolo|dfine)\w+) \| \d+ \| ([\d.]+) M \|", text_of(page), re.MULTILINE))
     assert list(rows) == list(MODELS)
     assert rows.keys() <= RELEASES.keys()
     with torch.device("meta"):
@@ -445,6 +445,7 @@ def test_the_table_of_files_follows_the_formats():
         "a state dict of YOLOX": "flat_yolox",
         "a state dict of YOLOv4": "flat_yolov4",
         "Darknet's yolov4.weights": "darknet",
+        "an official D-FINE release": "dfine",
     }
     for start, name in rows.items():
         pixels, fit = FORMATS[name].pixel_rule, FORMATS[name].resize_rule

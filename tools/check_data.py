@@ -136,7 +136,7 @@ def anchors_of(settings):
     """The anchors (K, 2) that train.py would train with, as width and height in input pixels; (0, 2) for none."""
     with torch.device("meta"):  # takes no memory, and checks anchors_path and anchors_mask as training does
         model = build_model(settings.model_name, 1, None, choose_decode_rule(settings, {}))
-    rule = model.decode_rule or {"anchors": [], "anchors_mask": []}
+    rule = {"anchors": [], "anchors_mask": []} | model.decode_rule
     used = sorted({number for mask in rule["anchors_mask"] for number in mask})
     return np.array([rule["anchors"][number] for number in used]).reshape(-1, 2)
 

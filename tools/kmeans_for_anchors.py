@@ -62,7 +62,7 @@ def check(values):
     """The settings as a namespace. Raises ValueError: parameter, got, expected."""
     require_literals(values, _OF_TRAIN)
     settings = check_values(values)
-    anchored = [name for name, (network, _, _) in nets.MODELS.items() if network.decode_defaults]
+    anchored = [name for name, (network, _, _) in nets.MODELS.items() if "anchors" in (network.decode_defaults or {})]
     if settings.model_name not in anchored:
         raise UserError(
             f"model_name is {settings.model_name!r}, which has no anchors; expected {' or '.join(anchored)}, as in "

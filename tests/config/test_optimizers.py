@@ -1,12 +1,14 @@
+import re
+
 import pytest
 
-from utils.config.optimizers import SUITABLE, WIDTHS, fill_in
+from utils.config.optimizers import DFINE, SUITABLE, WIDTHS, fill_in
 from utils.config.rules import RELEASE_NAMES
 
 
 def filled(**changes):
     values = {"optimizer_type": "adamw", "model_name": "yolox_nano", "backbone": "", "seed": 3}
-    values |= dict.fromkeys(("Init_lr", "momentum", "weight_decay")) | changes
+    values |= dict.fromkeys(("Init_lr", "momentum", "weight_decay", "lr_scale", "clip_grad_norm")) | changes
     return fill_in(values)
 
 
@@ -17,6 +19,8 @@ def filled(**changes):
         ("adamw", "yolox_s", (4e-3, 0.9, 0.05)),
         ("adam", "yolov4", (2e-3, 0.9, 0.0)),
         ("sgd", "yolox_s", (1e-2, 0.937, 5e-4)),
+        ("adamw", "dfine_n", (2e-3, 0.9, 0.05)),
+        ("sgd", "dfine_n", (1e-2, 0.937, 5e-4)),
     ],
 )
 def test_none_is_what_suits_optimiser_and_network(optimizer_type, model_name, expected):
@@ -35,4 +39,12 @@ def test_what_is_given_stays():
 def test_each_optimiser_and_network_has_its_values():
     """Prevents a new network from training at the rate of one that is four times as narrow."""
     assert all(None not in suitable for suitable in SUITABLE.values())
-    assert set(WIDTHS) == {name for name in RELEASE_NAMES if "conv" not in name}
+    assert {*WIDTHS, *DFINE} == {name for name in RELEASE_NAMES if not re.search("conv|obj|_coco", name)}
+
+
+def test_queries_learn_with_short_gradients_and_a_slow_backbone():
+    """Prevents a network with queries from training with the safeguard of one with cells, and the reverse."""
+    yolox, dfine = filled(), filled(model_name="dfine_m")
+    assert (yolox["clip_grad_norm"], yolox["lr_scale"]) == (10.0, {})
+    assert (dfine["clip_grad_norm"], dfine["lr_scale"]) == (0.1, {"backbone": 0.1})
+    assert filled(model_name="dfine_m", clip_grad_norm=0.0, lr_scale={})["lr_scale"] == {}

@@ -247,11 +247,11 @@ def test_overlapping_odd_boxes():
 
 def test_a_criterion_asks_for_no_further_inputs():
     """Prevents a training step from handing YOLO's networks anything beside the images."""
-    assert Criterion().extra_inputs(torch.zeros(2, 3, 5)) == ()
+    assert Criterion().extra_inputs(torch.zeros(2, 3, 5), torch.zeros(2, 3, 8, 8)) == ()
     with torch.device("meta"):
         criteria = [build_criterion(build_model(name, 2)) for name in ("yolox_nano", "yolov4_tiny")]
     assert all(isinstance(criterion, Criterion) for criterion in criteria)
-    assert [criterion.extra_inputs(torch.zeros(2, 3, 5)) for criterion in criteria] == [(), ()]
+    assert [criterion.extra_inputs(torch.zeros(2, 3, 5), torch.zeros(2, 3, 8, 8)) for criterion in criteria] == [(), ()]
 
 
 def resolve(cost, cells, num_cells):

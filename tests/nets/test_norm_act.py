@@ -59,7 +59,7 @@ def test_one_map_is_kept_instead_of_two():
 @pytest.mark.parametrize("case", ["eval", "no gradient", "another norm", "another activation"])
 def test_all_else_runs_as_it_is(case):
     """Prevents inference with the statistics of a batch, and layers that backbones of other projects bring."""
-    conv, norm, act = layers(nn.ReLU() if case == "another activation" else nn.SiLU())
+    conv, norm, act = layers(nn.GELU() if case == "another activation" else nn.SiLU())
     norm = nn.GroupNorm(2, 4) if case == "another norm" else norm
     norm.train(case != "eval")
     x = torch.randn(2, 3, 6, 6)

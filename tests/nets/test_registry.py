@@ -17,7 +17,7 @@ def shapes_only(*arguments, **options):
 def test_names_of_the_networks():
     """Prevents a name that weight files and READMEs use from disappearing."""
     sizes = [f"yolox_{size}" for size in ("nano", "tiny", "s", "m", "l", "x")]
-    assert list(MODELS) == [*sizes, "yolov4_tiny", "yolov4"]
+    assert list(MODELS) == [*sizes, "yolov4_tiny", "yolov4", *(f"dfine_{size}" for size in "nsmlx")]
     assert [shapes_only(name, 1).name for name in MODELS] == list(MODELS)
 
 
@@ -26,8 +26,8 @@ def test_names_of_the_networks():
     [
         ("yolox-nano", r"^model_name is 'yolox-nano'; expected one of .* Did you mean 'yolox_nano'\?$"),
         ("yolov4-tiny", r"^model_name is 'yolov4-tiny'; expected one of .* Did you mean 'yolov4_tiny'\?$"),
-        ("resnet", r"^model_name is 'resnet'; expected one of yolox_nano, .*yolov4_tiny, yolov4\.$"),
-        ("", r"^model_name is ''; expected one of yolox_nano, .*yolov4\.$"),
+        ("resnet", r"^model_name is 'resnet'; expected one of yolox_nano, .*yolov4_tiny, .*dfine_x\.$"),
+        ("", r"^model_name is ''; expected one of yolox_nano, .*dfine_x\.$"),
     ],
 )
 def test_unknown_name_is_an_error_that_names_the_nearest(name, message):

@@ -415,7 +415,7 @@ def test_a_criterion_may_feed_the_network():
     """Prevents a detector with queries from being trained without them: they come from the targets, before the loss."""
 
     class Fed(CriterionOf):
-        def extra_inputs(self, targets):
+        def extra_inputs(self, targets, images):
             return (targets + 1,)
 
     class Adds(nn.Module):

@@ -94,7 +94,18 @@ def refused(name, folder, verify=accept):
 
 def test_the_known_releases():
     """Prevents a name from losing its address, or two names from landing in one file."""
-    assert sorted(RELEASES) == [
+    dfine = [name for name in RELEASES if name.startswith("dfine")]
+    assert dfine == [
+        *("dfine_n", "dfine_s", "dfine_m", "dfine_l", "dfine_x"),
+        *("dfine_n_coco", "dfine_s_coco", "dfine_m_coco", "dfine_l_coco", "dfine_x_coco"),
+        *("dfine_s_obj2coco", "dfine_s_obj365"),
+        *("dfine_m_obj2coco", "dfine_m_obj365", "dfine_l_obj2coco", "dfine_l_obj365"),
+        *("dfine_x_obj2coco", "dfine_x_obj365"),
+    ]
+    storage = "https://github.com/Peterande/storage/releases/download/dfinev1.0"
+    assert RELEASES["dfine_n"] == f"{storage}/dfine_n_coco.pth"
+    assert RELEASES["dfine_l_obj365"] == f"{storage}/dfine_l_obj365_e25.pth"
+    assert sorted(set(RELEASES) - set(dfine)) == [
         *("yolov4", "yolov4-tiny.conv.29", "yolov4.conv.137", "yolov4_tiny"),
         *("yolox_l", "yolox_m", "yolox_nano", "yolox_s", "yolox_tiny", "yolox_x"),
     ]
@@ -102,7 +113,7 @@ def test_the_known_releases():
     assert RELEASES["yolox_nano"] == f"{yolox}/releases/download/0.1.1rc0/yolox_nano.pth"
     assert RELEASES["yolov4"] == f"{darknet}/releases/download/darknet_yolo_v3_optimal/yolov4.weights"
     assert RELEASES["yolov4-tiny.conv.29"] == f"{darknet}/releases/download/darknet_yolo_v4_pre/yolov4-tiny.conv.29"
-    assert len({address.rpartition("/")[2] for address in RELEASES.values()}) == 10
+    assert len({address.rpartition("/")[2] for address in RELEASES.values()}) == 23
     assert set(CHECKSUMS) <= set(RELEASES)
 
 

@@ -369,3 +369,57 @@ def test_the_official_file_loads_whole(real_data):
     assert (len(result.loaded), result.by_class, result.missing_keys, result.unexpected_keys) == (642, {}, {}, [])
     result = load_matching(build_model("yolox_nano", 3), weights, ["fish", "dog", "bus"])
     assert (len(result.loaded), result.by_class, result.missing_keys) == (636, dict.fromkeys(YOLOX_ROWS, 2), {})
+
+
+@pytest.fixture(scope="module")
+def dfine():
+    """A D-FINE for COCO whose rows can be told apart."""
+    torch.manual_seed(0)
+    model = build_model("dfine_n", 80)
+    for name in model.class_rows():
+        nn.init.normal_(model.get_parameter(name))
+    return model
+
+
+def test_dfine_carries_classes_over_by_their_names(dfine, tmp_path):
+    """Prevents a class that the file knows from being learned anew in one of the heads, and padding from moving."""
+    read = read_weights(saved({"model": dfine.state_dict()}, tmp_path))
+    assert (read.metadata["model_name"], read.metadata["num_classes"]) == ("dfine_n", 80)
+    assert read.metadata["decode_rule"] == {"transposed_positions": True, "activation": "relu"}
+    fresh = build_model("dfine_n", 3, decode_rule=read.metadata["decode_rule"])
+    before = {name: value.clone() for name, value in fresh.state_dict().items()}
+    result = load_matching(fresh, read, ["forklift", "dog", "person"])
+    assert set(result.by_class) == set(fresh.class_rows()) and not result.missing_keys
+    assert set(result.by_class.values()) == {2}
+    for name in fresh.class_rows():
+        ours, theirs = fresh.state_dict()[name], dfine.state_dict()[name]
+        assert torch.equal(ours[1:3], theirs[[16, 0]]) and torch.equal(ours[0], before[name][0])
+    embedding = "decoder.denoising_class_embed.weight"
+    assert torch.equal(fresh.state_dict()[embedding][3], before[embedding][3])
+
+
+def test_checkpoints_of_dfine_give_their_average(dfine, tmp_path):
+    """Prevents the last weights of a training from being taken where the file has their average, which is scored."""
+    average = {
+        f"module.{name}": value + 1 if value.is_floating_point() else value
+        for name, value in dfine.state_dict().items()
+    }
+    content = {"model": dfine.state_dict(), "ema": {"module": average, "updates": 7}, "last_epoch": 3}
+    state = read_weights(saved(content, tmp_path)).state
+    assert torch.equal(state["decoder.enc_score_head.bias"], dfine.decoder.enc_score_head.bias + 1)
+
+
+def test_deim_is_told_by_its_backbone_or_the_constant(dfine, tmp_path):
+    """Prevents SiLU from being computed as ReLU: of l and x the file shows it, of the others weights_format says it."""
+    path = saved({"model": dfine.state_dict()}, tmp_path)
+    assert read_weights(path, "deim").metadata["decode_rule"]["activation"] == "silu"
+    with torch.device("meta"):
+        large = build_model("dfine_l", 80).state_dict()
+    large = {
+        name: torch.zeros(value.shape)
+        for name, value in large.items()
+        if value.ndim < 2 or "proj.0" in name or "score" in name
+    }
+    assert read_weights(saved(large, tmp_path)).metadata["decode_rule"]["activation"] == "relu"
+    large["backbone.stem.stem1.bn.num_batches_tracked"] = torch.tensor(1)
+    assert read_weights(saved(large, tmp_path)).metadata["decode_rule"]["activation"] == "silu"

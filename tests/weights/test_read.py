@@ -347,7 +347,8 @@ def test_an_unknown_network_is_named(tmp_path):
     path = saved({"model.0.conv.weight": torch.zeros(3), "model.0.bn.bias": torch.zeros(1)}, tmp_path)
     assert refused(path) == (
         f"{path} holds 2 tensors of a network that is not known here (the first: model.0.conv.weight, "
-        "model.0.bn.bias); expected weights of YOLOX, YOLOv4 or YOLOv4-tiny, or a backbone of torchvision."
+        "model.0.bn.bias); expected weights of YOLOX, YOLOv4, YOLOv4-tiny or D-FINE, or a backbone of "
+        "torchvision."
     )
 
 

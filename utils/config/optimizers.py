@@ -31,6 +31,17 @@ WIDTHS = {
 }
 # The width for which the rates of the adams stand above.
 MEASURED_WIDTH = 0.25
+# D-FINE: factor of the adams' rate, and of that the backbone's. Source: Peterande/D-FINE, configs/dfine/custom, for the
+# ratios; the rate of n was measured here on the drawn sample alone.
+DFINE = {
+    "dfine_n": (0.25, 0.5),
+    "dfine_s": (0.125, 0.5),
+    "dfine_m": (0.1, 0.1),
+    "dfine_l": (0.1, 0.05),
+    "dfine_x": (0.1, 0.01),
+}
+# Queries are learned with gradients cut much shorter than cells are.
+CLIP, DFINE_CLIP = 10.0, 0.1
 
 
 def rate_scale(optimizer_type, model_name, backbone=""):
@@ -38,12 +49,19 @@ def rate_scale(optimizer_type, model_name, backbone=""):
 
     Source: Yang et al. 2022, "Tensor Programs V" (muP), table 3. Measured here for yolox_nano alone.
     """
+    if optimizer_type not in ("adam", "adamw"):
+        return 1.0
+    if model_name in DFINE:
+        return DFINE[model_name][0]
     width = 1.0 if backbone else WIDTHS.get(model_name, 1.0)
-    return min(1.0, MEASURED_WIDTH / width) if optimizer_type in ("adam", "adamw") else 1.0
+    return min(1.0, MEASURED_WIDTH / width)
 
 
 def fill_in(values):
     """{name: value} of train.py's constants, with what suits in the place of None."""
     suitable = SUITABLE[values["optimizer_type"]]._asdict()
     suitable["Init_lr"] *= rate_scale(*(values[name] for name in ("optimizer_type", "model_name", "backbone")))
+    is_dfine = values["model_name"] in DFINE
+    suitable["clip_grad_norm"] = DFINE_CLIP if is_dfine else CLIP
+    suitable["lr_scale"] = {"backbone": DFINE[values["model_name"]][1]} if is_dfine else {}
     return values | {name: value for name, value in suitable.items() if values[name] is None}

@@ -10,9 +10,11 @@ from utils.io.errors import UserError
 
 LR_DECAY_TYPES = ("cos", "step", "multistep", "exp", "plateau", "constant")
 # Names that stand in utils/weights/ too, which is no lower layer; a test compares them.
-WEIGHTS_FORMATS = ("", "yolox", "yolox_rgb", "flat_yolox", "flat_yolov4", "darknet", "torchvision")
+WEIGHTS_FORMATS = ("", "yolox", "yolox_rgb", "flat_yolox", "flat_yolov4", "darknet", "dfine", "deim", "torchvision")
 RELEASE_NAMES = (
     *(f"yolox_{size}" for size in ("nano", "tiny", "s", "m", "l", "x")),
+    *(f"dfine_{size}{data}" for data in ("", "_coco") for size in ("n", "s", "m", "l", "x")),
+    *(f"dfine_{size}_{data}" for size in ("s", "m", "l", "x") for data in ("obj2coco", "obj365")),
     *("yolov4", "yolov4.conv.137", "yolov4_tiny", "yolov4-tiny.conv.29"),
 )
 IOU_TYPES = ("", "iou", "ciou", "siou")
@@ -234,7 +236,10 @@ RULES = {
         "a factor between 0 and 1, such as 0.5.",
     ),
     **dict.fromkeys(("lr_patience", "lr_cooldown"), (_whole(0), "a number of epochs, 0 or more.")),
-    "lr_scale": (_is_lr_scale, "factors by name, such as {'backbone': 0.1}; {} for none."),
+    "lr_scale": (
+        lambda value: value is None or _is_lr_scale(value),
+        "factors by name, such as {'backbone': 0.1}; {} for none, None for what suits.",
+    ),
     "clip_norm_type": (
         lambda value: value == math.inf or _number(1)(value),
         "2.0, 1.0, or inf for the largest gradient.",
@@ -267,7 +272,10 @@ RULES = {
         lambda value: value is None or _number(0)(value),
         "0 or more, such as 5e-4 for sgd, or None for what suits.",
     ),
-    "clip_grad_norm": (_number(0), "the largest norm of the gradient, 0 for no clipping."),
+    "clip_grad_norm": (
+        lambda value: value is None or _number(0)(value),
+        "the largest norm of the gradient, 0 for no clipping, or None for what suits.",
+    ),
 }
 # Constants of predict.py and the tools that train.py lacks, or that may be left open there.
 TOOL_RULES = {

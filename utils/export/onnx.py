@@ -75,6 +75,42 @@ suppression (float[batch, cells, 4] boxes_xyxy, float[batch, cells] scores, int6
 """
 
 
+# What utils.inference.postprocess.top_scores does, in the same way. N queries, K of the N * C scores.
+SELECTION = """
+<ir_version: {ir_version}, opset_import: ["" : {opset}]>
+selection (float[batch, queries, 4] boxes_xyxy, float[batch, queries, classes] scores,
+           float[classes] confidence, float[1] nms_iou, int64[1] max_boxes) => (float[found, 7] detections)
+<int64[2] flat_shape = {{0, -1}}, int64[1] axis_0 = {{0}}, int64[1] axis_1 = {{1}}, int64[1] axis_2 = {{2}}>
+{{
+    flat = Reshape (scores, flat_shape)
+    total = Shape <start = 1, end = 2> (flat)
+    count = Min (total, max_boxes)
+    best_scores, best = TopK <axis = 1> (flat, count)
+    classes_count = Shape (confidence)
+    best_queries = Div (best, classes_count)
+    best_classes = Mod (best, classes_count)
+    best_places = Unsqueeze (best_queries, axis_2)
+    best_boxes = GatherND <batch_dims = 1> (boxes_xyxy, best_places)
+
+    needed = Gather (confidence, best_classes)
+    is_sure = GreaterOrEqual (best_scores, needed)
+    stays = Cast <to = 1> (is_sure)
+    kept_columns = NonZero (stays)
+    kept = Transpose <perm = [1, 0]> (kept_columns)
+
+    kept_boxes = GatherND (best_boxes, kept)
+    kept_scores = GatherND (best_scores, kept)
+    kept_classes = GatherND (best_classes, kept)
+    image_numbers = Slice (kept, axis_0, axis_1, axis_1)
+    images_as_float = Cast <to = 1> (image_numbers)
+    scores_as_column = Unsqueeze (kept_scores, axis_1)
+    classes_as_float = Cast <to = 1> (kept_classes)
+    classes_as_column = Unsqueeze (classes_as_float, axis_1)
+    detections = Concat <axis = 1> (images_as_float, kept_boxes, scores_as_column, classes_as_column)
+}}
+"""
+
+
 class Exported(nn.Module):
     """The network as it is exported: uint8 RGB (B, 3, H, W) -> the result of `head_outputs`."""
 
@@ -85,6 +121,11 @@ class Exported(nn.Module):
     def forward(self, images):
         # Before all else, for TensorRT knows uint8 as an input alone.
         return head_outputs(self.model.decode(self.model(images.float())), self.has_nms)
+
+
+def head_names(has_nms):
+    """The names of what head_outputs returns."""
+    return HEAD_OUTPUTS if has_nms else HEAD_OUTPUTS[:2]
 
 
 def head_outputs(decoded, has_nms):
@@ -106,7 +147,8 @@ def write_onnx(path, detector, options, has_nms=True, dynamic_size=False, opset=
 
     path: of the file, replaced if it exists. detector: a utils.inference.Detector without test-time augmentation, on
     the CPU. options: NMSOptions, the values of the inputs confidence (C,), nms_iou (1,) and max_boxes (1,) where these
-    are not given. has_nms: suppression is part of the graph. dynamic_size: the input's height and width may be any
+    are not given. has_nms: the choice of boxes is part of the graph, by suppression or by the scores alone, as the
+    network needs it. dynamic_size: the input's height and width may be any
     multiples of 32, else they are the detector's. opset: one of OPSETS. The graph takes images, uint8 RGB (B, 3, H, W).
     With has_nms it returns detections (n, 7) float32, the images one after another, and of each image the best box
     first: number of the image, x1, y1, x2, y2 in input pixels, score, class. Without, it returns boxes_xyxy (B, N, 4)
@@ -115,12 +157,14 @@ def write_onnx(path, detector, options, has_nms=True, dynamic_size=False, opset=
     """
     if opset not in OPSETS:
         raise UserError(f"opset is {opset}; expected {OPSETS[0]} to {OPSETS[-1]}, which torch can write.")
-    proto = _export_network(detector, has_nms, dynamic_size, opset)
+    suppresses = has_nms and detector.model.has_nms
+    proto = _export_network(detector, suppresses, dynamic_size, opset)
     if has_nms:
-        text = SUPPRESSION.format(ir_version=proto.ir_version, opset=opset, most=PRE_NMS_TOPK)
+        template = SUPPRESSION if suppresses else SELECTION
+        text = template.format(ir_version=proto.ir_version, opset=opset, most=PRE_NMS_TOPK)
         names = {"rename_inputs": False, "rename_outputs": False}
-        suppression = onnx.compose.add_prefix(onnx.parser.parse_model(text), "suppression/", **names)
-        proto = onnx.compose.merge_models(proto, suppression, [(name, name) for name in HEAD_OUTPUTS])
+        chosen = onnx.compose.add_prefix(onnx.parser.parse_model(text), "suppression/", **names)
+        proto = onnx.compose.merge_models(proto, chosen, [(name, name) for name in head_names(suppresses)])
         del proto.opset_import[1:]  # merging states the version twice
         defaults = graph_options(options, len(detector.class_names)).items()
         proto.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in defaults)
@@ -143,7 +187,7 @@ def _export_network(detector, has_nms, dynamic_size, opset):
             verbose=False,
             opset_version=opset,
             input_names=["images"],
-            output_names=HEAD_OUTPUTS if has_nms else HEAD_OUTPUTS[:2],
+            output_names=head_names(has_nms),
             dynamic_shapes=({0: Dim("batch")} | sides,),
         )
     except torch.onnx.OnnxExporterError as error:

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from utils.data.formats.detect_format import read_raw_annotations
-from utils.export.onnx import HEAD_OUTPUTS, head_outputs, onnx, write_onnx
+from utils.export.onnx import head_names, head_outputs, onnx, write_onnx
 from utils.inference.base import NMSOptions, open_picture
 from utils.inference.onnx import DETECTIONS, graph_options, onnx_path_of, open_session, packages
-from utils.inference.postprocess import nms
+from utils.inference.postprocess import select
 from utils.io.errors import UserError
 from utils.io.files import IMAGE_SUFFIXES, files_below
 from utils.io.logger import logger
@@ -90,21 +90,25 @@ def compare(onnx_path, detector, pictures):
     """
     proto = onnx.load(onnx_path)
     has_nms = proto.graph.output[0].name == DETECTIONS
+    suppresses = has_nms and detector.model.has_nms
+    inside = head_names(suppresses)
     if has_nms:  # what the file keeps inside is looked at too
         types = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
-        proto.graph.output.extend(map(onnx.helper.make_tensor_value_info, HEAD_OUTPUTS, types, [None] * 3))
+        proto.graph.output.extend(map(onnx.helper.make_tensor_value_info, inside, types, [None] * 3))
     session = open_session(proto.SerializeToString())
     options = NMSOptions(LOWEST_SCORE)
     inputs = graph_options(options, len(detector.class_names)) if has_nms else {}
-    names = [*HEAD_OUTPUTS, DETECTIONS] if has_nms else HEAD_OUTPUTS[:2]
+    names = [*inside, DETECTIONS] if has_nms else inside
     differences, counts, images_rgb = [], np.zeros(3, int), list(pictures.values())
     for part in (images_rgb[:1], *(images_rgb[start : start + BATCH] for start in range(1, len(images_rgb), BATCH))):
         batch, _ = detector.preprocess(part)
         decoded = detector.model.decode(detector.forward(batch))
         got = session.run(names, {"images": np.ascontiguousarray(batch.transpose(0, 3, 1, 2))} | inputs)
-        differences.append(_largest_differences(head_outputs(decoded, has_nms), got, detector.input_shape))
+        expected = [part.numpy() for part in head_outputs(decoded, suppresses)[:2]]
+        found = got[:2] if detector.model.has_nms else in_order_of(expected, got[:2])
+        differences.append(_largest_differences(expected, found, detector.input_shape))
         if has_nms:
-            counts += _count_detections(nms(decoded, options), got[-1])
+            counts += _count_detections(select(detector.model, decoded, options), got[-1])
     score, pixels = np.max(differences, axis=0).tolist()
     lost = counts[:2].max() - counts[2]
     is_close = score <= MAX_SCORE_ERROR and pixels <= MAX_PIXEL_ERROR
@@ -135,11 +139,23 @@ def report_words(report):
     return "\n".join(lines)
 
 
+def in_order_of(expected, got):
+    """(boxes, scores) of queries, (B, N, ...) each, in another program's order.
+
+    Where tokens have nearly equal scores, the last digit decides which becomes which query.
+    """
+    aligned = []
+    for boxes, scores, other_boxes, other_scores in zip(*expected, *got, strict=True):
+        distance = np.abs(boxes[:, None] - other_boxes).max(-1) + np.abs(scores[:, None] - other_scores).max(-1)
+        nearest = distance.argmin(axis=1)
+        aligned.append((other_boxes[nearest], other_scores[nearest]))
+    return [np.stack(part) for part in zip(*aligned, strict=True)]
+
+
 def _largest_differences(expected, got, input_shape):
-    """(of the scores, in pixels of the boxes, clipped to the input) between two results of head_outputs."""
+    """(of the scores, in pixels of the boxes, clipped to the input) between (boxes, scores) of two programs."""
     height, width = input_shape
     side = np.array([width, height, width, height], np.float32)
-    expected, got = [part.numpy() for part in expected[:2]], got[:2]
     pixels = np.abs(np.clip(expected[0], 0, side) - np.clip(got[0], 0, side)).max()
     return np.abs(expected[1] - got[1]).max(), pixels
 

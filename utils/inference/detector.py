@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from nets import build_model
+from nets import MODELS, build_model
 from utils.config.rules import check_values
 from utils.inference.base import BaseDetector
 from utils.inference.postprocess import TestTimeAugmentation, detect, to_image
@@ -68,13 +68,15 @@ def open_network(weights, model_name="", class_names=None, backbone=""):
 def check_release(name, path):
     """Raise ValueError where a downloaded file is not what its name promised: each tensor in its place and finite."""
     weights = read_weights(path)
-    network = name.partition(".")[0].replace("-", "_")
+    promised = name.partition(".")[0].replace("-", "_")
+    network = max((known for known in MODELS if promised.startswith(known)), key=len)
     if weights.metadata.get("model_name") != network:
         raise UserError(f"it holds {weights.metadata.get('model_name') or 'a backbone'}, expected {network}")
-    if weights.metadata.get("num_classes"):
+    if weights.metadata.get("class_names"):
         open_network(weights)
     else:
-        load_matching(build_model(weights.metadata["model_name"], COCO_CLASSES), weights, ())
+        count = weights.metadata.get("num_classes", COCO_CLASSES)
+        load_matching(build_model(weights.metadata["model_name"], count), weights, ())
 
 
 def find_weights(model_path):

@@ -23,7 +23,13 @@ def detect(model, raw, options):
     model: with decode and has_nms. options: NMSOptions. Returns for each image (boxes_xyxy (n, 4) input pixels, scores
     (n,), class_ids (n,)), best first.
     """
-    return (nms if model.has_nms else top_scores)(model.decode(raw), options)
+    return select(model, model.decode(raw), options)
+
+
+@torch.no_grad()
+def select(model, decoded, options):
+    """The boxes of each image among what a network decoded: see detect."""
+    return (nms if model.has_nms else top_scores)(decoded, options)
 
 
 @torch.no_grad()

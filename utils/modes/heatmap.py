@@ -36,22 +36,40 @@ def draw_heatmaps(detector, settings):
 @torch.no_grad()
 def score_maps(detector, image_rgb):
     """{"stride8": (H, W) float32 in 0..1, ..., "joined": the highest of all}: objectness times the probability of the
-    best class, in pixels of the network's input that the picture covers.
+    best class, in pixels of the network's input that the picture covers. Of a network of queries "boxes" alone: of
+    those that cover a pixel the surest.
     """
     batch, (placed,) = detector.preprocess([image_rgb])
     raw = detector.forward(batch)
     decoded = detector.model.decode(raw)
+    if decoded.objectness is None:
+        return {"boxes": _box_map(decoded, batch.shape[1:3], placed)}
     scores = (decoded.objectness.sigmoid() * decoded.class_logits.max(-1).values.sigmoid())[0]
     cells = [level.shape[-2] * level.shape[-1] for level in raw]
     each = len(scores) // sum(cells)  # boxes of a cell: one, or one for each anchor
-    maps, (height, width) = {}, placed.new_hw
+    maps = {}
     levels = scores.split([each * count for count in cells])
     for stride, level, level_scores in zip(detector.model.strides, raw, levels, strict=True):
         grid = level_scores.view(*level.shape[-2:], each).max(2).values.cpu().numpy()
         whole = cv2.resize(grid, batch.shape[2:0:-1], interpolation=cv2.INTER_LINEAR)
-        top, left = placed.offset_y, placed.offset_x
-        maps[f"stride{stride}"] = whole[top : top + height, left : left + width]
+        maps[f"stride{stride}"] = _of_picture(whole, placed)
     return maps | {"joined": np.max(list(maps.values()), 0)}
+
+
+def _box_map(decoded, size_hw, placed):
+    scores = decoded.class_logits[0].amax(-1).sigmoid().cpu().numpy()
+    boxes_xyxy = decoded.boxes_xyxy[0].round().clamp(min=0).int().cpu().numpy()
+    whole = np.zeros(size_hw, np.float32)
+    for number in scores.argsort():  # the surest last, over all others
+        x1, y1, x2, y2 = boxes_xyxy[number]
+        whole[y1:y2, x1:x2] = scores[number]
+    return _of_picture(whole, placed)
+
+
+def _of_picture(whole, placed):
+    """The part of a map of the network's input that the picture covers."""
+    (height, width), top, left = placed.new_hw, placed.offset_y, placed.offset_x
+    return whole[top : top + height, left : left + width]
 
 
 def overlay(image_rgb, heat):

@@ -98,6 +98,8 @@ def build_detector(settings, class_names, runtime, checkpoint=None):
     model.resize_rule = metadata.get("resize_rule", model.resize_rule)
     network = f"{settings.model_name} with {settings.backbone}" if settings.backbone else settings.model_name
     logger.info(f"{network} {'from ' + weights.path if weights else 'from scratch'}")
+    for sentence in model.remarks(settings.input_shape):
+        logger.warning(sentence)
     uninitialised = set(model.state_dict())
     if weights:
         result = load_matching(model, weights, class_names, settings.allow_partial_backbone)
@@ -158,15 +160,15 @@ def build_optim(settings, model, criterion, phases, runtime, images):
     groups = parameter_groups(model, settings.weight_decay, phases[0].first, lr_scales(model, settings.lr_scale))
     optimizer = build_optimizer(settings.optimizer_type, groups, settings.momentum)
     ema = ModelEMA(model, count_steps(phases, images, settings.accumulate)) if settings.ema else None
-    wrapper = _optim_class(settings, optimizer, runtime)
+    wrapper = _optim_class(settings, optimizer, runtime, criterion)
     clip = settings.clip_grad_norm, settings.clip_norm_type
     return wrapper(model, criterion, optimizer, ema, runtime, settings.accumulate, *clip)
 
 
-def _optim_class(settings, optimizer, runtime):
+def _optim_class(settings, optimizer, runtime, criterion):
     if settings.compile != "graphs":
         return OptimWrapper
-    if reason := why_no_graphs(runtime, optimizer, settings.accumulate):
+    if reason := why_no_graphs(runtime, optimizer, settings.accumulate, criterion):
         if runtime.on_gpu:
             logger.info(f"Steps are no CUDA graphs, as compile asks for: {reason}.")
         return OptimWrapper

@@ -155,7 +155,7 @@ class OptimWrapper:
 
         network: the model as wrap_model gives it.
         """
-        raw = network(images, *self.criterion.extra_inputs(targets))
+        raw = network(images, *self.criterion.extra_inputs(targets, images))
         return self.criterion(raw, targets)
 
     def backward(self, losses):

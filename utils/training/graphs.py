@@ -16,7 +16,7 @@ WARM_UP_STEPS = 3
 MAX_GRAPHS = 16
 
 
-def why_no_graphs(runtime, optimizer, accumulate):
+def why_no_graphs(runtime, optimizer, accumulate, criterion=None):
     """Why the step of a training cannot be a CUDA graph, in words; '' where it can."""
     if not runtime.on_gpu:
         return "they need an NVIDIA GPU"
@@ -24,6 +24,8 @@ def why_no_graphs(runtime, optimizer, accumulate):
         return "they work for one process with one GPU"
     if runtime.precision.scales:
         return "float16 with its loss scaling leaves steps out on the host"
+    if criterion is not None and criterion.needs_host:
+        return "the loss of this network chooses on the host which query learns which box"
     if accumulate > 1:
         return "accumulate is above 1"
     return "" if skips_on_device(optimizer) else "this optimizer_type has no fused form; sgd, adam and adamw have"

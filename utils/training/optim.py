@@ -21,7 +21,7 @@ def parameter_groups(module, weight_decay, start_epoch, lr_scale_of=lambda name:
     for prefix, part in module.named_modules():
         for name, parameter in part.named_parameters(recurse=False):
             if parameter.requires_grad:
-                is_weight = name == "weight" and parameter.ndim > 1
+                is_weight = name.endswith("weight") and parameter.ndim > 1
                 lr_scale = lr_scale_of(f"{prefix}.{name}" if prefix else name)
                 groups.setdefault((lr_scale, not is_weight), []).append(parameter)
     return [

@@ -14,10 +14,18 @@ from tqdm import tqdm
 from utils.io.errors import UserError
 
 _YOLOX = "https://github.com/Megvii-BaseDetection/YOLOX/releases/download/0.1.1rc0"
+_DFINE = "https://github.com/Peterande/storage/releases/download/dfinev1.0"
 _DARKNET = "https://github.com/AlexeyAB/darknet/releases/download"
 # What model_path may be called instead of naming a file, and where that is fetched from.
 RELEASES = {
     **{name: f"{_YOLOX}/{name}.pth" for name in (f"yolox_{size}" for size in ("nano", "tiny", "s", "m", "l", "x"))},
+    **{f"dfine_{size}": f"{_DFINE}/dfine_{size}_coco.pth" for size in ("n", "s", "m", "l", "x")},
+    **{f"dfine_{size}_coco": f"{_DFINE}/dfine_{size}_coco.pth" for size in ("n", "s", "m", "l", "x")},
+    **{
+        f"dfine_{size}_{data}": f"{_DFINE}/dfine_{size}_{data}{'_e25' if size == 'l' else ''}.pth"
+        for size in ("s", "m", "l", "x")
+        for data in ("obj2coco", "obj365")
+    },
     "yolov4": f"{_DARKNET}/darknet_yolo_v3_optimal/yolov4.weights",
     "yolov4.conv.137": f"{_DARKNET}/darknet_yolo_v3_optimal/yolov4.conv.137",
     "yolov4_tiny": f"{_DARKNET}/darknet_yolo_v4_pre/yolov4-tiny.weights",

@@ -10,18 +10,22 @@ from utils.io.errors import UserError
 
 _RGB_1 = {"channels": "RGB", "mean": [0.0, 0.0, 0.0], "std": [255.0, 255.0, 255.0]}
 _RGB_IMAGENET = {"channels": "RGB", "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
-_CENTRED = {"mode": "center", "pad": 128}
+_CENTRED, _STRETCHED = {"mode": "center", "pad": 128}, {"mode": "stretch", "pad": 0}
 # Width of the first convolution, by which a YOLOX tells its size.
+# Kernel of the first map's projection, by which a D-FINE tells its size.
+_DFINE_SIZES = {(128, 512): "n", (256, 256): "s", (256, 384): "m", (256, 512): "l", (384, 512): "x"}
 _YOLOX_SIZES = {16: "nano", 24: "tiny", 32: "s", 48: "m", 64: "l", 80: "x"}
 
 
 class Format(NamedTuple):
-    """Rules of a kind of weights. scale_x_y: for each map, None where the network's own holds."""
+    """Rules of a kind of weights. scale_x_y: for each map, None where the network's own holds. decode_rule: what else
+    the network has to know."""
 
     words: str
     pixel_rule: dict
     resize_rule: dict
     scale_x_y: float | None = None
+    decode_rule: dict | None = None
 
 
 # What the constant weights_format may say; each entry speaks of YOLOX (keys with a decoupled head) or YOLOv4.
@@ -52,6 +56,18 @@ FORMATS = {
         _RGB_1,
         {"mode": "stretch", "pad": 128},
     ),
+    "dfine": Format(
+        "official D-FINE release: RGB pixels 0-1, image stretched",
+        _RGB_1,
+        _STRETCHED,
+        decode_rule={"transposed_positions": True, "activation": "relu"},
+    ),
+    "deim": Format(
+        "DEIM, which is D-FINE with SiLU in its decoder: RGB pixels 0-1, image stretched",
+        _RGB_1,
+        _STRETCHED,
+        decode_rule={"transposed_positions": True, "activation": "silu"},
+    ),
     "torchvision": Format(
         "torchvision backbone: RGB pixels with ImageNet's mean and deviation",
         _RGB_IMAGENET,
@@ -62,6 +78,7 @@ FORMATS = {
 FITTING = {
     "yolox": ("yolox", "yolox_rgb", "flat_yolox"),
     "yolov4": ("flat_yolov4", "darknet"),
+    "dfine": ("dfine", "deim"),
     "torchvision": ("torchvision",),
 }
 
@@ -85,6 +102,9 @@ def recognise(state):
         classes = _kernel(state, "head.cls_preds.0.weight")
         count = None if classes is None else len(classes)
         return Recognised("yolox", f"yolox_{_YOLOX_SIZES[len(stem)]}", "stem.conv.conv.weight" in state, count)
+    projection, classes = _kernel(state, "encoder.input_proj.0.conv.weight"), state.get("decoder.enc_score_head.weight")
+    if projection is not None and classes is not None and tuple(projection.shape[:2]) in _DFINE_SIZES:
+        return Recognised("dfine", f"dfine_{_DFINE_SIZES[tuple(projection.shape[:2])]}", False, len(classes))
     for model_name, key, head in (
         ("yolov4", "stages.0.downsample_conv.conv.weight", "yolo_head3.1.weight"),
         ("yolov4_tiny", "resblock_body1.conv1.conv.weight", "yolo_headP5.1.weight"),
@@ -103,11 +123,11 @@ def _kernel(state, *keys):
     return next((state[key] for key in keys if key in state and state[key].ndim == 4), None)
 
 
-def choose_format(recognised, wrapper, weights_format, path):
+def choose_format(recognised, wrapper, weights_format, path, state=()):
     """The key of FORMATS that a file's weights follow.
 
-    wrapper: the key under which the file held its state dict, '' for none. weights_format: the constant, '' to
-    recognise. Raises ValueError where the constant names no format of this network.
+    state: its tensors by key. wrapper: the key under which the file held its state dict, '' for none. weights_format:
+    the constant, '' to recognise. Raises ValueError where the constant names no format of this network.
     """
     fitting = FITTING[recognised.family]
     if weights_format:
@@ -119,4 +139,7 @@ def choose_format(recognised, wrapper, weights_format, path):
         return weights_format
     if recognised.family == "yolox" and wrapper != "model":
         return "flat_yolox"
+    # The authors freeze BatchNorm in the backbone of l and x, which then counts no batches; DEIM does not.
+    if recognised.model_name in ("dfine_l", "dfine_x") and "backbone.stem.stem1.bn.num_batches_tracked" in state:
+        return "deim"
     return fitting[0]

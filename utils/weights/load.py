@@ -41,7 +41,8 @@ def load_matching(model, weights, class_names, allow_partial_backbone=False):
     taken, by_class, missing = {}, {}, {}
     for key, value in own.items():
         if key in rows and key in state and (pairs is not None or state[key].shape != value.shape):
-            carried = carry_rows(value, state[key], *rows[key], pairs or [], old_count)
+            groups, before, *behind = rows[key]
+            carried = carry_rows(value, state[key], groups, before, pairs or [], old_count, *behind)
             if carried is not None:
                 taken[key], by_class[key] = carried, len(pairs or [])
                 continue
@@ -85,19 +86,20 @@ def _shared_classes(old_names, new_names):
     return [(list(old_names).index(name), new) for new, name in enumerate(new_names) if name in old_names]
 
 
-def carry_rows(fresh, stored, groups, offset, pairs, old_classes=None):
+def carry_rows(fresh, stored, groups, offset, pairs, old_classes=None, behind=0):
     """Rows of known classes into a fresh tensor of class predictions.
 
-    fresh (groups * (offset + new classes), ...), stored (groups * (offset + old classes), ...): each group has `offset`
-    rows that go over as they are. pairs: as from _shared_classes. old_classes: None where they are not known. Returns
-    a tensor like fresh, None where the shapes allow it not.
+    fresh (groups * (offset + new classes + behind), ...), stored alike with the old classes: each group has `offset`
+    rows before those of the classes, which go over as they are, and so many behind them, which stay. pairs: as from
+    _shared_classes. old_classes: None where they are not known. Returns a tensor like fresh, None where the shapes
+    allow it not.
     """
     if stored.shape[1:] != fresh.shape[1:] or len(stored) % groups:
         return None
     # Another number of anchors may divide the rows by chance, and mean something else.
-    if old_classes is not None and len(stored) != groups * (offset + old_classes):
+    if old_classes is not None and len(stored) != groups * (offset + old_classes + behind):
         return None
-    if pairs and max(old for old, _ in pairs) >= len(stored) // groups - offset:
+    if pairs and max(old for old, _ in pairs) >= len(stored) // groups - offset - behind:
         return None
     rows, old_rows = fresh.clone().unflatten(0, (groups, -1)), stored.to(fresh).unflatten(0, (groups, -1))
     rows[:, :offset] = old_rows[:, :offset]

@@ -120,9 +120,9 @@ def _from_content(path, content, weights_format):
         shown = ", ".join(list(state)[:3])
         raise UserError(
             f"{path} holds {len(state)} tensors of a network that is not known here (the first: {shown}); expected "
-            "weights of YOLOX, YOLOv4 or YOLOv4-tiny, or a backbone of torchvision."
+            "weights of YOLOX, YOLOv4, YOLOv4-tiny or D-FINE, or a backbone of torchvision."
         )
-    name = choose_format(recognised, wrapper, weights_format, path)
+    name = choose_format(recognised, wrapper, weights_format, path, state)
     metadata = foreign_metadata(name, recognised.model_name, recognised.num_classes)
     source, others = FORMATS[name].words, [other for other in FITTING[recognised.family] if other != name]
     if others and not weights_format:
@@ -156,6 +156,10 @@ def unwrap(content, depth=3):
     """
     if not isinstance(content, dict) or not depth:
         return {}, ""
+    # Checkpoints of D-FINE have the average of the weights, which is what is evaluated, beside the last ones.
+    averaged = content.get("ema")
+    if isinstance(averaged, dict) and "module" in averaged and "model" in content:
+        content = averaged
     for wrapper in WRAPPERS:
         state, _ = unwrap(content.get(wrapper), depth - 1)
         if state:
@@ -180,6 +184,8 @@ def foreign_metadata(format_name, model_name, num_classes):
     if rules.scale_x_y:
         maps = 2 if model_name == "yolov4_tiny" else 3
         metadata["decode_rule"] = {"scale_x_y": [rules.scale_x_y] * maps}
+    if rules.decode_rule:
+        metadata["decode_rule"] = dict(rules.decode_rule)
     if num_classes:
         metadata["num_classes"] = num_classes
     if num_classes == COCO_CLASSES:
