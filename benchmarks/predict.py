@@ -27,12 +27,12 @@ from nets.base import Decoded
 from utils.config.cli import read_constants, run_script
 from utils.config.rules import check_values
 from utils.export import verify as export
-from utils.export.onnx import write_onnx
+from utils.export.onnx import head_outputs, write_onnx
 from utils.image.opencv import cv2
 from utils.inference.base import BaseDetector, NMSOptions
 from utils.inference.detector import Detector
 from utils.inference.onnx import OnnxDetector, packages
-from utils.inference.postprocess import nms, to_image
+from utils.inference.postprocess import select, to_image
 from utils.modes.speed import STAGES, stage_times
 from utils.weights.metadata import make_metadata
 from utils.weights.save import save_weights
@@ -63,6 +63,7 @@ class OpenCVDetector(BaseDetector):
     def __init__(self, onnx_path, like):
         self.net = cv2.dnn.readNetFromONNX(str(onnx_path))
         self.class_names, self.input_shape, self.resize_rule = like.class_names, like.input_shape, like.resize_rule
+        self.network = like.model
 
     def forward(self, batch):
         self.net.setInput(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)), "images")
@@ -70,7 +71,7 @@ class OpenCVDetector(BaseDetector):
 
     def postprocess(self, output, placements, sizes_hw, options):
         boxes_xyxy, scores = map(torch.from_numpy, output)
-        results = nms(Decoded(boxes_xyxy, torch.logit(scores)), options)
+        results = select(self.network, Decoded(boxes_xyxy, torch.logit(scores)), options)
         return [to_image(*item) for item in zip(results, placements, sizes_hw, strict=True)]
 
     def synchronize(self):
@@ -89,8 +90,11 @@ def open_ways(name, folder, images_rgb, settings):
     makers = {
         "PyTorch, compiled": lambda: compiled(plain),
         "ONNX Runtime": lambda: OnnxDetector(Path(folder) / "nms.onnx", settings.cpu_threads),
-        "OpenCV DNN": lambda: OpenCVDetector(Path(folder) / "cells.onnx", plain),
     }
+    if plain.model.has_nms:
+        makers["OpenCV DNN"] = lambda: OpenCVDetector(Path(folder) / "cells.onnx", plain)
+    else:
+        print(f"OpenCV {cv2.__version__} ends in a segmentation fault where it reads {name}, and is left out")
     for way, make in makers.items():
         try:
             detector = make()
@@ -106,8 +110,9 @@ def random_weights(name, folder, shape):
     """The path of a weight file of this network with 80 classes, as it is before a training."""
     model = nets.build_model(name, 80)
     path = Path(folder) / f"{name}.pth"
-    rule = {"mode": "topleft", "pad": 114}
-    save_weights(path, model, make_metadata(model, [f"class {number}" for number in range(80)], shape, rule))
+    save_weights(
+        path, model, make_metadata(model, [f"class {number}" for number in range(80)], shape, model.resize_rule)
+    )
     return path
 
 
@@ -115,7 +120,7 @@ def random_weights(name, folder, shape):
 def nth_score(detector, images_rgb, count):
     """The score that this many cells of a picture reach, in the mean over pictures."""
     decoded = detector.model.decode(detector.forward(detector.preprocess(images_rgb)[0]))
-    scores = decoded.objectness.sigmoid() * decoded.class_logits.amax(-1).sigmoid()
+    scores = head_outputs(decoded, has_nms=True)[1]
     return float(scores.flatten().topk(count * len(images_rgb)).values[-1])
 
 

@@ -200,6 +200,9 @@ class DFINEDecoder(nn.Module):
             content = torch.cat((self.denoising_class_embed(classes).to(content.dtype), content), dim=1)
             reference_logits = torch.cat((box_logits, reference_logits), dim=1)
             hidden_from = hidden_queries(groups[0], chosen[2].shape[1])
+        elif self.training:
+            # Distributed training waits for a gradient of every parameter, also where a batch has no box.
+            content = content + 0 * self.denoising_class_embed.weight.sum()
         values = [level.float().unflatten(1, (HEADS, -1)).flatten(0, 1) for level in maps]
         refined = self.refine(content, reference_logits.float().sigmoid(), values, hidden_from)
         # Sizes stay symbols here, so that an exported file takes batches and inputs of any size.

@@ -54,7 +54,6 @@ class DFINELoss(Criterion):
             )
         decoder = model.decoder
         self.num_classes, self.reg_scale = decoder.num_classes, float(decoder.reg_scale)
-        self.stride = model.strides[-1]
         self.register_buffer("values", bin_values(decoder.up.float(), decoder.reg_scale.float()), persistent=False)
 
     def extra_inputs(self, targets, images):
@@ -73,8 +72,8 @@ class DFINELoss(Criterion):
         plain = {name: value for name, value in weighted.items() if "_dn" not in name}
         for part, kinds in PARTS.items():
             losses[part] = sum(value for name, value in plain.items() if name.split("_")[0] in kinds)
-        if len(plain) < len(weighted):
-            losses["dn"] = losses["loss"] - sum(plain.values())
+        # Also where a batch has no box, so that all steps have the same parts.
+        losses["dn"] = losses["loss"] - sum(plain.values())
         # Each term divides by the number of boxes: so must the sum over several batches.
         count = torch.stack([truth.number, torch.ones_like(truth.number)]).float()
         return losses | {"count": count}
@@ -100,7 +99,8 @@ class DFINELoss(Criterion):
         pairs = denoising_pairs(truth.classes)
         layers = layers_of(raw, noisy)
         bins, terms = self.target_bins(raw.references[:, noisy], truth, pairs), {}
-        truth = truth._replace(number=truth.number * (len(pairs.images) // max(len(truth_pairs(truth)), 1)))
+        groups = len(pairs.images) // max(int((truth.classes >= 0).sum()), 1)
+        truth = truth._replace(number=truth.number * groups)
         for number, layer in enumerate(layers):
             name = f"_dn_{number}"
             terms |= self.layer_terms(name, layer, layers[-1], truth, pairs, pairs, bins, shares)
@@ -148,10 +148,6 @@ def truth_of(targets, size):
     corners_xyxy = targets[..., :4].gather(1, order[..., None].expand(-1, -1, 4)).float() / size[:, None]
     centre, sides = (corners_xyxy[..., :2] + corners_xyxy[..., 2:]) / 2, corners_xyxy[..., 2:] - corners_xyxy[..., :2]
     return Truth(classes, torch.cat((centre, sides), dim=-1), (classes >= 0).sum().clamp(min=1))
-
-
-def truth_pairs(truth):
-    return (truth.classes >= 0).nonzero()
 
 
 def varifocal_loss(logits, boxes, truth, pairs):

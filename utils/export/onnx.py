@@ -1,6 +1,7 @@
 """Write a trained detector as .onnx: pixels in, boxes out, and in its metadata how it must be used."""
 
 import json
+import logging
 
 import torch
 from torch import nn
@@ -11,6 +12,8 @@ from utils.inference.postprocess import PRE_NMS_TOPK
 from utils.io.errors import UserError
 from utils.weights.metadata import make_metadata
 
+# It names every operator whose result it does not compute beforehand.
+logging.getLogger("onnxscript").setLevel(logging.ERROR)
 # The third runs what the other two write: its lack is said before an export, too.
 onnx, *_ = packages("onnx", "onnxscript", "onnxruntime")
 # Below 18 torch's exporter has no operators, above 23 ONNX Runtime's newest release is behind.
