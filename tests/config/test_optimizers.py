@@ -19,7 +19,7 @@ def filled(**changes):
         ("adamw", "yolox_s", (4e-3, 0.9, 0.05)),
         ("adam", "yolov4", (2e-3, 0.9, 0.0)),
         ("sgd", "yolox_s", (1e-2, 0.937, 5e-4)),
-        ("adamw", "dfine_n", (2e-3, 0.9, 0.05)),
+        ("adamw", "dfine_n", (4e-3, 0.9, 0.05)),
         ("sgd", "dfine_n", (1e-2, 0.937, 5e-4)),
     ],
 )

@@ -34,11 +34,11 @@ MEASURED_WIDTH = 0.25
 # D-FINE: factor of the adams' rate, and of that the backbone's. Source: Peterande/D-FINE, configs/dfine/custom, for the
 # ratios; the rate of n was measured here on the drawn sample alone.
 DFINE = {
-    "dfine_n": (0.25, 0.5),
-    "dfine_s": (0.125, 0.5),
-    "dfine_m": (0.1, 0.1),
-    "dfine_l": (0.1, 0.05),
-    "dfine_x": (0.1, 0.01),
+    "dfine_n": (0.5, 0.5),
+    "dfine_s": (0.25, 0.5),
+    "dfine_m": (0.125, 0.1),
+    "dfine_l": (0.125, 0.05),
+    "dfine_x": (0.125, 0.01),
 }
 # Queries are learned with gradients cut much shorter than cells are.
 CLIP, DFINE_CLIP = 10.0, 0.1
