@@ -21,10 +21,24 @@ OPSETS = range(18, 24)
 # Where the input may have any size, torch still needs one to look at.
 EXAMPLE_HW = (320, 416)
 HEAD_OUTPUTS = ("boxes_xyxy", "scores", "class_ids")
+# How both end: a row for each candidate that is kept.
+_ROWS = """
+    kept_boxes = GatherND (best_boxes, kept)
+    kept_scores = GatherND (best_scores, kept)
+    kept_classes = GatherND (best_classes, kept)
+    image_numbers = Slice (kept, axis_0, axis_1, axis_1)
+    images_as_float = Cast <to = 1> (image_numbers)
+    scores_as_column = Unsqueeze (kept_scores, axis_1)
+    classes_as_float = Cast <to = 1> (kept_classes)
+    classes_as_column = Unsqueeze (classes_as_float, axis_1)
+    detections = Concat <axis = 1> (images_as_float, kept_boxes, scores_as_column, classes_as_column)
+}}
+"""
 # What utils.inference.postprocess.nms does, in standard operators and the textual syntax of ONNX. B images, N places, K
 # candidates, C classes. Candidates are in the order of their scores, so that a place among them is a rank.
 # What stays is marked in floats, because TensorRT's CumSum and NonZero know nothing else.
-SUPPRESSION = """
+SUPPRESSION = (
+    """
 <ir_version: {ir_version}, opset_import: ["" : {opset}]>
 suppression (float[batch, cells, 4] boxes_xyxy, float[batch, cells] scores, int64[batch, cells] class_ids,
              float[classes] confidence, float[1] nms_iou, int64[1] max_boxes) => (float[found, 7] detections)
@@ -65,21 +79,14 @@ suppression (float[batch, cells, 4] boxes_xyxy, float[batch, cells] scores, int6
     kept_columns = NonZero (stays_within)
     kept = Transpose <perm = [1, 0]> (kept_columns)
 
-    kept_boxes = GatherND (best_boxes, kept)
-    kept_scores = GatherND (best_scores, kept)
-    kept_classes = GatherND (best_classes, kept)
-    image_numbers = Slice (kept, axis_0, axis_1, axis_1)
-    images_as_float = Cast <to = 1> (image_numbers)
-    scores_as_column = Unsqueeze (kept_scores, axis_1)
-    classes_as_float = Cast <to = 1> (kept_classes)
-    classes_as_column = Unsqueeze (classes_as_float, axis_1)
-    detections = Concat <axis = 1> (images_as_float, kept_boxes, scores_as_column, classes_as_column)
-}}
 """
+    + _ROWS
+)
 
 
 # What utils.inference.postprocess.top_scores does, in the same way. N queries, K of the N * C scores.
-SELECTION = """
+SELECTION = (
+    """
 <ir_version: {ir_version}, opset_import: ["" : {opset}]>
 selection (float[batch, queries, 4] boxes_xyxy, float[batch, queries, classes] scores,
            float[classes] confidence, float[1] nms_iou, int64[1] max_boxes) => (float[found, 7] detections)
@@ -101,17 +108,9 @@ selection (float[batch, queries, 4] boxes_xyxy, float[batch, queries, classes] s
     kept_columns = NonZero (stays)
     kept = Transpose <perm = [1, 0]> (kept_columns)
 
-    kept_boxes = GatherND (best_boxes, kept)
-    kept_scores = GatherND (best_scores, kept)
-    kept_classes = GatherND (best_classes, kept)
-    image_numbers = Slice (kept, axis_0, axis_1, axis_1)
-    images_as_float = Cast <to = 1> (image_numbers)
-    scores_as_column = Unsqueeze (kept_scores, axis_1)
-    classes_as_float = Cast <to = 1> (kept_classes)
-    classes_as_column = Unsqueeze (classes_as_float, axis_1)
-    detections = Concat <axis = 1> (images_as_float, kept_boxes, scores_as_column, classes_as_column)
-}}
 """
+    + _ROWS
+)
 
 
 class Exported(nn.Module):
