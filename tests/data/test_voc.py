@@ -97,6 +97,8 @@ ENTITIES = (
         ("<annotation><object>", "not valid XML"),
         (ENTITIES, "a DTD or entities"),
         (ENTITIES.encode("utf-16"), "a DTD or entities"),
+        (ENTITIES.encode("utf-16-le"), "it holds zero bytes"),
+        (ENTITIES.encode("utf-16-be"), "it holds zero bytes"),
         ("<annotation>" + " " * 5 * 1024 * 1024 + "</annotation>", "larger than 5 MB"),
         ("<annotation><object><name>cat</name></object></annotation>", "no bndbox"),
         (f"<annotation>{box_xml('cat', (1, 2, 'x', 4))}</annotation>", "no bndbox with four numbers"),

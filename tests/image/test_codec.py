@@ -290,3 +290,14 @@ def test_bits_of_a_tiff(tmp_path, dtype, bits):
             image_size_hw(path)
         with pytest.raises(ValueError, match="cannot be decoded"):
             read_image(path)
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".png"])
+def test_16_bit_colour_keeps_its_channels(tmp_path, suffix):
+    """Prevents red and blue from being exchanged, and memory that nobody wrote from being taken for an image."""
+    path, values = str(tmp_path / f"image{suffix}"), np.zeros((64, 64, 3), np.uint16)
+    values[:, :32], values[:, 32:] = (0, 10000, 40000), (40000, 10000, 0)  # BGR
+    assert cv2.imwrite(path, values)
+    for _ in range(3):
+        image = read_image(path)
+        assert (image[5, 5].tolist(), image[5, 60].tolist()) == ([255, 64, 0], [0, 64, 255])

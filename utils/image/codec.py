@@ -145,6 +145,10 @@ def read_image_with_gaps(path: str, reduction: int = 1) -> tuple[np.ndarray, boo
 def _decode(encoded: np.ndarray, flag: int) -> np.ndarray | None:
     try:
         image_rgb = cv2.imdecode(encoded, flag)
+        if image_rgb is not None and image_rgb.dtype != np.uint8:
+            # With the flag for RGB, OpenCV 5.0 leaves the memory of a 16-bit colour TIFF as it was.
+            image_bgr = cv2.imdecode(encoded, cv2.IMREAD_COLOR_BGR | cv2.IMREAD_ANYDEPTH)
+            image_rgb = np.ascontiguousarray(image_bgr[..., ::-1])
     except cv2.error:
         return None
     if image_rgb is None or image_rgb.dtype == np.uint8:

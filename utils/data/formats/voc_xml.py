@@ -94,6 +94,8 @@ def _parsed(content: bytes) -> ElementTree.Element:
     text = decode_text(content, _stated_encoding(content))
     if text is None:
         raise UserError(f"not valid XML (its encoding is not what its first line states){SAVE_AS_UTF8}")
+    if "\0" in text:  # UTF-16 without its mark, which the parser would read behind this function's back
+        raise UserError(f"not valid XML (it holds zero bytes){SAVE_AS_UTF8}")
     text = DECLARATION.sub("", text, count=1)
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise UserError("holds a DTD or entities, which are refused")
