@@ -1,5 +1,6 @@
 """The names of classes that lie with a data set: classes.txt, obj.names and the like, or the data.yaml."""
 
+import reprlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -17,10 +18,12 @@ YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml")
 
 
 class ClassNames(NamedTuple):
-    """Names of classes 0, 1, 2, ..., and the file that gives them."""
+    """Names of classes 0, 1, 2, ..., and the file that gives them. keypoints: how many numbers of key points follow
+    each box, where the file says so."""
 
     names: list[str]
     path: str
+    keypoints: int | None = None
 
     def __str__(self) -> str:
         return f"{self.path} names {len(self.names)}"
@@ -30,7 +33,8 @@ def names_near(label_folders: Iterable[str], named: str) -> ClassNames | None:
     """The names for labels: of the nearest file of names, from their folder upwards, then from the folder that was
     named. Raises ValueError where a data.yaml contradicts a file nearer by, or two folders of labels have other names.
     """
-    found = [known for folder in label_folders if (known := _nearest(folder, named))]
+    files = {}
+    found = [known for folder in label_folders if (known := _nearest(folder, named, files))]
     for known in found[1:]:
         if known.names != found[0].names:
             raise _contradiction(found[0], known)
@@ -53,7 +57,7 @@ def names_of_file(path: str) -> ClassNames | None:
     """The names that a file gives, None where it gives none. Raises ValueError where it names a class twice."""
     if Path(path).name in YAML_FILES:
         content = load_yaml(path)
-        return ClassNames(names_of_yaml(path, content), path) if "names" in content else None
+        return names_of_description(path, content) if "names" in content else None
     names = list(filter(None, map(one_line, read_lines(path))))
     if repeated := repeated_names(names):
         raise UserError(
@@ -63,12 +67,29 @@ def names_of_file(path: str) -> ClassNames | None:
     return ClassNames(names, path) if names else None
 
 
-def _nearest(label_folder: str, named: str) -> ClassNames | None:
+def names_of_description(path: str, content: dict) -> ClassNames:
+    """The names that a data.yaml gives, and how many numbers of key points by its key kpt_shape: [points, numbers for
+    each]. content: of the file. Raises ValueError for what is neither."""
+    names, shape = names_of_yaml(path, content), content.get("kpt_shape")
+    if shape is None:
+        return ClassNames(names, path)
+    if not isinstance(shape, list) or len(shape) != 2 or not all(str(number).isdecimal() for number in shape):
+        raise UserError(
+            f"{path} has kpt_shape: {reprlib.repr(shape)}; expected [number of points, 2 or 3]: correct it, or export "
+            "the data set for detection (boxes)."
+        )
+    return ClassNames(names, path, int(shape[0]) * int(shape[1]))
+
+
+def _nearest(label_folder: str, named: str, files: dict) -> ClassNames | None:
+    """files: {path: what names_of_file gave} of those that were read."""
     starts = [Path(start).absolute() for start in (label_folder, named)]
     folders = [folder for start in starts for folder in (start, *start.parents[:FOLDERS_ABOVE])]
     nearest = None
     for file in (folder / name for folder in folders for name in (*TEXT_FILES, *YAML_FILES)):
-        known = names_of_file(str(file)) if file.is_file() else None
+        if file not in files:
+            files[file] = names_of_file(str(file)) if file.is_file() else None
+        known = files[file]
         if known and file.name in YAML_FILES:
             if nearest and nearest.names != known.names:
                 raise _contradiction(nearest, known)

@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from utils.data.formats.base import RawAnnotations, RawAnnotationsBuilder
-from utils.data.formats.class_files import ClassNames, check_names, names_near, names_of_file
+from utils.data.formats.class_files import ClassNames, check_names, names_near, names_of_description, names_of_file
 from utils.data.formats.label_files import LabelFiles
 from utils.data.formats.labelme import add_labelme_image
 from utils.data.formats.list_file import LIST_LINE
 from utils.data.formats.voc import add_voc_image
 from utils.data.formats.yolo_rows import RowReader
-from utils.io.class_names import names_of_yaml
 from utils.io.errors import MissingFileError, UserError
 from utils.io.files import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, files_below, read_bytes, read_lines
 from utils.io.lookup import find_image, find_spelled, is_as_written, lying_near, tails, words_on_near
@@ -40,8 +39,7 @@ def read_yolo_yaml(annotation_path: str, split: str) -> RawAnnotations:
     leads to no images, or none of them has a label file.
     """
     content = load_yaml(annotation_path)
-    known = ClassNames(names_of_yaml(annotation_path, content), annotation_path)
-    keypoints = _keypoints(annotation_path, content)
+    known = names_of_description(annotation_path, content)
     places = content.get(split) or []
     places = [places] if isinstance(places, str) else places
     if not isinstance(places, list) or not places or not all(isinstance(place, str) for place in places):
@@ -52,7 +50,7 @@ def read_yolo_yaml(annotation_path: str, split: str) -> RawAnnotations:
     builder = RawAnnotationsBuilder(annotation_path)
     root = str(content.get("path") or "")
     paths = _images_of_places(builder, places, root)
-    return _read_yolo(builder, paths, known, keypoints)
+    return _read_yolo(builder, paths, known)
 
 
 def read_darknet_data(annotation_path: str, split: str) -> RawAnnotations:
@@ -128,12 +126,10 @@ def _label_folders(paths: Sequence[str]) -> list[str]:
     return [labels.folders_of(folder)[0] for folder in dict.fromkeys(map(os.path.dirname, paths))]
 
 
-def _read_yolo(
-    builder: RawAnnotationsBuilder, paths: Sequence[str], known: ClassNames | None, keypoints: int | None = None
-) -> RawAnnotations:
+def _read_yolo(builder: RawAnnotationsBuilder, paths: Sequence[str], known: ClassNames | None) -> RawAnnotations:
     if known:
         check_names(known, _label_folders(paths))
-    rows = RowReader(builder, known, keypoints)
+    rows = RowReader(builder, known, known.keypoints if known else None)
     for path, label_path in _labelled(builder, paths, LabelFiles(".txt")):
         builder.add_image(path)
         try:
@@ -186,19 +182,6 @@ def _instead(path: str, expected: str) -> str:
     folder = os.path.dirname(path) or "."
     near += [name for name in sorted(os.listdir(folder)) if name.lower().endswith(ANNOTATION_SUFFIXES)]
     return f", and there is {shorten_list(near, 2)}" if near else ""
-
-
-def _keypoints(annotation_path: str, content: dict) -> int | None:
-    """How many numbers of key points follow each box, by the key kpt_shape: [points, numbers for each]."""
-    shape = content.get("kpt_shape")
-    if shape is None:
-        return None
-    if not isinstance(shape, list) or len(shape) != 2 or not all(str(number).isdecimal() for number in shape):
-        raise UserError(
-            f"{annotation_path} has kpt_shape: {reprlib.repr(shape)}; expected [number of points, 2 or 3], or correct "
-            "it, or export the data set for detection (boxes)."
-        )
-    return int(shape[0]) * int(shape[1])
 
 
 def _images_of_places(builder: RawAnnotationsBuilder, places: Sequence[str], root: str) -> list[str]:

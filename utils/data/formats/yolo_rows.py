@@ -23,6 +23,8 @@ _SIXTH = "; leave out the sixth number, such as a confidence or a track"
 BORDER, SLACK = 0.02, 0.1
 # A reading that holds for so many of the lines is theirs; one that holds for fewer than the second is not.
 SURE, UNSURE = 0.9, 0.6
+# Numbers of triangles and turned boxes. From so many lines on, other outlines have not all one length.
+COMMON_OUTLINES, LEAST_ROWS = {6, 8}, 4
 _AMBIGUOUS = (
     "is it an outline, or a box `cx cy w h` with more numbers behind it? Name kpt_shape in the data.yaml, or export "
     "the data set for detection (boxes)"
@@ -39,8 +41,12 @@ class LongRow(NamedTuple):
     outline_xyxy: tuple
     box_xyxy: tuple
     has_box_first: bool  # the first four numbers are a box inside the image that holds the rest
+    is_inside: bool  # that box ends inside the image
     is_around: bool  # that box is just what the outline of the rest takes
-    has_near_points: bool  # as an outline, its first two points lie near the others
+    is_track: bool  # a confidence and the number of a track follow
+    is_outline: bool  # all numbers are places, the first two near the others
+    is_parallelogram: bool  # four corners of a turned box
+    is_wide: bool  # the rest takes half of that box in both directions
     can_be_outline: bool
     count: int
 
@@ -51,7 +57,7 @@ class RowReader:
 
     def __init__(self, builder: RawAnnotationsBuilder, known: ClassNames | None, keypoints: int | None = None):
         self.builder, self.known, self.keypoints = builder, known, keypoints
-        self.long_rows = []  # (place in the builder's boxes, LongRow)
+        self.long_rows, self.plain_rows = [], 0  # (place in the builder's boxes, LongRow)
 
     def add(self, line: str, place: str) -> None:
         """Add the box of a line to the image that was added last, or report what is wrong with it."""
@@ -75,7 +81,9 @@ class RowReader:
             self.report(place, line, expected, "class_beyond_names")
             return
         else:
-            if count > 4:
+            if count == 4:
+                self.plain_rows += 1
+            else:
                 self.long_rows.append((len(self.builder.classes), self.long_row(shares, place, line)))
             self.builder.add_box(_as_box(shares), int(class_index))
             return
@@ -84,18 +92,22 @@ class RowReader:
     def long_row(self, shares: list[float], place: str, line: str) -> LongRow:
         box_xyxy, rest = _as_box(shares), shares[4:]
         points = list(zip(rest[0::3], rest[1::3], strict=True)) if _has_keypoints(shares) else _pairs(rest)
-        holds = _is_track(rest) or _holds(box_xyxy, points)
+        corners, rest_xyxy = _pairs(shares), _around(points)
         can_be_outline = len(shares) % 2 == 0 and _are_shares(shares)
-        outline_xyxy, rest_xyxy = _around(_pairs(shares)), _around(points)
+        is_inside, is_track = _is_inside_image(box_xyxy), _is_track(rest)
         return LongRow(
             place,
             self.builder.paths[-1],
-            reprlib.repr(line.strip()),
-            outline_xyxy,
+            f"{reprlib.repr(line.strip())} ({len(shares) + 1} numbers)",
+            _around(corners),
             box_xyxy,
-            _is_inside_image(box_xyxy) and holds,
-            bool(np.allclose(box_xyxy, rest_xyxy, atol=BORDER)),
-            can_be_outline and _is_near(_pairs(shares)[:2], rest_xyxy),
+            is_inside and (is_track or _holds(box_xyxy, points)),
+            is_inside,
+            max(abs(first - second) for first, second in zip(box_xyxy, rest_xyxy, strict=True)) <= BORDER,
+            is_track,
+            can_be_outline and _is_near(corners),
+            len(corners) == 4 and _is_parallelogram(corners),
+            _is_wide(rest_xyxy, box_xyxy),
             can_be_outline,
             len(shares),
         )
@@ -103,7 +115,7 @@ class RowReader:
     def finish(self) -> None:
         """Decide what the long lines are, all alike, and set their boxes; where that stays open, report them."""
         rows = [row for _, row in self.long_rows]
-        reading = _reading(rows)
+        reading = _reading(rows, self.plain_rows > 0)
         for at, row in self.long_rows:
             box_xyxy = row.outline_xyxy if reading == "outline" else row.box_xyxy
             self.builder.boxes_xyxy[4 * at : 4 * at + 4] = type(self.builder.boxes_xyxy)("d", box_xyxy)
@@ -118,21 +130,31 @@ class RowReader:
         self.builder.report(kind, self.builder.paths[-1], f"{place}: {reprlib.repr(line.strip())}; {expected}")
 
 
-def _reading(rows: list[LongRow]) -> str | None:
+def _reading(rows: list[LongRow], has_plain: bool) -> str | None:
     """What lines of more than five numbers are: "box", with more behind it, "outline", or None where both are likely.
 
-    An outline's first numbers happen to be a box that holds the rest where objects are small and lie near the middle.
+    has_plain: lines of five numbers are there, too. The first two points of an outline always lie near the others,
+    while the size of a box is no place. Where it looks like one, because all objects are large and in the middle, and
+    the box of the first numbers holds the rest, as with small outlines in the middle, more has to speak for a box.
     """
     if not rows:
         return "outline"
-    boxes = np.mean([row.has_box_first for row in rows])
-    outlines = np.mean([row.has_near_points for row in rows])
-    around = np.mean([row.is_around for row in rows])
-    if boxes >= SURE and (outlines < SURE or around >= SURE):
+
+    def is_usual(flag):
+        return np.mean([getattr(row, flag) for row in rows]) >= SURE
+
+    if is_usual("is_track") or is_usual("is_around"):
         return "box"
-    if boxes >= SURE and len({row.count for row in rows}) == 1:
-        return None
-    return None if UNSURE < boxes < SURE and outlines < SURE else "outline"
+    if np.mean([row.is_outline for row in rows]) < UNSURE:
+        return "box" if is_usual("is_inside") else None
+    if not is_usual("is_outline"):
+        return "box" if is_usual("has_box_first") else None
+    lengths = {row.count for row in rows}
+    # Points of a skeleton are as many for each box, and no box lacks them.
+    if not is_usual("has_box_first") or has_plain or len(lengths) > 1 or is_usual("is_parallelogram"):
+        return "outline"
+    is_skeleton = len(rows) >= LEAST_ROWS and lengths.isdisjoint(COMMON_OUTLINES)
+    return "box" if is_skeleton or np.median([row.is_wide for row in rows]) == 1 else None
 
 
 def _are_shares(values: list[float]) -> bool:
@@ -182,8 +204,24 @@ def _holds(box_xyxy: tuple, points: list[tuple[float, float]]) -> bool:
     return all(x1 - aside <= x <= x2 + aside and y1 - above <= y <= y2 + above for x, y in seen)
 
 
-def _is_near(points: list[tuple[float, float]], around_xyxy: tuple) -> bool:
-    """Whether points lie no further from a box than it is large."""
-    x1, y1, x2, y2 = around_xyxy
-    side = max(x2 - x1, y2 - y1)
-    return all(x1 - side <= x <= x2 + side and y1 - side <= y <= y2 + side for x, y in points)
+def _is_near(corners: list[tuple[float, float]]) -> bool:
+    """Whether the second corner of an outline lies no further from the others than they take.
+
+    Thrice that of a triangle, whose two other corners may be close together.
+    """
+    (x, y), others = corners[1], [corners[0], *corners[2:]]
+    x1, y1, x2, y2 = _around(others)
+    side = max(x2 - x1, y2 - y1) * (3 if len(corners) == 3 else 1)
+    return x1 - side <= x <= x2 + side and y1 - side <= y <= y2 + side
+
+
+def _is_parallelogram(corners: list[tuple[float, float]]) -> bool:
+    x1, y1, x2, y2 = _around(corners)
+    slack = 2 * SLACK * max(x2 - x1, y2 - y1)
+    first, second, third, fourth = corners
+    return all(abs(first[axis] + third[axis] - second[axis] - fourth[axis]) <= slack for axis in (0, 1))
+
+
+def _is_wide(rest_xyxy: tuple, box_xyxy: tuple) -> bool:
+    """Whether points take half of a box or more in both directions; outlines that are taken for boxes take a fifth."""
+    return all(rest_xyxy[axis + 2] - rest_xyxy[axis] >= (box_xyxy[axis + 2] - box_xyxy[axis]) / 2 for axis in (0, 1))
