@@ -56,6 +56,70 @@ def test_a_twin_folder_does_not_hide_labels_beside_the_images(tmp_path):
     assert read_raw_annotations(str(tmp_path / "images")).classes.tolist() == [0]
 
 
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("images/cam1/img/1.jpg", "labels/cam1/img/1.txt"),
+        ("images/cam1/img/1.jpg", "images/cam1/labels/1.txt"),
+        ("images/cam1/img/1.jpg", "images/cam1/img/1.txt"),
+    ],
+)
+def test_folders_of_images_in_folders_of_images(tmp_path, image, label):
+    """Prevents labels from being lost because a folder of one camera is called img, too; others lie in labels/."""
+    add_image(tmp_path / image)
+    add_text(tmp_path / label)
+    add_text(tmp_path / "labels/1.txt", "1 0.5 0.5 0.2 0.2")
+    raw = read_raw_annotations(str(tmp_path / "images"))
+    assert (raw.classes.tolist(), raw.findings) == ([0], [])
+
+
+@pytest.mark.parametrize("other", ["labels/2.txt", "annotations/train/2.txt", "images/train/2.txt"])
+def test_background_gets_no_labels_of_others(tmp_path, other):
+    """Prevents an image of background from learning the boxes of another one, or old ones, from a second place."""
+    folder = make_yolo(tmp_path, {"1": LINE, "2": None}, "images/train")
+    add_text(tmp_path / other)
+    raw = read_raw_annotations(folder)
+    kind = "no_label_file" if other.startswith("labels") else "label_elsewhere"
+    assert (raw.classes.tolist(), [finding.kind for finding in raw.findings]) == ([0], [kind])
+
+
+@pytest.mark.parametrize(
+    ("owner", "other", "label"),
+    [("a%20b", "a b", "a%20b.txt"), ("A1", "a1", "A1.txt"), ("x%ff", "x%fe", "x%ff.txt"), ("a", "a.jpg", "a.txt")],
+)
+def test_a_label_file_belongs_to_the_image_of_its_name(tmp_path, owner, other, label):
+    """Prevents an image from learning the boxes of another one, whose name is spelled nearly as its own."""
+    for stem in (owner, other):
+        add_image(tmp_path / f"images/{stem}.jpg")
+    add_text(tmp_path / "labels" / label)
+    raw = read_raw_annotations(str(tmp_path / "images"))
+    labelled = [raw.paths[at] for at in raw.image_index]
+    assert (labelled, [finding.kind for finding in raw.findings]) == (
+        [str(tmp_path / f"images/{owner}.jpg")],
+        ["no_label_file"],
+    )
+
+
+@pytest.mark.parametrize(("kind", "level"), [("xml", "label_elsewhere"), ("json", "no_label_file")])
+def test_labels_of_two_formats(tmp_path, kind, level):
+    """Prevents images from becoming background without a warning, and facts about an image from being its labels."""
+    folder = make_yolo(tmp_path, {"a": LINE, "b": LINE, "c": None})
+    texts = {"xml": f"<annotation>{box_xml('dog', (1, 2, 30, 40))}</annotation>", "json": '{"taken": "2024-01-01"}'}
+    for stem in "abc" if kind == "json" else "c":
+        add_text(tmp_path / f"images/{stem}.{kind}", texts[kind])
+    raw = read_raw_annotations(folder)
+    assert (raw.classes.tolist(), [finding.kind for finding in raw.findings]) == ([0, 0], [level])
+
+
+def test_labels_of_labelme_beside_others_are_told(tmp_path):
+    """Prevents shapes that were drawn later from being left out without a warning."""
+    folder = make_yolo(tmp_path, {"a": LINE, "b": None})
+    add_text(tmp_path / "images/b.json", '{"shapes": []}')
+    (finding,) = read_raw_annotations(folder).findings
+    words = f"no {tmp_path}/labels/b.txt, but {folder}/b.json is there"
+    assert finding == ("label_elsewhere", f"{folder}/b.jpg", words)
+
+
 def test_label_files_without_an_image_are_told(tmp_path):
     """Prevents half of a data set from becoming background because an export put a hash before each name."""
     folder = make_yolo(tmp_path, dict.fromkeys("abcd", LINE))

@@ -259,6 +259,24 @@ def test_a_file_is_read_in_the_encoding_that_it_states(tmp_path, encoding):
     assert read_raw_annotations(split).names == [name]
 
 
+def test_an_image_gets_no_annotation_of_another_one(tmp_path):
+    """Prevents an image without annotation from learning the boxes of one whose name is spelled nearly as its own."""
+    split = make_voc(tmp_path, {"a%20b": [box_xml("dog", (1, 2, 30, 40))], "a b": []})
+    (tmp_path / "Annotations/a b.xml").unlink()
+    raw = read_raw_annotations(split)
+    assert (raw.paths, [finding[:2] for finding in raw.findings]) == (
+        [str(tmp_path / "JPEGImages/a%20b.jpg")],
+        [("missing_annotation", str(tmp_path / "JPEGImages/a b.jpg"))],
+    )
+
+
+def test_a_line_gets_no_image_of_another_line(tmp_path):
+    """Prevents one image from being learned twice where another is missing whose name is spelled nearly as its own."""
+    split = make_voc(tmp_path, {"a%20b": []}, ["a%20b", "a b"])
+    raw = read_raw_annotations(split)
+    assert (len(raw.paths), [finding.kind for finding in raw.findings]) == (1, ["missing_image"])
+
+
 @pytest.mark.parametrize(
     ("image", "xml", "line", "kinds"),
     [

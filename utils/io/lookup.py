@@ -1,9 +1,10 @@
 """Finding files that are there under another spelling of their name: percent-encoded, in another case, with other code
 points for the same letters (macOS writes an accent as a letter of its own), with backslashes, or from another root."""
 
+import contextlib
 import os
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import PureWindowsPath
 from urllib.parse import unquote
@@ -17,7 +18,9 @@ _LISTED_FOLDERS = 64
 
 def canonical(name: str) -> str:
     """The one spelling that all spellings of a name share: no %xx, forward slashes, composed letters, lower case."""
-    return unicodedata.normalize("NFC", unquote(name).replace("\\", "/")).casefold()
+    with contextlib.suppress(UnicodeDecodeError):  # a % that encodes nothing
+        name = unquote(name, errors="strict")
+    return unicodedata.normalize("NFC", name.replace("\\", "/")).casefold()
 
 
 class FileIndex:
@@ -45,15 +48,17 @@ class FileIndex:
                 found.setdefault(key, []).append(name)
         return found
 
-    def find(self, stem: str, ending: str = "") -> str | None:
+    def find(self, stem: str, ending: str = "", owned: Container[str] = ()) -> str | None:
         """The file of a stem: as written, then in another spelling, then in a folder below, where only one is there.
 
-        ending: of the image that it belongs to, as some programs write a.jpg.txt.
+        ending: of the image that it belongs to, as some programs write a.jpg.txt. owned: stems of files that belong to
+        others as written, and are not taken for another spelling.
         """
         name = self.exact.get(stem) or self.exact.get(stem + ending)
         if name is None and self.names:
             keys = (stem + ending, stem) if ending else (stem,)
-            name = next((found[0] for key in keys if len(found := self._loosely(key)) == 1), None)
+            found = (found[0] for key in keys if len(found := self._loosely(key)) == 1)
+            name = next((name for name in found if os.path.splitext(name)[0] not in owned), None)
         if name is not None:
             self.used.add(name)
         return name

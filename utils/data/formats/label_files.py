@@ -19,30 +19,37 @@ MAX_UNLABELLED_SHARE = 0.05
 
 
 class LabelFiles:
-    """Finds the label file of each image of a data set. suffix: of label files."""
+    """Finds the label file of each image of a data set. suffix: of label files.
+
+    All images of a folder have theirs in one place, the first that holds any: a twin of the folder, such as
+    labels/train for images/train, then the folder itself, then labels/ without sub-folders. Looking further for single
+    images would give images of background the labels of others.
+    """
 
     def __init__(self, suffix: str):
-        self.suffix, self.indexes, self.places, self.image_of = suffix, {}, {}, {}
+        self.suffix, self.indexes, self.places, self.owners, self.image_of = suffix, {}, {}, {}, {}
 
     def find(self, path: str) -> str | None:
-        """The label file of an image: in the twin of its folder, or beside it; None where there is none."""
-        folder, name = os.path.split(path)
-        stem, ending = os.path.splitext(name)
-        for place in self.folders_of(folder):
-            found = self._index(place).find(stem, ending)
-            if found:
-                return os.path.join(place, found)
-        return None
+        """The label file of an image; None where there is none."""
+        return self._find_in(self.place_of(os.path.dirname(path)), path)
+
+    def find_elsewhere(self, path: str) -> str | None:
+        """The label file that an image without one has in a place that is not that of its folder."""
+        folder = os.path.dirname(path)
+        return next(filter(None, (self._find_in(place, path) for place in _own_places(folder))), None)
 
     def expected(self, path: str) -> str:
         """Where the label file of an image would lie."""
         folder, name = os.path.split(path)
-        return os.path.join(self.folders_of(folder)[0], os.path.splitext(name)[0] + self.suffix)
+        return os.path.join(self.place_of(folder), os.path.splitext(name)[0] + self.suffix)
 
-    def folders_of(self, folder: str) -> list[str]:
-        """The folders that may hold the label files of the images in a folder, the likeliest first."""
+    def place_of(self, folder: str) -> str:
+        """The folder of the label files of the images in a folder; where none of them has one, the likeliest."""
         if folder not in self.places:
-            self.places[folder] = list(dict.fromkeys([*self._twins(folder), folder]))
+            paths = [os.path.join(folder, name) for name in _names_in(folder, IMAGE_SUFFIXES)]
+            likely = [*_own_places(folder), *_shared_places(folder)]
+            holding = (place for place in likely if any(self._find_in(place, path) for path in paths))
+            self.places[folder] = next(holding, likely[0])
         return self.places[folder]
 
     def claim(self, label_path: str, path: str) -> str | None:
@@ -54,12 +61,14 @@ class LabelFiles:
         """Report where many images have no label file, while label files lie there that belong to no image."""
         if len(unlabelled) <= MAX_UNLABELLED_SHARE * len(paths):
             return
-        orphans = []
-        for folder in {os.path.dirname(path) for path in unlabelled}:
-            stems = {canonical(os.path.splitext(name)[0]) for name in _names_in(folder, IMAGE_SUFFIXES)}
-            for place in self.folders_of(folder):
-                unused = [name for name in self._index(place).unused() if not _holds_no_labels(name)]
-                orphans += [os.path.join(place, name) for name in unused if _stem(name) not in stems]
+        folders = {os.path.dirname(path) for path in unlabelled}
+        stems = {_stem(name) for folder in folders for name in _names_in(folder, IMAGE_SUFFIXES)}
+        orphans = [
+            os.path.join(place, name)
+            for place in {place for folder in folders for place in _own_places(folder)}
+            for name in self._index(place).unused()
+            if _stem(name) not in stems and not _holds_no_labels(name)
+        ]
         orphans = sorted(set(orphans) - self.image_of.keys())
         if orphans:
             images, labels = (shorten_list(list(map(os.path.basename, part)), 2) for part in (unlabelled, orphans))
@@ -69,24 +78,55 @@ class LabelFiles:
             )
             builder.report("unmatched_labels", os.path.dirname(orphans[0]), detail)
 
-    def _twins(self, folder: str) -> list[str]:
-        """Folders with the last component that is called `images` replaced by `labels`, as far as they exist."""
-        for path in (Path(folder), Path(os.path.abspath(folder))):
-            lowered = [part.lower() for part in path.parts]
-            if not set(IMAGE_FOLDERS).isdisjoint(lowered):
-                last = max(at for at, part in enumerate(lowered) if part in IMAGE_FOLDERS)
-                lead, rest = os.path.join("", *path.parts[:last]), "/".join(path.parts[last + 1 :])
-                # The same place below labels/, or labels/ itself for images in sub-folders.
-                names = [f"{name}/{rest}".rstrip("/") for name in LABEL_FOLDERS] + list(LABEL_FOLDERS)
-                found = [place for name in names if (place := find_spelled(lead, name, os.path.isdir))]
-                if found:
-                    return found
-        return []
+    def _find_in(self, place: str, path: str) -> str | None:
+        folder, name = os.path.split(path)
+        if folder not in self.owners:
+            names = _names_in(folder, IMAGE_SUFFIXES)
+            self.owners[folder] = {*names, *(os.path.splitext(name)[0] for name in names)}
+        found = self._index(place).find(*os.path.splitext(name), self.owners[folder])
+        return os.path.join(place, found) if found else None
 
     def _index(self, folder: str) -> FileIndex:
         if folder not in self.indexes:
             self.indexes[folder] = FileIndex(_names_in(folder, (self.suffix,)), (self.suffix,))
         return self.indexes[folder]
+
+
+def _own_places(folder: str) -> list[str]:
+    """Places for the label files of one folder of images alone: its twins that exist, the likeliest first, and itself.
+
+    Of several components that are called `images` or the like, the last `images` is the likeliest to have a twin.
+    """
+    for path in (Path(folder), Path(os.path.abspath(folder))):
+        levels = _image_levels(path)
+        found = [
+            place
+            for lead, rest in levels
+            for name in LABEL_FOLDERS
+            if (place := find_spelled(lead, f"{name}/{rest}".rstrip("/"), os.path.isdir))
+        ]
+        if levels:
+            return list(dict.fromkeys([*found, folder]))
+    return [folder]
+
+
+def _shared_places(folder: str) -> list[str]:
+    """Folders called labels that hold the label files of images in several folders."""
+    levels = _image_levels(Path(folder)) or _image_levels(Path(os.path.abspath(folder)))
+    found = (find_spelled(lead, name, os.path.isdir) for lead, rest in levels if rest for name in LABEL_FOLDERS)
+    return [place for place in found if place]
+
+
+def _image_levels(path: Path) -> list[tuple[str, str]]:
+    """(what is before a component that is called `images` or the like, what is behind it), the likeliest first."""
+    found = [(part.lower() == IMAGE_FOLDERS[0], at) for at, part in enumerate(path.parts) if _is_images(part)]
+    return [
+        (os.path.join("", *path.parts[:at]), "/".join(path.parts[at + 1 :])) for _, at in sorted(found, reverse=True)
+    ]
+
+
+def _is_images(part: str) -> bool:
+    return part.lower() in IMAGE_FOLDERS
 
 
 def _names_in(folder: str, suffixes: Sequence[str]) -> list[str]:

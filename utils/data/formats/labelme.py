@@ -1,4 +1,4 @@
-"""Reading the JSON files of LabelMe, AnyLabeling and ISAT's kin, one beside each image, with shapes in pixels.
+"""Reading the JSON files of LabelMe and X-AnyLabeling, one beside each image, with shapes in pixels.
 
 As https://github.com/wkentaro/labelme writes them: `shapes`, a list of {label, points, shape_type}, and the size of the
 image.
@@ -31,6 +31,15 @@ def add_labelme_image(builder: RawAnnotationsBuilder, path: str, label_path: str
     builder.add_image(path, size_hw if is_stated else (0, 0))
     for name, box_xyxy in boxes:
         builder.add_named_box(box_xyxy, name)
+
+
+def is_labelme(path: str) -> bool:
+    """Whether a JSON file is one of LabelMe's."""
+    try:
+        _load(path)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _load(label_path: str) -> dict:

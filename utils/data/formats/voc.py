@@ -42,15 +42,15 @@ def read_voc(root: Path, lines: Sequence[str], annotation_path: str) -> RawAnnot
     """
     # Looking ids up in listings keeps `../` in a split file from leading anywhere.
     xml_files, images = voc_files(root, "Annotations", (".xml",)), voc_files(root, "JPEGImages", IMAGE_SUFFIXES)
-    builder, shared = RawAnnotationsBuilder(annotation_path), set(images.shared())
+    builder, shared, written = RawAnnotationsBuilder(annotation_path), set(images.shared()), set(lines)
     folders = {name: [os.path.join(root, name)] for name in ("Annotations", "JPEGImages")}
     for line in tqdm(lines, desc=f"reading {annotation_path}", unit="file", disable=None, delay=1, leave=False):
         # The devkit writes `id` or `id flag`; ids of other tools may hold spaces and folders.
         image_id = line.replace("\\", "/")
-        image_name = images.find(image_id)
+        image_name = images.find(image_id, owned=written)
         if image_name is None and xml_files.find(image_id) is None:
             image_id = image_id.split()[0]
-            image_name = images.find(image_id)
+            image_name = images.find(image_id, owned=written)
         if image_name is None:
             path = os.path.join(root, "JPEGImages", image_id)
             is_named = os.path.splitext(image_id)[0] in images.exact
@@ -60,7 +60,7 @@ def read_voc(root: Path, lines: Sequence[str], annotation_path: str) -> RawAnnot
             continue
         path = os.path.join(root, "JPEGImages", image_name)
         stem, ending = os.path.splitext(image_name)
-        xml_name = xml_files.find(stem, ending)
+        xml_name = xml_files.find(stem, ending, images.exact)
         if xml_name is None:
             builder.report("missing_annotation", path, words_on_near(stem, folders["Annotations"]))
             continue

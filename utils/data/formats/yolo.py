@@ -13,7 +13,7 @@ from tqdm import tqdm
 from utils.data.formats.base import RawAnnotations, RawAnnotationsBuilder
 from utils.data.formats.class_files import ClassNames, check_names, names_near, names_of_description, names_of_file
 from utils.data.formats.label_files import LabelFiles
-from utils.data.formats.labelme import add_labelme_image
+from utils.data.formats.labelme import add_labelme_image, is_labelme
 from utils.data.formats.list_file import LIST_LINE
 from utils.data.formats.voc import add_voc_image
 from utils.data.formats.yolo_rows import RowReader
@@ -30,6 +30,8 @@ LONGEST_LINK = 500  # characters
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid")}
 # What an image's own label file may be, the likeliest first.
 LABEL_SUFFIXES = (".txt", ".xml", ".json")
+# So many of the JSON files beside images that have other labels are looked into, to see which program wrote them.
+LOOKED_INTO = 10
 
 
 def read_yolo_yaml(annotation_path: str, split: str) -> RawAnnotations:
@@ -102,8 +104,9 @@ def _label_suffix(paths: Sequence[str]) -> str | None:
     """The ending of the label files that most of the images have; None where none has any."""
     counts = {}
     for suffix in LABEL_SUFFIXES:
-        find = LabelFiles(suffix).find
-        counts[suffix] = sum(find(path) is not None for path in paths)
+        found = list(filter(None, map(LabelFiles(suffix).find, paths)))
+        is_usable = not any(counts.values()) or any(map(_may_hold_labels, found[:LOOKED_INTO]))
+        counts[suffix] = len(found) if is_usable else 0
         if counts[suffix] == len(paths):
             break
     best = max(counts, key=counts.get)
@@ -123,7 +126,7 @@ def _read_labelled(builder: RawAnnotationsBuilder, paths: Sequence[str], suffix:
 def _label_folders(paths: Sequence[str]) -> list[str]:
     """The folders in which the label files of images lie, or would lie."""
     labels = LabelFiles(".txt")
-    return [labels.folders_of(folder)[0] for folder in dict.fromkeys(map(os.path.dirname, paths))]
+    return [labels.place_of(folder) for folder in dict.fromkeys(map(os.path.dirname, paths))]
 
 
 def _read_yolo(builder: RawAnnotationsBuilder, paths: Sequence[str], known: ClassNames | None) -> RawAnnotations:
@@ -159,13 +162,15 @@ def _labelled(builder: RawAnnotationsBuilder, paths: Sequence[str], labels: Labe
             f"{expected}{_instead(paths[0], expected)}. Put the labels there, or name another annotation file."
         )
     words = f"reading {builder.annotation_path}"
-    unlabelled = []
+    unlabelled, others = [], [LabelFiles(suffix) for suffix in LABEL_SUFFIXES if suffix != labels.suffix]
     for path, label_path in zip(
         tqdm(paths, desc=words, unit="file", disable=None, delay=1, leave=False), found, strict=True
     ):
         if label_path is None:
             builder.add_image(path)
-            builder.report("no_label_file", path, f"no {labels.expected(path)}")
+            other = labels.find_elsewhere(path) or _find_other_kind(path, others)
+            detail = f"no {labels.expected(path)}" + (f", but {other} is there" if other else "")
+            builder.report("label_elsewhere" if other else "no_label_file", path, detail)
             unlabelled.append(path)
             continue
         if os.path.splitext(os.path.basename(label_path))[0] != os.path.splitext(os.path.basename(path))[0]:
@@ -174,6 +179,17 @@ def _labelled(builder: RawAnnotationsBuilder, paths: Sequence[str], labels: Labe
             builder.report("shared_label", path, f"{label_path} is that of {earlier} too")
         yield path, label_path
     labels.report_unmatched(builder, paths, unlabelled)
+
+
+def _find_other_kind(path: str, others: Sequence[LabelFiles]) -> str | None:
+    """A label file of an image that is of another kind than those that are read."""
+    found = filter(None, (labels.find(path) for labels in others))
+    return next((label_path for label_path in found if _may_hold_labels(label_path)), None)
+
+
+def _may_hold_labels(label_path: str) -> bool:
+    """Whether a file is more than JSON that a camera or a download wrote beside an image."""
+    return not label_path.lower().endswith(".json") or is_labelme(label_path)
 
 
 def _instead(path: str, expected: str) -> str:

@@ -47,6 +47,7 @@ KINDS = {
     "unmatched_labels": Kind(
         "warning", "images and label files of different names", "takes these images as background"
     ),
+    "label_elsewhere": Kind("warning", "image whose labels lie in another place or format", "takes it as background"),
     "shared_label": Kind("warning", "two images of one name share a label file", "learns its boxes for both"),
     "other_image_format": Kind("warning", "image of a format that is not read", "leaves it out"),
     "link_as_text": Kind(
