@@ -6,7 +6,7 @@ annotation_path is what train.py takes: a folder of images with their label file
 It writes two files that train.py reads, for train_annotation_path and val_annotation_path, and changes no other:
 
     a COCO file a.json      a_train.json and a_val.json beside it
-    a list a.txt            a_train.txt and a_val.txt beside it
+    a list a.txt            a_train.txt and a_val.txt beside it, with the boxes that it holds
     all others              train.txt and val.txt, lists of the images, in the folder
 
 Folders of the VOC format have tools/voc_annotation.py.
@@ -22,8 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from utils.config.cli import read_constants, run_script
 from utils.data.formats.detect_format import read_raw_annotations
 from utils.data.formats.list_file import LIST_LINE
+from utils.data.formats.voc import voc_root
 from utils.data.quality.findings import raise_errors
-from utils.data.splits import make_splits, refuse_overwriting
+from utils.data.splits import make_splits, refuse_overwriting, split_command
 from utils.io.errors import UserError
 from utils.io.files import read_lines
 from utils.io.logger import logger
@@ -44,6 +45,9 @@ train_percent = 0.9
 seed = 0
 group_pattern = ""
 overwrite = False
+
+# Files that describe a data set, which may have parts.
+DESCRIPTIONS = (".yaml", ".yml", ".data")
 
 
 def main(settings):
@@ -90,19 +94,45 @@ def split_coco(path, settings):
 
 def split_paths(path, settings):
     """{path: content} of two lists: of the images, or, for a list with boxes, of its lines."""
+    if voc_root(str(path)) is not None:
+        raise UserError(f"{path} is a split of a VOC data set; {split_command(str(path))} makes all of them anew.")
     source = read_raw_annotations(path)
     raise_errors(str(path), source.findings)
-    folder = path if path.is_dir() else path.parent
-    lines = dict(zip(source.paths, map(os.path.abspath, source.paths), strict=True))
-    if path.suffix.lower() == ".txt":
-        written = [line.strip() for line in read_lines(str(path)) if line.strip()]
-        if any(LIST_LINE.match(line)["boxes"] for line in written):
-            lines = {line: line for line in written}
-        names = (path.with_name(f"{path.stem}_{part}.txt") for part in ("train", "val"))
-    else:
-        names = (folder / f"{part}.txt" for part in ("train", "val"))
-    parts = parts_of(list(lines), settings)
-    return {name: "".join(f"{lines[line]}\n" for line in part) for name, part in zip(names, parts, strict=True)}
+    is_list = path.is_file() and path.suffix.lower() not in DESCRIPTIONS
+    if not is_list:
+        refuse_parts(path, source.paths)
+    images = list(map(os.path.normpath, source.paths))
+    lines_of = {image: [os.path.abspath(image)] for image in images}
+    if is_list and (lines := lines_with_boxes(path)):
+        lines_of = {image: [] for image in images}
+        # An image may stand on several lines, which must not be divided.
+        for image, line in zip(images, lines, strict=True):
+            lines_of[image].append(line)
+    folder, stem = (path.parent, f"{path.stem}_") if is_list else (path if path.is_dir() else path.parent, "")
+    parts = zip(("train", "val"), parts_of(list(lines_of), settings), strict=True)
+    return {
+        folder / f"{stem}{part}.txt": "".join(f"{line}\n" for image in images for line in lines_of[image])
+        for part, images in parts
+    }
+
+
+def lines_with_boxes(path):
+    """The lines of a list of images and boxes; none where it names images alone."""
+    lines = [line.strip() for line in read_lines(str(path)) if line.strip()]
+    return lines if any(LIST_LINE.match(line)["boxes"] for line in lines) else []
+
+
+def refuse_parts(path, train_paths):
+    """Raise ValueError where a data set has a validation part of its own, which would be left out."""
+    try:
+        val_paths = read_raw_annotations(path, "val").paths
+    except (OSError, ValueError):  # it names none, or none that is there
+        return
+    if set(val_paths) != set(train_paths):
+        raise UserError(
+            f"{path} is split already: {len(train_paths)} images to train on, {len(val_paths)} to validate on. Name it "
+            "for both train_annotation_path and val_annotation_path, or split the folder of one of its parts."
+        )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.voc_folder import box_xml
+from tests.voc_folder import box_xml, make_voc
 from tests.yolo_folder import make_yaml, make_yolo
 from tools import split_data
 from utils.data.annotations import read_annotations
@@ -44,12 +44,41 @@ def test_yolo(tmp_path, capsys, kind):
     assert f'val_annotation_path = "{place / names[1]}"' in capsys.readouterr().out
 
 
-def test_lists_with_boxes(tmp_path):
+@pytest.mark.parametrize("name", ["all.txt", "all.lst"])
+def test_lists_with_boxes(tmp_path, name):
     """Prevents boxes of a list from being lost."""
     make_yolo(tmp_path, LABELS)
-    (tmp_path / "all.txt").write_text("".join(f"images/{stem}.jpg 1,2,30,40,0\n" for stem in LABELS))
-    split(tmp_path / "all.txt")
+    (tmp_path / name).write_text("".join(f"images/{stem}.jpg 1,2,30,40,0\n" for stem in LABELS))
+    split(tmp_path / name)
     check_parts(tmp_path / "all_train.txt", tmp_path / "all_val.txt")
+
+
+def test_an_image_on_several_lines_is_not_divided(tmp_path):
+    """Prevents an image of which each box stands on a line of its own from being on both sides."""
+    make_yolo(tmp_path, LABELS)
+    lines = [f"{dots}images/{stem}.jpg {x},2,30,40,0\n" for x, dots in ((1, ""), (5, "./")) for stem in LABELS]
+    (tmp_path / "all.txt").write_text("".join(lines))
+    split(tmp_path / "all.txt")
+    train, val = ((tmp_path / f"all_{part}.txt").read_text().splitlines() for part in ("train", "val"))
+    stems = [{os.path.basename(line.split()[0]) for line in lines} for lines in (train, val)]
+    assert (len(train), len(val), stems[0] & stems[1]) == (16, 4, set())
+
+
+@pytest.mark.parametrize("kind", ["yaml", "root"])
+def test_data_sets_with_parts_are_refused(tmp_path, kind):
+    """Prevents the images of a validation part from being left out without a word."""
+    for part, stems in (("train", "abcd"), ("val", "ef")):
+        make_yolo(tmp_path, dict.fromkeys(stems, "0 0.5 0.5 0.2 0.2"), f"images/{part}")
+    path = tmp_path if kind == "root" else make_yaml(tmp_path, "train: images/train\nval: images/val\nnames: [cat]\n")
+    with pytest.raises(ValueError, match="is split already: 4 images to train on, 2 to validate on"):
+        split(path)
+
+
+def test_splits_of_voc_are_refused(tmp_path):
+    """Prevents a split from being written of which the reader takes the lines for ids."""
+    path = make_voc(tmp_path, {stem: [box_xml("cat", (1, 2, 3, 4))] for stem in LABELS})
+    with pytest.raises(ValueError, match=r"is a split of a VOC data set; `python tools/voc_annotation\.py"):
+        split(path)
 
 
 def test_coco(tmp_path):
