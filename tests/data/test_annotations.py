@@ -191,6 +191,30 @@ def test_boxes_of_a_picture_before_its_exif_data_turn_it(tmp_path):
     assert [finding.kind for finding in findings] == ["turned_boxes"]
 
 
+def test_boxes_of_the_turned_picture_with_the_stored_size(tmp_path):
+    """Prevents boxes from being turned away from their objects: other boxes of the data set show what all of them are
+    of."""
+    size = "<size><width>100</width><height>50</height></size>"
+    boxes = {"a": (5, 60, 45, 90), "b": (10, 5, 40, 15)}
+    split = make_voc(tmp_path, {stem: [size, box_xml("cat", box)] for stem, box in boxes.items()})
+    exif = Image.Exif()
+    exif[274] = 6
+    for stem in boxes:
+        Image.new("RGB", (100, 50)).save(tmp_path / f"JPEGImages/{stem}.jpg", exif=exif)
+    annotations, findings = read_annotations(split, NAMES)
+    assert annotations.boxes_xyxy.tolist() == [[5, 60, 45, 90], [10, 5, 40, 15]]
+    assert [finding.kind for finding in findings] == ["size_disagrees", "size_disagrees"]
+
+
+def test_turned_square_pictures_are_told(tmp_path):
+    """Prevents boxes of the stored picture from being learned untold where its size does not show that it is turned."""
+    size = "<size><width>50</width><height>50</height></size>"
+    split, exif = make_voc(tmp_path, {"a": [size, box_xml("cat", (1, 1, 9, 9))]}), Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (50, 50)).save(tmp_path / "JPEGImages/a.jpg", exif=exif)
+    assert [finding.kind for finding in read_annotations(split, NAMES)[1]] == ["turned_image"]
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [

@@ -52,6 +52,16 @@ def test_shares_for_pixels():
     assert found == ("shares of the image, from 0 to 1, where pixels are expected", True)
 
 
+def test_a_few_boxes_leave_a_doubt():
+    """Prevents a small data set from being refused for a guess, or for a click that drew a box without area."""
+    boxes_xyxy = understood(numbers_of(spread(), "xyxy"), "xywh")
+    words = f"{NUMBERS['xyxy']}, where the format has {NUMBERS['xywh']}"
+    assert other_coordinates(boxes_xyxy[:4], LIMITS[:4], "xywh") == (words, False)
+    assert other_coordinates(boxes_xyxy[:5], LIMITS[:5], "xywh") == (words, True)
+    clicks = np.array([[9, 9, 9, 30], [5, 6, 5, 6], [5, 6, 9, 6]] * 2, float)
+    assert other_coordinates(clicks, LIMITS[:6], "xyxy") == ("", False)
+
+
 def test_some_boxes_that_reach_out_are_no_other_kind():
     """Prevents a data set from being refused for a few careless boxes."""
     boxes_xyxy = spread()

@@ -83,7 +83,7 @@ def read_annotations(
     read_raw_annotations.
 
     Raises FileNotFoundError or ValueError for what makes it unusable: see read_raw_annotations and
-    utils.data.findings.refuse.
+    utils.data.quality.findings.raise_errors.
     """
     annotations, findings = build_annotations(read_raw_annotations(annotation_path, split), class_names)
     raise_errors(annotation_path, findings, class_names)
@@ -119,6 +119,7 @@ def build_annotations(source: RawAnnotations, class_names: Sequence[str]) -> tup
     """
     findings = [*source.findings, *_joined_classes(source)]
     sizes_hw, orientations = _read_headers(source, findings)
+    _settle_turning(source, sizes_hw, orientations, findings)
     is_readable = sizes_hw[:, 0] > 0
     if not is_readable.any():
         raise_errors(source.annotation_path, findings, class_names)
@@ -156,8 +157,8 @@ def build_annotations(source: RawAnnotations, class_names: Sequence[str]) -> tup
 
 
 def _read_headers(source: RawAnnotations, findings: list[Finding]) -> tuple[np.ndarray, np.ndarray]:
-    """(N, 2) int32 sizes of the images as they are decoded, 0 where an image cannot be read; (N,) the orientation that
-    its boxes are still to be turned by, 1 for none."""
+    """(N, 2) int32 sizes of the images as they are decoded, 0 where an image cannot be read; (N,) the orientation by
+    which EXIF data turn those whose annotation states the size before that, 1 for all others."""
     sizes_hw, total = np.zeros((len(source.paths), 2), np.int32), len(source.paths)
     orientations, unreadable = np.ones(total, np.int8), []
     paths = tqdm(source.paths, desc="reading image headers", unit="file", disable=None, delay=1, leave=False)
@@ -173,10 +174,9 @@ def _read_headers(source: RawAnnotations, findings: list[Finding]) -> tuple[np.n
         is_stated = min(stated_hw) > 0
         if is_stated and stated_hw != size_hw and stated_hw == size_hw[::-1] and orientation in TURNING:
             orientations[index] = orientation
-            findings.append(Finding("turned_boxes", path, _size_words(stated_hw, size_hw)))
         elif is_stated and stated_hw != size_hw:
             findings.append(Finding("size_disagrees", path, _size_words(stated_hw, size_hw)))
-        elif orientation != 1 and not (is_stated and orientation in TURNING):
+        elif orientation != 1 and not (is_stated and orientation in TURNING and size_hw[0] != size_hw[1]):
             findings.append(Finding("turned_image", path, f"EXIF orientation {orientation}"))
     most = min(total - 1, max(MAX_UNREADABLE_COUNT, MAX_UNREADABLE_SHARE * total))
     if unreadable and len(unreadable) > most:
@@ -185,7 +185,22 @@ def _read_headers(source: RawAnnotations, findings: list[Finding]) -> tuple[np.n
     return sizes_hw, orientations
 
 
-def _size_words(stated_hw: tuple[int, int], size_hw: tuple[int, int]) -> str:
+def _settle_turning(source: RawAnnotations, sizes_hw, orientations: np.ndarray, findings: list[Finding]) -> None:
+    """Report the images whose boxes are still to be turned; none where the boxes end inside the turned images, and not
+    inside the stored ones: some programs write the stored size with the boxes of what they show."""
+    turning = np.flatnonzero(orientations != 1)
+    rows = np.isin(source.image_index, turning)
+    shown_wh, farthest = sizes_hw[source.image_index[rows]][:, ::-1], source.boxes_xyxy[rows, 2:] - ROUNDING
+    fits_shown, fits_stored = ((farthest <= size).all(axis=1) for size in (shown_wh, shown_wh[:, ::-1]))
+    is_shown = np.sum(fits_shown & ~fits_stored) > np.sum(fits_stored & ~fits_shown)
+    for index in turning:
+        words = _size_words(source.stated_sizes_hw[index].tolist(), sizes_hw[index].tolist())
+        findings.append(Finding("size_disagrees" if is_shown else "turned_boxes", source.paths[index], words))
+    if is_shown:
+        orientations[turning] = 1
+
+
+def _size_words(stated_hw: Sequence[int], size_hw: Sequence[int]) -> str:
     return f"annotation says {stated_hw[1]}x{stated_hw[0]} (width x height), the image has {size_hw[1]}x{size_hw[0]}"
 
 

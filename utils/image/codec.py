@@ -1,6 +1,7 @@
 """Image files: decoded to RGB, encoded, and measured by their headers."""
 
 import contextlib
+import io
 import math
 import os
 import warnings
@@ -29,13 +30,6 @@ class ImageHeader(NamedTuple):
 
     size_hw: tuple[int, int]
     orientation: int
-
-
-def image_size_hw(path: str) -> tuple[tuple[int, int], bool]:
-    """((height, width) an image will have when OpenCV decodes it, whether EXIF data exchanged these two). Raises as
-    read_header does."""
-    header = read_header(path)
-    return header.size_hw, header.orientation in TURNING
 
 
 def read_header(path: str, max_megapixels: float = MAX_MEGAPIXELS) -> ImageHeader:
@@ -76,14 +70,16 @@ def _read_header(path: str) -> tuple[ImageHeader, int]:
 
 
 def _orientation(image: Image.Image) -> int:
+    orientation = 1
     if image.format == "TIFF":
-        return image.tag_v2.get(EXIF_ORIENTATION, 1)
-    # Not image.getexif(): it decodes PNG files, and follows XMP data, which OpenCV does not.
-    tags = Image.Exif()
-    with contextlib.suppress(Exception):  # damaged EXIF data does not stop OpenCV either
-        tags.load(image.info.get("exif"))
-        return tags.get(EXIF_ORIENTATION, 1)
-    return 1
+        orientation = image.tag_v2.get(EXIF_ORIENTATION, 1)
+    else:
+        # Not image.getexif(): it decodes PNG files, and follows XMP data, which OpenCV does not.
+        tags = Image.Exif()
+        with contextlib.suppress(Exception):  # damaged EXIF data does not stop OpenCV either
+            tags.load(image.info.get("exif"))
+            orientation = tags.get(EXIF_ORIENTATION, 1)
+    return orientation if orientation in range(1, 9) else 1
 
 
 # OpenCV's decoder of JPEG gives these fractions of an image in a fraction of the time. "Grayscale" is no bit of its
@@ -94,6 +90,7 @@ REDUCED_FLAGS = {
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
 }
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+AVIF_STARTS = (b"ftypavif", b"ftypavis")  # behind the length of the first part
 # What the decoder paints where a JPEG is cut off, and the least share of an image that must be left of it.
 MISSING_GREY, LEAST_SHARE = 128, 0.5
 # Percent of the pixels below what becomes black, and below what becomes white; so many pixels suffice to tell.
@@ -139,7 +136,21 @@ def read_image_with_gaps(path: str, reduction: int = 1) -> tuple[np.ndarray, boo
             image_rgb = None
     if image_rgb is None:
         raise UserError(f"{path} cannot be decoded as an image: save it anew as JPEG or PNG, or remove it.")
+    if encoded[4:12].tobytes() in AVIF_STARTS:
+        image_rgb = _turned_avif(encoded, image_rgb)
     return image_rgb if reduction == 1 or is_jpeg else reduce(image_rgb, reduction), is_truncated
+
+
+def _turned_avif(encoded: np.ndarray, image_rgb: np.ndarray) -> np.ndarray:
+    """An image as its EXIF data turn it, which OpenCV 5.0 does for all formats but this one."""
+    with Image.open(io.BytesIO(encoded)) as image:
+        orientation = _orientation(image)
+        is_turned = image_rgb.shape[1::-1] != image.size
+    if is_turned:
+        return image_rgb
+    image_rgb = image_rgb.swapaxes(0, 1) if orientation in TURNING else image_rgb
+    image_rgb = image_rgb[:, ::-1] if orientation in (2, 3, 6, 7) else image_rgb
+    return np.ascontiguousarray(image_rgb[::-1] if orientation in (3, 4, 7, 8) else image_rgb)
 
 
 def _decode(encoded: np.ndarray, flag: int) -> np.ndarray | None:

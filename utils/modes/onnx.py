@@ -3,7 +3,7 @@
 import os
 from types import SimpleNamespace
 
-from utils.image.codec import image_size_hw
+from utils.image.codec import read_header
 from utils.inference.onnx import OnnxDetector, onnx_path_of
 from utils.io.files import IMAGE_SUFFIXES
 from utils.io.logger import logger
@@ -35,7 +35,7 @@ def _is_video(path):
     if not os.path.isfile(path) or os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:
         return False
     try:
-        image_size_hw(path)
+        read_header(path)
     except ValueError:
         return True
     return False

@@ -6,6 +6,8 @@ import numpy as np
 FITTING, MISFITS = 0.95, 0.3
 # So many misfits, if every box fits another reading, are worth a warning.
 FEW_MISFITS, LEAST_MISFITS = 0.03, 3
+# Fewer boxes leave a doubt.
+LEAST_SURE = 5
 # What counts as inside an image, in shares of its side; and the largest side of a box written in shares for pixels.
 BORDER, LARGEST_SHARE = 0.02, 1.5
 # Corners that are exchanged in both directions are sizes where they lie closer to the origin than this.
@@ -25,12 +27,15 @@ def other_coordinates(boxes_xyxy: np.ndarray, limits: np.ndarray, written: str) 
     boxes_xyxy: (M, 4) corners as this format understands them, in pixels. limits: (M, 4) width, height, width, height
     of each box's image. written: what the format's four numbers are: "xyxy", "xywh" or "cxcywh".
     """
+    # A click draws a box without area; it shows nothing.
+    has_sides = (boxes_xyxy[:, 2:] != boxes_xyxy[:, :2]).all(axis=1)
+    boxes_xyxy, limits, is_enough = boxes_xyxy[has_sides], limits[has_sides], has_sides.sum() >= LEAST_SURE
     if not len(boxes_xyxy):
         return "", False
     shares = boxes_xyxy / limits
     is_one_pixel = (np.abs(boxes_xyxy) <= LARGEST_SHARE).all(axis=1) & (limits.min(axis=1) > 10)
     if np.mean(is_one_pixel) >= FITTING:
-        return "shares of the image, from 0 to 1, where pixels are expected", True
+        return "shares of the image, from 0 to 1, where pixels are expected", bool(is_enough)
     misfits = ~_fits(shares)
     is_sure = np.mean(misfits) >= MISFITS
     is_likely = misfits.sum() >= LEAST_MISFITS and np.mean(misfits) >= FEW_MISFITS
@@ -39,7 +44,7 @@ def other_coordinates(boxes_xyxy: np.ndarray, limits: np.ndarray, written: str) 
     for kind, corners_xyxy in _readings(_numbers(shares, written)).items():
         # A corner for the centre, or the reverse, leaves few misfits: then all boxes must fit the other reading.
         if kind != written and np.mean(_fits(corners_xyxy)) >= (FITTING if is_sure else 1):
-            return f"{NUMBERS[kind]}, where the format has {NUMBERS[written]}", bool(is_sure)
+            return f"{NUMBERS[kind]}, where the format has {NUMBERS[written]}", bool(is_sure and is_enough)
     return "", False
 
 
