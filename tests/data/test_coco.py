@@ -153,7 +153,8 @@ def test_unknown_classes_are_counted(tmp_path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", r"\.json is not valid JSON \("),
+        (b"", r"\.json is not valid JSON \(it is empty\)"),
+        (b" \n", r"\.json is not valid JSON \(it is empty\)"),
         (b'{"images": [', r"\.json is not valid JSON"),
         ("{}".encode("utf-16"), r"\.json is not UTF-8 text; save it with the encoding UTF-8\."),
         (b"[" * 100_000, r"\.json is not valid JSON"),
@@ -296,6 +297,23 @@ def test_two_categories_of_one_name_are_told(tmp_path):
     assert [(finding.kind, finding.detail) for finding in findings] == [
         ("joined_classes", "'cat' is the name of several")
     ]
+
+
+@pytest.mark.parametrize("name", ["b\0.jpg", "b\ud800.jpg"])
+def test_names_that_no_file_can_have(tmp_path, name):
+    """Prevents a trace for a zero byte or half a character, as a damaged download holds them."""
+    path = make_coco(tmp_path)
+    content = {"images": [IMAGE, {"id": 8, "file_name": name}], "annotations": [BOX], "categories": [CAT]}
+    Path(path).write_text(json.dumps(content), encoding="utf-8")
+    raw = read_raw_annotations(path)
+    assert [os.path.basename(found) for found in raw.paths] == ["a.jpg"]
+    assert [finding.kind for finding in raw.findings] == ["missing_image"]
+
+
+def test_a_class_name_of_half_a_character(tmp_path):
+    """Prevents a trace when the names are written into a file or printed."""
+    path = make_coco(tmp_path, categories=[CAT | {"name": "ca\ud800t"}])
+    assert class_names_of([read_raw_annotations(path)]) == ["ca?t"]
 
 
 @pytest.mark.parametrize("file_name", ["%C3%A4%20b.jpg", "Ä B.JPG", "set\\images\\ä b.jpg"])

@@ -131,11 +131,19 @@ def test_label_files_without_an_image_are_told(tmp_path):
     assert detail == words + "1f2e-b.txt"
 
 
-@pytest.mark.parametrize("other", ["labels/classes.txt", "labels/README.txt", "labels/c.txt"])
-def test_images_of_background_are_no_mistake(tmp_path, other):
-    """Prevents an alarm on backgrounds because a file of names, or a label of an image of another part, lies there."""
+@pytest.mark.parametrize(
+    ("other", "text"),
+    [
+        ("labels/classes.txt", "cat\n"),
+        ("labels/LICENSE.txt", "1 Permission is granted to use 20 of these"),
+        ("labels/empty.txt", ""),
+        ("labels/c.txt", LINE),
+    ],
+)
+def test_images_of_background_are_no_mistake(tmp_path, other, text):
+    """Prevents an alarm on backgrounds because a file of words, or a label of an image of another part, lies there."""
     folder = make_yolo(tmp_path, {"a": LINE, "b": None, "c": None})
-    add_text(tmp_path / other, "cat\n" if "classes" in other else LINE)
+    add_text(tmp_path / other, text)
     (tmp_path / "list.txt").write_text("images/a.jpg\nimages/b.jpg\n")
     for path in (folder, str(tmp_path / "list.txt")):
         assert "unmatched_labels" not in [finding.kind for finding in read_raw_annotations(path).findings]
@@ -157,6 +165,25 @@ def test_masks_are_no_images(tmp_path):
         assert read_raw_annotations(str(place)).paths == [str(tmp_path / "train/images/a.jpg")]
     path = make_yaml(tmp_path, "train: train\nnames: [cat]\n")
     assert read_raw_annotations(path).paths == [str(tmp_path / "train/images/a.jpg")]
+
+
+@pytest.mark.parametrize(("image", "masks"), [("img/a.jpg", "masks"), ("site/b.jpg", "site/masks/sub")])
+def test_masks_in_other_places(tmp_path, image, masks):
+    """Prevents masks from being trained on as background where the images lie in no folder images/."""
+    add_image(tmp_path / image)
+    add_text((tmp_path / image).with_suffix(".txt"))
+    add_image(tmp_path / masks / "c.png")
+    raw = read_raw_annotations(str(tmp_path))
+    assert raw.paths == [str(tmp_path / image)]
+    assert raw.findings == ([] if "img" in image else [("masks", f"{tmp_path}/site/masks", "images: 1")])
+
+
+def test_masks_may_be_what_is_detected(tmp_path):
+    """Prevents the pictures of people with masks from being left out for the name of their folder."""
+    for name in ("mask/a", "no_mask/b"):
+        add_image(tmp_path / f"{name}.jpg")
+        add_text(tmp_path / f"{name}.txt")
+    assert read_raw_annotations(str(tmp_path)).paths == [f"{tmp_path}/mask/a.jpg", f"{tmp_path}/no_mask/b.jpg"]
 
 
 def test_links_are_followed_or_told(tmp_path):

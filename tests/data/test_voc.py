@@ -76,6 +76,14 @@ def test_ids_cannot_lead_outside(tmp_path):
         read_annotations(split, NAMES)
 
 
+def test_what_lies_outside_is_not_named(tmp_path):
+    """Prevents the report on a downloaded data set from listing what lies in other folders."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/secret.key").touch()
+    split = make_voc(tmp_path / "set", {"a": []}, ["a", "../../other/secret"])
+    assert [finding.detail for finding in read_raw_annotations(split).findings] == [""]
+
+
 def test_unknown_classes_are_counted(tmp_path):
     """Prevents training without a class because of a spelling in the annotations."""
     objects = [box_xml(name, (1, 1, 9, 9)) for name in ("Cat", "cat", "Cat", "bird")]
@@ -115,6 +123,12 @@ ENTITIES = (
             r"its encoding is not .*\); save it with the encoding UTF-8",
         ),
         ("<annotation><bndbox/></annotation>", "1 of its 1 bndbox belong to no object; expected each inside an object"),
+        ("<annotation><Object><name>cat</name></Object></annotation>", "it holds <Object>, which VOC's files do not"),
+        ("<annotation><box><xmin>1</xmin></box></annotation>", "it holds <box>, which VOC's files do not; expected"),
+        (
+            f"<annotation>{box_xml('cat', (1, 2, 3, 4))}<OBJECT/></annotation>",
+            "it holds <OBJECT>, which VOC's files do not",
+        ),
         ("<annotations><image/></annotations>", "It is a file of CVAT for all of its images; export them as VOC"),
         ("<annotation>猫<", r"unclosed token.*\)\. Correct"),
     ],

@@ -332,9 +332,14 @@ def test_darknet_description(tmp_path):
         raw = read_raw_annotations(str(path), split)
         assert [Path(image).stem for image in raw.paths] == [split]
         assert (raw.names, raw.classes.tolist()) == (["bolt", "nut"], [1])
-    path.write_text("train = train.txt\n")
-    with pytest.raises(ValueError, match=r"obj\.data has no line `train = \.\.\.` or none `names"):
-        read_raw_annotations(str(path))
+
+
+@pytest.mark.parametrize(("text", "missing"), [("train = train.txt\n", "names"), ("names = obj.names\n", "train")])
+def test_darknet_description_that_lacks_a_line(tmp_path, text, missing):
+    """Prevents a trace, or words on both lines, where a description has no names or no part for training."""
+    (tmp_path / "obj.data").write_text(text)
+    with pytest.raises(ValueError, match=rf"obj\.data has no line `{missing} = \.\.\.`; expected one"):
+        read_raw_annotations(str(tmp_path / "obj.data"))
 
 
 @pytest.mark.parametrize(

@@ -120,9 +120,17 @@ def test_16_bits_are_stretched_alike_in_files_and_arrays(tmp_path):
     assert (open_image(values) == from_file).all() and (open_image(Image.fromarray(values)) == from_file).all()
 
 
+def test_pil_images_of_16_bits_in_wider_numbers():
+    """Prevents a thermal picture that PIL opened as 32 bits from losing its upper bits, and so from being noise."""
+    values = np.linspace(0, 4095, 600).astype(np.int32).reshape(20, 30)
+    assert (open_image(Image.fromarray(values)) == open_image(values.astype(np.uint16))).all()
+
+
 @pytest.mark.parametrize(
     ("image", "message"),
     [
+        (Image.fromarray(np.full((4, 6), 70_000, np.int32)), r"image is of int32; expected uint8"),
+        (Image.fromarray(np.full((4, 6), 0.5, np.float32)), r"image is of float32; expected uint8"),
         (
             RED[..., :2],
             r"image has the shape \(4, 6, 2\); expected \(height, width, 3\), or \(height, width\) of a grey one",

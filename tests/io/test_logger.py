@@ -25,6 +25,12 @@ def test_the_screen_shows_what_kind_of_message_it_is(capsys):
     assert err == "Error: no such file\nout of memory\n"
 
 
+def test_names_do_not_control_the_terminal(capsys):
+    """Prevents a name in a downloaded data set from clearing the screen or writing over what stands there."""
+    logger.info("a\x1b[2J\0.jpg\tb\r\nc")
+    assert capsys.readouterr().out == "a\\x1b[2J\\x00.jpg\tb\\x0d\nc\n"
+
+
 def test_other_ranks_show_errors_alone(capsys):
     """Prevents each line of a distributed training from standing there once for every process."""
     setup_logging(is_main=False)

@@ -110,9 +110,7 @@ def open_image(image, channels="RGB", name="image"):
     if channels not in CHANNELS:
         raise UserError(f"channels is {channels!r}; expected 'RGB', or 'BGR' as cv2.imread gives.")
     if isinstance(image, Image.Image):
-        # Of 16 bits, mode RGB would keep the lowest 8.
-        image, channels = ImageOps.exif_transpose(image), "RGB"
-        image = np.asarray(image, np.uint16) if image.mode.startswith("I;16") else np.asarray(image.convert("RGB"))
+        image, channels = _array_of(ImageOps.exif_transpose(image)), "RGB"
     if not isinstance(image, np.ndarray):
         raise UserError(
             f"{name} is of type {type(image).__name__}; expected a path, a PIL image, an array of uint8 with the shape "
@@ -130,6 +128,15 @@ def open_image(image, channels="RGB", name="image"):
     image = np.dstack([image] * 3) if is_grey else image[..., :3]
     image = stretch(image) if image.dtype == np.uint16 else image
     return np.ascontiguousarray(image[..., ::-1] if channels == "BGR" else image)
+
+
+def _array_of(image):
+    """A PIL image in RGB; one of 16 bits or more as its numbers, of which mode RGB would keep the lowest 8 bits."""
+    if not image.mode.startswith(("I", "F")):
+        return np.asarray(image.convert("RGB"))
+    values = np.asarray(image)
+    is_16_bit = image.mode != "F" and values.min() >= 0 and values.max() <= np.iinfo(np.uint16).max
+    return values.astype(np.uint16) if is_16_bit else values
 
 
 def open_picture(path, max_megapixels=MAX_MEGAPIXELS):

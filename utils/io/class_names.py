@@ -8,7 +8,7 @@ from pathlib import Path
 
 from utils.io.errors import MissingFileError, UserError
 from utils.io.files import read_lines
-from utils.io.text import shorten_list
+from utils.io.text import printable, shorten_list
 from utils.io.yaml_files import load_yaml
 
 YAML_SUFFIXES = (".yaml", ".yml")
@@ -17,8 +17,8 @@ NO_NAMES = (".json", ".xml", ".csv", ".py", ".pth", ".pt", ".onnx", ".jpg", ".pn
 
 
 def one_line(name: str) -> str:
-    """A name without line breaks and repeated blanks, as a line of the file can hold it."""
-    return " ".join(name.split())
+    """A name without line breaks, repeated blanks and what is no text, as a line of the file can hold it."""
+    return printable(" ".join(name.split()))
 
 
 def read_class_names(classes_path: str) -> list[str]:

@@ -2,12 +2,15 @@
 
 import contextlib
 import logging
+import re
 import sys
 from collections import deque
 
 from tqdm import tqdm
 
 PREFIXES = {logging.WARNING: "note: ", logging.ERROR: "Error: "}
+# A terminal obeys these, and names in a downloaded data set may hold them; all but the tab and the line break.
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 # So many messages are kept until a file for them is known.
 MAX_KEPT = 10_000
 
@@ -16,10 +19,11 @@ logger = logging.getLogger("yolo")
 
 
 class _Formatter(logging.Formatter):
-    """The message itself; warnings begin with `note:`, errors with `Error:`."""
+    """The message itself; warnings begin with `note:`, errors with `Error:`. Control characters are shown as \\x1b."""
 
     def format(self, record):
-        return PREFIXES.get(record.levelno, "") + super().format(record)
+        text = PREFIXES.get(record.levelno, "") + super().format(record)
+        return CONTROL_CHARACTERS.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 class _ScreenHandler(logging.Handler):

@@ -4,16 +4,18 @@ points for the same letters (macOS writes an accent as a letter of its own), wit
 import contextlib
 import os
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Callable, Container, Iterable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import PureWindowsPath
+from typing import NamedTuple
 from urllib.parse import unquote
 
 from utils.io.files import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, PROJECT
 from utils.io.text import shorten_list
 
 # So many folders are kept as they were listed.
-_LISTED_FOLDERS = 64
+_LISTED_FOLDERS = 512
 
 
 def canonical(name: str) -> str:
@@ -106,7 +108,7 @@ def find_spelled(folder: str, name: str, exists: Callable[[str], bool] = os.path
     """
     place = folder
     for part in name.split("/"):
-        found = [part] if part == ".." else _listing(place or ".").get(canonical(part), [])
+        found = [part] if part == ".." else _listing(place or ".").names.get(canonical(part), [])
         if len(found) != 1 and part not in found:
             return None
         place = os.path.join(place, part if part in found else found[0])
@@ -121,8 +123,11 @@ def is_as_written(path: str, written: str) -> bool:
 def lying_near(path: str) -> list[str]:
     """What lies where a file is missing under its name with another ending, or with more behind it: file names."""
     folder, name = os.path.split(path)
+    names, keys = _listing(folder or ".")
     start = canonical(os.path.splitext(name)[0]) + "."
-    return sorted(found for key, names in _listing(folder or ".").items() if key.startswith(start) for found in names)
+    # Behind the dot comes the slash in the order of characters.
+    near = keys[bisect_left(keys, start) : bisect_left(keys, f"{start[:-1]}/")]
+    return sorted(found for key in near for found in names[key])
 
 
 def words_on_near(name: str, folders: Sequence[str]) -> str:
@@ -148,18 +153,25 @@ def tails(path: str, least: int = 2) -> list[str]:
     return ["/".join(parts[start:]) for start in range(max(len(parts) - least + 1, 1))]
 
 
-def _listing(folder: str) -> dict[str, list[str]]:
-    """{canonical name: names} of a folder; empty where it cannot be listed."""
+class _Listing(NamedTuple):
+    """The names in a folder by their canonical names, and these in alphabetical order."""
+
+    names: dict[str, list[str]]
+    keys: list[str]
+
+
+def _listing(folder: str) -> _Listing:
+    """What lies in a folder; nothing where it cannot be listed."""
     try:
         return _list(folder, os.stat(folder).st_mtime_ns)
-    except OSError:
-        return {}
+    except (OSError, ValueError):  # names in files may hold zero bytes, or what no file name can
+        return _Listing({}, [])
 
 
 @lru_cache(_LISTED_FOLDERS)
-def _list(folder: str, _changed: int) -> dict[str, list[str]]:
+def _list(folder: str, _changed: int) -> _Listing:
     """_listing of a folder that was changed last at _changed."""
     found = {}
     for name in os.listdir(folder):
         found.setdefault(canonical(name), []).append(name)
-    return found
+    return _Listing(found, sorted(found))

@@ -79,6 +79,8 @@ def _read_parts(annotation_path: str, add: Callable[[str, int, object], None]) -
     try:
         with open(annotation_path, encoding="utf-8-sig") as file:
             stream = JsonStream(file)
+            if not stream.peek():
+                raise UserError("it is empty")
             if stream.peek() != "{":
                 stream.value()
             else:

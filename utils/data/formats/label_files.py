@@ -1,6 +1,7 @@
 """Which file holds the boxes of an image, where each image has a file of its own: labels/a.txt for images/a.jpg."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from utils.io.text import shorten_list
 # Folders of images, and the folders that hold their label files in the same place.
 IMAGE_FOLDERS = ("images", "jpegimages", "image", "imgs", "img")
 LABEL_FOLDERS = ("labels", "label", "annotations")
-# Text files among labels that hold no boxes.
-NO_LABELS = ("classes", "_classes", "train", "val", "valid", "test", "notes", "readme", "labels", "obj")
+# A class and four numbers, with which label files begin.
+LABEL_LINE, LOOKED_AT = re.compile(rb"\s*\d+(?:\.0*)?(?:[ \t]+-?[\d.][\d.eE+-]*){4}"), 200
 # Where more of the images lack a label file while label files lack an image, their names differ.
 MAX_UNLABELLED_SHARE = 0.05
 
@@ -33,8 +34,8 @@ class LabelFiles:
         """The label file of an image; None where there is none."""
         return self._find_in(self.place_of(os.path.dirname(path)), path)
 
-    def find_elsewhere(self, path: str) -> str | None:
-        """The label file that an image without one has in a place that is not that of its folder."""
+    def find_own(self, path: str) -> str | None:
+        """The label file that an image has in any of the places for its folder alone."""
         folder = os.path.dirname(path)
         return next(filter(None, (self._find_in(place, path) for place in _own_places(folder))), None)
 
@@ -67,9 +68,9 @@ class LabelFiles:
             os.path.join(place, name)
             for place in {place for folder in folders for place in _own_places(folder)}
             for name in self._index(place).unused()
-            if _stem(name) not in stems and not _holds_no_labels(name)
+            if _stem(name) not in stems
         ]
-        orphans = sorted(set(orphans) - self.image_of.keys())
+        orphans = [path for path in sorted(set(orphans) - self.image_of.keys()) if _may_be_labels(path)]
         if orphans:
             images, labels = (shorten_list(list(map(os.path.basename, part)), 2) for part in (unlabelled, orphans))
             detail = (
@@ -142,5 +143,9 @@ def _stem(name: str) -> str:
     return canonical(os.path.splitext(name)[0])
 
 
-def _holds_no_labels(name: str) -> bool:
-    return _stem(name).startswith("readme") or _stem(name) in NO_LABELS
+def _may_be_labels(path: str) -> bool:
+    """Whether a text file begins as label files do; files of names, lists and licences do not. All others may."""
+    if not path.lower().endswith(".txt"):
+        return True
+    with open(path, "rb") as file:
+        return LABEL_LINE.match(file.read(LOOKED_AT)) is not None

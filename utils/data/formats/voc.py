@@ -9,7 +9,7 @@ from tqdm import tqdm
 from utils.data.formats.base import RawAnnotations, RawAnnotationsBuilder
 from utils.data.formats.voc_xml import parse_voc_xml
 from utils.io.errors import MissingFileError, UserError
-from utils.io.files import IMAGE_SUFFIXES, files_below, read_lines
+from utils.io.files import IMAGE_SUFFIXES, files_below, is_inside, read_lines
 from utils.io.lookup import FileIndex, words_on_near
 from utils.io.text import shorten_list
 
@@ -54,9 +54,7 @@ def read_voc(root: Path, lines: Sequence[str], annotation_path: str) -> RawAnnot
         if image_name is None:
             path = os.path.join(root, "JPEGImages", image_id)
             is_named = os.path.splitext(image_id)[0] in images.exact
-            builder.report(
-                "missing_image", path, WITH_ENDING if is_named else words_on_near(image_id, folders["JPEGImages"])
-            )
+            builder.report("missing_image", path, WITH_ENDING if is_named else _near(image_id, folders["JPEGImages"]))
             continue
         path = os.path.join(root, "JPEGImages", image_name)
         stem, ending = os.path.splitext(image_name)
@@ -69,6 +67,11 @@ def read_voc(root: Path, lines: Sequence[str], annotation_path: str) -> RawAnnot
         _report_spelling(builder, path, image_id, stem, xml_name)
         add_voc_image(builder, path, os.path.join(root, "Annotations", xml_name))
     return builder.named_source()
+
+
+def _near(image_id: str, folders: Sequence[str]) -> str:
+    """words_on_near, but of no folder that a split leads to with `../`."""
+    return words_on_near(image_id, folders) if is_inside(image_id) else ""
 
 
 def add_voc_image(builder: RawAnnotationsBuilder, path: str, xml_path: str) -> None:

@@ -5,14 +5,16 @@ JSON files, beside the images or in a twin of their folder.
 """
 
 import os
+import re
 import reprlib
+from collections import Counter
 from collections.abc import Sequence
 
 from tqdm import tqdm
 
 from utils.data.formats.base import RawAnnotations, RawAnnotationsBuilder
 from utils.data.formats.class_files import ClassNames, check_names, names_near, names_of_description, names_of_file
-from utils.data.formats.label_files import LabelFiles
+from utils.data.formats.label_files import IMAGE_FOLDERS, LabelFiles
 from utils.data.formats.labelme import add_labelme_image, is_labelme
 from utils.data.formats.list_file import LIST_LINE
 from utils.data.formats.voc import add_voc_image
@@ -27,6 +29,7 @@ MAX_LABEL_MEGABYTES = 5
 # Files that describe a whole data set.
 ANNOTATION_SUFFIXES = (".json", ".csv", ".xml", ".ndjson", ".jsonl", ".parquet", ".tfrecord", ".record")
 LONGEST_LINK = 500  # characters
+MASKS = re.compile(r"(/.*)?/(masks?|segmentation(class|object))/", re.IGNORECASE)
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid")}
 # What an image's own label file may be, the likeliest first.
 LABEL_SUFFIXES = (".txt", ".xml", ".json")
@@ -61,11 +64,8 @@ def read_darknet_data(annotation_path: str, split: str) -> RawAnnotations:
     pairs = (line.partition("=") for line in read_lines(annotation_path) if not line.lstrip().startswith("#"))
     content = {key.strip(): value.strip() for key, equals, value in pairs if equals}
     key = "train" if split == "train" else "valid"
-    if not content.get(key) or not content.get("names"):
-        raise UserError(
-            f"{annotation_path} has no line `{key} = ...` or none `names = ...`; expected both, as in Darknet's "
-            "obj.data."
-        )
+    if missing := [name for name in (key, "names") if not content.get(name)]:
+        raise UserError(f"{annotation_path} has no line `{missing[0]} = ...`; expected one, as in Darknet's obj.data.")
     builder = RawAnnotationsBuilder(annotation_path)
     # Darknet starts in the folder above data/, where these files lie.
     known = names_of_file(_find_place(annotation_path, "", content["names"], builder, least=1))
@@ -168,7 +168,7 @@ def _labelled(builder: RawAnnotationsBuilder, paths: Sequence[str], labels: Labe
     ):
         if label_path is None:
             builder.add_image(path)
-            other = labels.find_elsewhere(path) or _find_other_kind(path, others)
+            other = labels.find_own(path) or _find_other_kind(path, others)
             detail = f"no {labels.expected(path)}" + (f", but {other} is there" if other else "")
             builder.report("label_elsewhere" if other else "no_label_file", path, detail)
             unlabelled.append(path)
@@ -253,20 +253,35 @@ def _links_as_text(folder: str) -> list[tuple[str, str]]:
     return found
 
 
+def _without_masks(folder: str, names: Sequence[str], builder: RawAnnotationsBuilder) -> list[str]:
+    """Paths of the images of a folder, less those in its folders of masks that have no labels, which are reported."""
+    masks = {name: mask[0] for name in names if (mask := MASKS.match(f"/{name}"))}
+    # Masks may be what is to be detected, in folders of pictures with and without them.
+    labels = [LabelFiles(suffix) for suffix in LABEL_SUFFIXES if masks]
+    with_labels = {masks[name] for name in masks if any(label.find_own(os.path.join(folder, name)) for label in labels)}
+    left_out = {name: inner for name, inner in masks.items() if inner not in with_labels}
+    if len(left_out) == len(names):
+        left_out = {}
+    for inner, count in Counter(left_out.values()).items():
+        builder.report("masks", os.path.join(folder, inner.strip("/")), f"images: {count}")
+    return [os.path.join(folder, name) for name in names if name not in left_out]
+
+
 def _images_of(place: str, builder: RawAnnotationsBuilder, bases: Sequence[str] = ()) -> list[str]:
     """The images of a folder and its sub-folders, or of a list file; those of a list that are missing are reported.
 
-    A folder with a sub-folder images/ holds them there: beside it may lie masks. Paths of a list start from its own
-    folder, from one of the bases, or from the current directory.
+    A folder with a sub-folder images/ or the like holds them there, and what lies in folders of masks is left out.
+    Paths of a list start from its own folder, from one of the bases, or from the current directory.
     """
     if os.path.isdir(place):
         has_images = any(name.lower().endswith(IMAGE_SUFFIXES) for name in os.listdir(place))
-        place = place if has_images else find_spelled(place, "images", os.path.isdir) or place
+        inner = (find_spelled(place, name, os.path.isdir) for name in IMAGE_FOLDERS)
+        place = place if has_images else next(filter(None, inner), place)
         for name in files_below(place, OTHER_IMAGE_SUFFIXES):
             builder.report("other_image_format", os.path.join(place, name), "save it as JPEG or PNG")
         for path, target in _links_as_text(place):
             builder.report("link_as_text", path, f"it should lead to {target}; make it a link or a folder")
-        return [os.path.join(place, name) for name in files_below(place, IMAGE_SUFFIXES)]
+        return _without_masks(place, files_below(place, IMAGE_SUFFIXES), builder)
     paths, bases = [], (os.path.dirname(place), *bases, "")
     for line in filter(None, map(str.strip, read_lines(place))):
         path = find_image(line, bases)

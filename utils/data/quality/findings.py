@@ -74,6 +74,7 @@ KINDS = {
     "turned_image": Kind(
         "info", "image that its EXIF data turn", "turns it; its boxes must be those of the picture as viewers show it"
     ),
+    "masks": Kind("info", "folder of masks", "leaves out its images"),
     "other_spelling": Kind("info", "file whose name is spelled in another way", "takes the file that is there"),
     "no_label_file": Kind("info", "image without label file", "takes it as background"),
     "background": Kind("info", "image without boxes", "takes it as background"),
