@@ -126,7 +126,7 @@ ENTITIES = (
         ("<annotation><Object><name>cat</name></Object></annotation>", "it holds <Object>, which VOC's files do not"),
         ("<annotation><box><xmin>1</xmin></box></annotation>", "it holds <box>, which VOC's files do not; expected"),
         (
-            f"<annotation>{box_xml('cat', (1, 2, 3, 4))}<OBJECT/></annotation>",
+            f"<annotation>{box_xml('cat', (1, 2, 3, 4))}<OBJECT>2</OBJECT></annotation>",
             "it holds <OBJECT>, which VOC's files do not",
         ),
         ("<annotations><image/></annotations>", "It is a file of CVAT for all of its images; export them as VOC"),

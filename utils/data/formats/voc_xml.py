@@ -14,8 +14,8 @@ from utils.io.text import SAVE_AS_UTF8, decode_text
 MAX_XML_MEGABYTES = 5
 # Programs that keep all images in one file, by the root of that file.
 OTHER_ROOTS = {"annotations": "a file of CVAT for all of its images"}
-# Tags of boxes that other programs write, in whatever case.
-BOX_TAGS = ("object", "objects", "box", "bbox", "boundingbox", "bounding_box", "polygon", "rect", "rectangle", "xmin")
+# Tags of other formats that may hold boxes have one of these in them, in whatever case.
+BOX_TAGS = re.compile(r"object|box|polygon|rect|xmin", re.IGNORECASE)
 FIRST_TAG, LOOKED_AT = re.compile(rb"<([A-Za-z_]+)"), 4096
 DECLARATION, ENCODING = re.compile(r"^\s*<\?xml[^>]*\?>"), re.compile(r"encoding\s*=\s*[\"']([\w.:-]+)")
 
@@ -73,9 +73,10 @@ def _add_object(annotation: VocAnnotation, item) -> None:
 def _check_nothing_is_left(tree, read: int) -> None:
     """Raise where the file has boxes that belong to no object, or objects of another format. Parts of objects, such as
     heads, may have boxes of their own."""
-    tags = ("object",) if read else BOX_TAGS
-    if unread := sorted({item.tag for item in tree.iter() if item.tag != "object" and item.tag.lower() in tags}):
-        raise UserError(f"it holds <{unread[0]}>, which VOC's files do not; expected <object> with <bndbox>")
+    filled = (item.tag for item in tree.iter() if len(item) or (item.text or "").strip())
+    unread = (tag for tag in filled if (tag.lower() == "object" != tag if read else BOX_TAGS.search(tag)))
+    if tag := next(unread, ""):
+        raise UserError(f"it holds <{tag}>, which VOC's files do not; expected <object> with <bndbox>")
     boxes = sum(1 for _ in tree.iter("bndbox"))
     if boxes > read:
         boxes -= sum(1 for part in tree.iter("part") for _ in part.iter("bndbox"))
