@@ -215,7 +215,7 @@ class DFINEDecoder(nn.Module):
     def choose(self, maps):
         """The tokens that become queries: their content, detached, box logits, detached, and (logits, boxes, which)."""
         memory = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)
-        anchors, is_valid = (values.to(memory.device) for values in anchor_logits([x.shape[-2:] for x in maps]))
+        anchors, is_valid = anchor_logits([x.shape[-2:] for x in maps], memory.device)
         tokens = self.enc_output(memory * is_valid.to(memory.dtype))
         logits = self.enc_score_head(tokens)
         best = logits.float().amax(-1).topk(min(self.queries, logits.shape[1]), dim=1).indices
@@ -227,7 +227,7 @@ class DFINEDecoder(nn.Module):
     def refine(self, content, references, maps, hidden_from):
         """All layers: (logits, boxes, corners, references, first_logits, first_boxes) of DFINERaw."""
         scale = self.reg_scale.float()
-        values = bin_values(self.up, scale).to(content.device)
+        values = bin_values(self.up, scale)
         corners, earlier, found = 0, 0, []
         for number, layer in enumerate(self.decoder.layers):
             positions = self.query_pos_head(references).clamp(-LARGEST_POSITION, LARGEST_POSITION)
@@ -275,11 +275,12 @@ def inverse_sigmoid(x):
     return (x.clamp(min=EPSILON) / (1 - x).clamp(min=EPSILON)).log()
 
 
-def anchor_logits(sizes_hw):
+def anchor_logits(sizes_hw, device="cpu"):
     """((N, 4) float32 logits of a box around each token of maps of these sizes, (N, 1) whether it is used)."""
     boxes = []
     for level, (height, width) in enumerate(sizes_hw):
-        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        places = (torch.arange(number, device=device) for number in (height, width))
+        rows, columns = torch.meshgrid(*places, indexing="ij")
         centres = torch.stack(((columns + 0.5) / width, (rows + 0.5) / height), dim=-1).flatten(0, 1)
         boxes.append(torch.cat((centres, torch.full_like(centres, ANCHOR_SIDE * 2**level)), dim=-1))
     boxes = torch.cat(boxes)

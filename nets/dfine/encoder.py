@@ -144,19 +144,21 @@ class HybridEncoder(nn.Module):
 
     def attend(self, x):
         height, width = x.shape[-2:]
-        positions = position_table(height, width, self.channels, self.transposed_positions).to(x.device)
+        positions = position_table(height, width, self.channels, self.transposed_positions, x.device)
         tokens = self.encoder[0](x.flatten(2).transpose(1, 2), positions)
         return tokens.transpose(1, 2).unflatten(2, (height, width)).contiguous()
 
 
-def position_table(height, width, channels, transposed=False):
+def position_table(height, width, channels, transposed=False, device="cpu"):
     """Sines and cosines of the place of each cell of a map, row by row: (1, height * width, channels) float32.
 
     transposed: the cells are numbered column by column, as the original's table is, which is then added to cells in
     rows: on a map that is no square their places are crooked, and released weights expect that.
     """
-    frequencies = TEMPERATURE ** (-torch.arange(channels // 4, dtype=torch.float32) / (channels // 4))
-    rows, columns = torch.arange(height, dtype=torch.float32), torch.arange(width, dtype=torch.float32)
+    numbers, rows, columns = (
+        torch.arange(count, dtype=torch.float32, device=device) for count in (channels // 4, height, width)
+    )
+    frequencies = TEMPERATURE ** (-numbers / (channels // 4))
     if transposed:
         places = torch.meshgrid(columns, rows, indexing="ij")
     else:

@@ -51,6 +51,18 @@ def test_the_older_launcher_trains(tmp_path):
     assert [row["epoch"] for row in rows_of_only_run(tmp_path)] == ["1", "2"]
 
 
+def test_a_network_of_queries_trains_on_two_ranks(tmp_path):
+    """Prevents parameters without a gradient, which DistributedDataParallel refuses, where one rank's share of a batch
+    has no boxes, and so no denoising queries."""
+    command = (*ON_TWO, TRAIN, *SHORT, "--model_name=dfine_n", "--model_path=", f"--save_dir={tmp_path}")
+    with started(*command, "--Freeze_Train=True", "--Freeze_batch_size=2", "--Unfreeze_batch_size=2") as process:
+        _, errors = process.communicate(timeout=400)
+    assert process.returncode == 0, errors
+    rows = rows_of_only_run(tmp_path)
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert float(rows[1]["loss"]) < float(rows[0]["loss"])
+
+
 # Runs train.py, but rank 1 fails in its third step, and leaves a file that says when.
 FAILS = """
 import os

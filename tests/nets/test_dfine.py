@@ -160,9 +160,14 @@ def test_mixed_precision_stays_near():
         with torch.autocast("cpu", torch.bfloat16):
             half = model(images)
     assert half.boxes.dtype == torch.float32 and half.boxes.isfinite().all()
-    both = [set(raw.tokens[0].tolist()) for raw in (exact, half)]
-    assert len(both[0] & both[1]) > 250
-    assert (half.logits.mean() - exact.logits.mean()).abs() < 0.05
+    # Nearly equal scores exchange their places, so that queries are compared by the place that they came from.
+    both = [{token: at for at, token in enumerate(raw.tokens[0].tolist())} for raw in (exact, half)]
+    shared = both[0].keys() & both[1].keys()
+    assert len(shared) > 280
+    ours, theirs = (
+        raw.logits[0, -1, [places[token] for token in shared]] for raw, places in zip((exact, half), both, strict=True)
+    )
+    assert (ours - theirs).abs().max() < 0.05
 
 
 def test_a_step_trains_every_parameter():
