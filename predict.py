@@ -100,6 +100,10 @@ test_interval = 100
 #                   a little more in twice the time.
 #   tta_scales      Look at each picture with the input at each of these sizes; keep 1.0 among them. [1.0, 1.5] finds
 #                   more small objects, in more than three times the time. [1.0] looks once.
+#   tile            Look at large pictures in tiles of so many pixels a side too, which finds objects that are a few
+#                   pixels wide in the input. None takes what the weights were trained with, 0 looks at whole pictures
+#                   alone.
+#   tile_overlap    Share of a tile that its neighbours show too; None as above.
 #   fuse            Fold BatchNorm into the convolutions: the network takes about a seventh less time on a CPU, and
 #                   scores change by less than 0.0001. False gives exactly the numbers of tools/get_map.py.
 #   cpu_threads     Threads of torch on the CPU; 0 takes the environment's TORCH_THREAD_NUM, or lets torch decide.
@@ -115,6 +119,8 @@ nms_iou = 0.5
 max_boxes = 300
 tta_flip = False
 tta_scales = [1.0]
+tile = None
+tile_overlap = None
 fuse = False
 cpu_threads = 0
 Cuda = True
@@ -193,11 +199,12 @@ _MODES = {
 }
 _SHOWS_BOXES = ("predict", "dir_predict", "video")
 # Constants that are off, and the modes in which they are of no use.
-_OFF = {"tta_flip": False, "tta_scales": [1.0], "fuse": False, "classes_path": "", "model_name": ""}
+_OFF = {"tta_flip": False, "tta_scales": [1.0], "fuse": False, "classes_path": "", "model_name": "", "tile": 0}
 _UNUSED = {
-    "heatmap": ("tta_flip", "tta_scales"),
-    "export_onnx": ("tta_flip", "tta_scales", "fuse"),
-    "predict_onnx": tuple(_OFF),
+    "fps": ("tile",),
+    "heatmap": ("tta_flip", "tta_scales", "tile"),
+    "export_onnx": ("tta_flip", "tta_scales", "fuse", "tile"),
+    "predict_onnx": ("tta_flip", "tta_scales", "fuse", "classes_path", "model_name"),
 }
 
 
@@ -219,8 +226,8 @@ def open_detector(settings, **changes):
             f"model_path is {settings.model_path!r}, which mode 'predict_onnx' takes as onnx_path; expected weights."
         )
     settings = SimpleNamespace(**vars(settings) | changes)
-    options = {name: getattr(settings, name) for name in ("fuse", "cpu_threads", "tta_flip", "tta_scales")}
-    detector = inference.open_detector(settings, **options)
+    names = ("fuse", "cpu_threads", "tta_flip", "tta_scales", "tile", "tile_overlap")
+    detector = inference.open_detector(settings, **{name: getattr(settings, name) for name in names})
     if settings.mode in _SHOWS_BOXES:
         logger.info(confidence_words(detector.metadata, detector.class_names, settings.confidence))
     return detector
@@ -230,9 +237,9 @@ def main(settings):
     """Do what mode says."""
     if settings.mode not in _MODES:
         raise UserError(f"mode is {settings.mode!r}; expected one of {', '.join(_MODES)}.")
-    unused = [name for name in _UNUSED.get(settings.mode, ()) if getattr(settings, name) != _OFF[name]]
-    if unused:
-        logger.warning(f"mode {settings.mode!r} does not use {', '.join(unused)}")
+    unused = _UNUSED.get(settings.mode, ())
+    if changed := [name for name in unused if getattr(settings, name) not in (None, _OFF[name])]:
+        logger.warning(f"mode {settings.mode!r} does not use {', '.join(changed)}")
     try:
         _MODES[settings.mode](SimpleNamespace(**vars(settings) | {name: _OFF[name] for name in unused}))
     except ModuleNotFoundError as error:

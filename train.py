@@ -179,9 +179,16 @@ seed = 11
 #                   become a little softer. 'gpu' keeps the images on the GPU and draws mosaic, colours and all else
 #                   there, for data sets of some thousand images; where that does not fit, 'ram' takes its place. ''
 #                   is off.
+#   tile            Cut images into tiles of so many pixels a side, and learn and detect in these and in the whole
+#                   image: for objects that are a few pixels wide once a large image is as small as input_shape. An
+#                   object of 20 pixels in a tile of 640 has 13 at an input of 416. Each image takes the time of its
+#                   tiles; with cache = 'ram' it is decoded once. The weights remember it. 0: whole images.
+#   tile_overlap    Share of a tile that its neighbours show too. Objects up to this size are whole in one of them.
 # ----------------------------------------------------------------------------------------------------------------------
 keep_difficult = False
 cache = ""
+tile = 0
+tile_overlap = 0.2
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   MORE ON THE NETWORK
@@ -415,10 +422,10 @@ def main(settings):
 
     phases = build_phases(settings, runtime.dist.world_size)
     schedule = LRSchedule(settings)
-    optim = build.build_optim(settings, model, criterion, phases, runtime, len(data.train))
+    optim = build.build_optim(settings, model, criterion, phases, runtime, len(data.entries))
 
     run_logger = start_run(settings, data, model, phases, runtime, train_loader.num_workers, checkpoint)
-    order = [settings.seed, len(data.train)]
+    order = [settings.seed, len(data.entries)]
     constants, signals = read_constants(globals()), StopSignals()
     checkpointer = Checkpointer(run_logger, runtime, settings, constants, order, signals, optim, schedule)
     progress, meter = progress_of(checkpoint) if checkpoint else Progress(settings.Init_Epoch), LossMeter()
@@ -453,6 +460,7 @@ def main(settings):
                 criterion,
                 scored=is_scored(settings, epoch),
                 after_batch=after_step,
+                tiles=data.tiles,
             )
             schedule.end_epoch(evaluation.loss)
             is_over = broadcast_object(run_logger.end_epoch(epoch, phase, result, evaluation, optim.eval_model))

@@ -11,7 +11,7 @@ from torch import nn
 from nets.base import Decoded, DetectorBase, cell_grid
 from utils.inference.base import NMSOptions
 from utils.inference.detector import Detector
-from utils.weights.metadata import make_metadata
+from utils.weights.metadata import make_metadata, tiles_of
 
 NAMES = ["猫", "dog", "bird"]
 OPTIONS = NMSOptions([0.2, 0.3, 0.25], 0.5, 5)
@@ -43,15 +43,14 @@ class TinyNetwork(DetectorBase):
         return Decoded(boxes_xyxy, 4 * cells[..., 5:], 4 * cells[..., 4])
 
 
-def tiny_detector(input_shape=(96, 128), confidence=None):
-    """A Detector around a TinyNetwork with random weights; confidence: {class name: score} of its metadata."""
+def tiny_detector(input_shape=(96, 128), **about):
+    """A Detector around a TinyNetwork with random weights; about: further metadata."""
     detector = Detector.__new__(Detector)
     detector.model, detector.device = TinyNetwork().eval(), torch.device("cpu")
-    about = {"confidence": confidence} if confidence else {}
     rule = {"mode": "center", "pad": 114}
     detector.metadata = make_metadata(detector.model, NAMES, input_shape, rule, **about)
     detector.class_names, detector.input_shape, detector.resize_rule = NAMES, input_shape, rule
-    detector.confidences = [0.2, 0.3, 0.25]
+    detector.confidences, detector.tiles = [0.2, 0.3, 0.25], tiles_of(detector.metadata)
     return detector
 
 
@@ -68,6 +67,7 @@ def exported():
     from utils.export.onnx import write_onnx
 
     torch.manual_seed(0)
-    detector, path = tiny_detector(confidence={"dog": 0.3}), Path(FOLDER.name) / "tiny.onnx"
+    about = {"confidence": {"dog": 0.3}, "tiles": {"tile": 128, "overlap": 0.25}}
+    detector, path = tiny_detector(**about), Path(FOLDER.name) / "tiny.onnx"
     write_onnx(path, detector, OPTIONS)
     return detector, path

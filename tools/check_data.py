@@ -59,7 +59,7 @@ seed = 0
 
 _OF_TRAIN = (
     *("train_annotation_path", "val_annotation_path", "classes_path", "keep_difficult"),
-    *("model_name", "input_shape", "anchors_path", "anchors_mask"),
+    *("model_name", "input_shape", "tile", "anchors_path", "anchors_mask"),
 )
 # Each thread holds one decoded image: this bounds the memory. So many images are handed out at a time.
 _MOST_THREADS, _CHUNK = 8, 512
@@ -108,7 +108,9 @@ def main(settings):
     for name, source in zip(("train", "val"), sources, strict=True):
         sets[name], found = build_annotations(source, class_names)
         findings += found
-    findings += quick_findings(*sets.values(), class_names, settings.input_shape, settings.keep_difficult)
+    findings += quick_findings(
+        *sets.values(), class_names, settings.input_shape, settings.keep_difficult, settings.tile
+    )
     contents = {name: read_contents(annotations, name) for name, annotations in sets.items()}
     findings += [content.finding for part in contents.values() for content in part if content.finding]
     findings += compare_contents(sets, contents, {(finding.kind, finding.image) for finding in findings})
@@ -205,7 +207,7 @@ def draw_pictures(sets, contents, class_names, anchors_wh, settings, folder):
         write_image(str(folder / "contact_sheet.jpg"), pictures.contact_sheet(samples, class_names))
     counts = [class_counts(annotations, len(class_names)) for annotations in sets.values()]
     write_image(str(folder / "classes.png"), pictures.class_chart(*counts, class_names))
-    sizes_wh = [box_sizes_at_input(annotations, settings.input_shape) for annotations in sets.values()]
+    sizes_wh = [box_sizes_at_input(annotations, settings.input_shape, settings.tile) for annotations in sets.values()]
     chart = pictures.box_chart(*sizes_wh, settings.input_shape, anchors_wh, settings.model_name, settings.seed)
     write_image(str(folder / "boxes.png"), chart)
 
@@ -238,7 +240,8 @@ def anchor_sentence(annotations, anchors_wh, settings):
     """How well the anchors fit the training boxes, and what to do where they do not; '' without anchors or boxes."""
     if not len(anchors_wh) or not len(annotations.classes):
         return ""
-    recall, mean_iou = pictures.anchor_recall(box_sizes_at_input(annotations, settings.input_shape), anchors_wh)
+    sizes_wh = box_sizes_at_input(annotations, settings.input_shape, settings.tile)
+    recall, mean_iou = pictures.anchor_recall(sizes_wh, anchors_wh)
     hint = "" if recall >= _LEAST_RECALL else " Anchors of your own may help: python tools/kmeans_for_anchors.py"
     return (
         f"Anchors of {settings.model_name}: {recall:.1%} of the training boxes have one with an IoU over "

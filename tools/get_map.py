@@ -42,6 +42,8 @@ from utils.visualize.curves import draw_curves
 #   nms_iou           Two boxes of one class that overlap more than this are one object.
 #   tta_flip          As in predict.py: look at each image in a mirror too (test-time augmentation).
 #   tta_scales        As in predict.py: with the input at these sizes too, such as [1.0, 1.5]; [1.0] looks once.
+#   tile              As in predict.py: None takes what the weights were trained with, 0 looks at whole images alone.
+#   tile_overlap      As in predict.py.
 #   MINOVERLAP        A box is right from this IoU on, for VOC mAP, precision, recall, F1 and miss rate.
 #   plus_one          Also the VOC mAP with pixels counted as the VOC kit of 2007 does (width = x2 - x1 + 1).
 #   gt                Score detections that are there already, of any detector: what is labelled. A folder with a text
@@ -67,6 +69,8 @@ confidence = 0.001
 nms_iou = 0.65
 tta_flip = False
 tta_scales = [1.0]
+tile = None
+tile_overlap = None
 MINOVERLAP = 0.5
 plus_one = False
 gt = ""
@@ -134,7 +138,8 @@ def check_paths(settings, folder):
 
 def detect(settings):
     """Run the network of a weight file over labelled images. Returns Labelled."""
-    detector = open_detector(settings, tta_flip=settings.tta_flip, tta_scales=settings.tta_scales)
+    names = ("tta_flip", "tta_scales", "tile", "tile_overlap")
+    detector = open_detector(settings, **{name: getattr(settings, name) for name in names})
     annotations, findings = read_annotations(settings.annotation_path, detector.class_names, "val")
     logger.info(f"{settings.annotation_path}: {len(annotations)} images, {len(annotations.boxes_xyxy)} boxes")
     if findings:

@@ -103,6 +103,8 @@ BAD_VALUES = [
     ("worker_timeout", 1.5),
     ("compile", 1),
     ("compile", "fast"),
+    *[("tile", value) for value in (31, 640.0, True, None)],
+    ("tile_overlap", 0.95),
     ("cache", "disk"),
     ("cache", True),
     *[(name, 0) for name in ("gpu_ids", "classes_path", "train_annotation_path", "val_annotation_path")],
@@ -335,6 +337,8 @@ def test_predict_may_leave_the_confidence_open():
 BAD_TOOL_VALUES = [
     *[(name, 1) for name in ("show", "crop", "count", "voc_xml", "yolo_txt", "fuse", "tta_flip")],
     *[(name, 0) for name in ("image", "dir_origin_path", "dir_save_path", "video_path", "video_save_path")],
+    ("tile", 31),
+    ("tile_overlap", -0.1),
     ("tta_scales", []),
     ("tta_scales", 1.5),
     ("tta_scales", [0.1]),

@@ -165,6 +165,19 @@ def test_tiny_and_thin_boxes_are_measured_as_the_network_sees_them():
     assert found(train, VAL, "thin_box") == [Finding("thin_box", "big.jpg", "dog 0,0,410,20 (82.0 x 4.0 at 100x200)")]
 
 
+def test_many_small_boxes():
+    """Prevents an evening on objects that are a few pixels wide in the input, though tiles, or a larger input, would
+    show them: a quarter of 10 x 10 pixels at half the size has 5."""
+    boxes = [(0, 0, 0, side, side) for side in (10, 10, 40, 40)]
+    train = annotations_of(("t.jpg", boxes), size_hw=(200, 400))
+    words = "50% of 4 in training; three quarters have 16 pixels with tile = 96, or with input_shape = [320, 640]"
+    assert found(train, VAL, "small_boxes", input_shape=(100, 200)) == [Finding("small_boxes", "", words)]
+    assert found(train, VAL, "small_boxes", input_shape=(200, 400)) == []
+    tiles = quick_findings(train, VAL, NAMES, (100, 200), tile=100)
+    assert "small_boxes" not in [finding.kind for finding in tiles]
+    assert found(annotations_of(), VAL, "small_boxes") == []
+
+
 def test_classes_of_difficult_boxes_alone():
     """Prevents the advice to check the files where keep_difficult leaves all boxes out, or all of a class."""
     hard = annotations_of(("t.jpg", many(12)), difficult=[True] * 12)

@@ -14,16 +14,19 @@ from tests.tiny_detector import NAMES as TINY_NAMES
 from tests.tiny_detector import tiny_detector
 from utils.data.annotations import Annotations
 from utils.data.loader import Batch
+from utils.data.tiles import tiled
 from utils.evaluation.evaluate import (
     EvalOptions,
     evaluate,
     evaluate_detector,
     ground_truth,
     join_detections,
+    join_images,
     run_network,
 )
 from utils.image.codec import write_image
 from utils.image.letterbox import boxes_to_input, placement
+from utils.image.tiles import TileOptions
 from utils.inference.base import Boxes
 from utils.runtime.device import FLOAT32, Precision, RuntimeContext
 from utils.runtime.distributed import DistInfo
@@ -303,3 +306,18 @@ def test_two_ranks_score_what_one_scores(annotations, tmp_path):
     assert main[1]["classes"][0]["map50"] == alone.scores["classes"][0]["map50"] and main[1]["AP"] == alone.scores["AP"]
     assert main[2] == ["0.jpg", "0.jpg", "1.jpg"]
     assert main[3] == [column.tolist() for column in alone.detections]
+
+
+def test_what_tiles_show_counts_in_their_image(annotations):
+    """Prevents scores of tiles in the place of images, and boxes that are shifted against what is labelled."""
+    entries = tiled(annotations, TileOptions(104, 0.0))  # of each image the whole, 0..104 and 96..200
+    boxes = [np.float32([box]) for box in ([20, 20, 120, 80], [20, 20, 104, 80], [34, 10, 94, 90], [4, 20, 104, 100])]
+    found = [
+        (entry, Boxes(box_xyxy, np.float32([0.9]), np.array([label])))
+        for entry, box_xyxy, label in zip((0, 1, 2, 8), boxes, (0, 0, 1, 0), strict=True)
+    ]
+    table = join_images(join_detections(found), entries, EvalOptions())
+    assert table.image_ids.tolist() == [0, 0, 2]
+    assert table.boxes_xyxy.tolist() == [[20, 20, 120, 80], [130, 10, 190, 90], [100, 20, 200, 100]]
+    assert table.classes.tolist() == [0, 1, 0]
+    assert len(join_images(join_detections([]), entries, EvalOptions()).scores) == 0

@@ -4,6 +4,7 @@ import torch
 from PIL import Image
 
 from utils.image.codec import write_image
+from utils.image.tiles import TileOptions
 from utils.inference.base import BaseDetector, Boxes, open_image, open_picture
 
 RED = np.zeros((4, 6, 3), np.uint8) + np.uint8([250, 10, 20])
@@ -50,6 +51,35 @@ def test_one_image_gives_one_result_and_a_list_gives_a_list():
     assert tuple(detector.options) == ([0.3, 0.3], 0.6, 7)
     assert len(detector([picture((8, 8), 0)])) == 1
     assert detector([]) == [] and detector(()) == []
+
+
+class FindsLight(Fake):
+    """Finds the white rectangle of an image, if it has one."""
+
+    def preprocess(self, images_rgb):
+        return np.stack([image_rgb[:1, :1] for image_rgb in images_rgb]), images_rgb
+
+    def postprocess(self, output, images_rgb, sizes_hw, options):
+        found = [np.argwhere(image_rgb[..., 0] == 255) for image_rgb in images_rgb]
+        ends = [(places.min(axis=0)[::-1], places.max(axis=0)[::-1] + 1) if len(places) else () for places in found]
+        boxes = [np.float32(part).reshape(-1, 4) for part in ends]
+        return [Boxes(part, np.full(len(part), 0.5), np.zeros(len(part), int)) for part in boxes]
+
+
+def test_a_large_image_is_looked_at_in_tiles():
+    """Prevents boxes in pixels of the tile, an object that counts once for each of its tiles, and batches that grow
+    with the image."""
+    detector, image_rgb = FindsLight(), picture((300, 500), 0)
+    detector.tiles = TileOptions(100, 0.3)
+    image_rgb[150:160, 290:310] = 255
+    found = detector(image_rgb)
+    assert found.boxes_xyxy.tolist() == [[290, 150, 310, 160]]
+    assert [shape[0] for shape in detector.batches] == [8, 8, 8, 8, 8, 1]
+    assert len(detector(picture((300, 500), 0)).scores) == 0
+    image_rgb[10:20, 10:20] = 255
+    assert len(detector(image_rgb, max_boxes=1).scores) == 1
+    small = detector([picture((100, 60), 255), picture((20, 20), 0)])
+    assert [item.boxes_xyxy.tolist() for item in small] == [[[0, 0, 60, 100]], []]
 
 
 def test_nothing_found_has_names_too():

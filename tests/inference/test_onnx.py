@@ -21,11 +21,12 @@ FOREIGN = '<ir_version: 8, opset_import: ["" : 18]> foreign (float[2] x) => (flo
 
 @pytest.mark.slow
 def test_it_detects_as_pytorch_does():
-    """Prevents an exported detector that places boxes otherwise, in one picture or in several."""
+    """Prevents an exported detector that places boxes otherwise, in one picture or in several, or forgets tiles."""
     detector, path = exported()
     deployed, pictures = OnnxDetector(path, cpu_threads=1), random_pictures(5)
     assert deployed.class_names == NAMES and deployed.input_shape == (96, 128)
     assert deployed.confidences == [0.2, 0.3, 0.25] and deployed.metadata == detector.metadata
+    assert deployed.tiles == detector.tiles == (128, 0.25)
     for options in ({}, {"confidence": 0.1, "nms_iou": 0.9, "max_boxes": 3}, {"batch_size": 2}):
         for expected, got in zip(detector(pictures, **options), deployed(pictures, **options), strict=True):
             assert len(got.scores) > 0 and got.names.tolist() == expected.names.tolist()

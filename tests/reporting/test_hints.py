@@ -8,7 +8,7 @@ from tests.reporting.test_hints_curves import SETTINGS, rows_of
 from utils.reporting.hints import MOST, Run, collect_hints, data_wait_hint
 
 RUN = Run(
-    SimpleNamespace(**SETTINGS, input_shape=[416, 416], cache="", train_annotation_path="data.yaml"),
+    SimpleNamespace(**SETTINGS, input_shape=[416, 416], tile=0, cache="", train_annotation_path="data.yaml"),
     *(["a", "b"], annotations_of([500, 4]), annotations_of([10, 10]), {}, 0),
 )
 

@@ -10,7 +10,7 @@ from utils.reporting.hints import Run
 from utils.reporting.hints.classes import class_hints
 
 SETTINGS = SimpleNamespace(
-    input_shape=[416, 416], model_path="a.pth", train_annotation_path="data.yaml", pretrained=False
+    input_shape=[416, 416], tile=0, model_path="a.pth", train_annotation_path="data.yaml", pretrained=False
 )
 ANCHORS = {"anchors": [[40, 40], [200, 10]], "anchors_mask": [[0]]}
 
@@ -66,7 +66,7 @@ def test_small_boxes():
     """Prevents a longer training on objects that leave no trace: 6 pixels at 416 are 10 at 693, so at 704."""
     assert hints([500], [0.02], (20, 6)) == {
         "small boxes": "Small boxes: c0 (half of them under 6.0 pixels, 10 with input_shape = [704, 704]). Under 10 "
-        "pixels of the input little is found: raise input_shape, or cut the images into parts."
+        "pixels of the input little is found: raise input_shape, or set tile."
     }
     assert "c0 (half of them under 2.0 pixels)." in hints([500], [0.02], (20, 2))["small boxes"]
     assert "small boxes" not in hints([500], [0.02], (20, 10))

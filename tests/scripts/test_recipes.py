@@ -63,6 +63,7 @@ EXPECTED = {
     "YOLOv4-tiny from Darknet's weights": (UNFROZEN, 6.3125e-5, ()),
     "YOLOv4 from Darknet's backbone": (BOTH, 6.3125e-5, ()),
     "A backbone of torchvision": (BOTH, 6.3125e-5, ()),
+    "Small objects in large pictures": (UNFROZEN, 1.2625e-4, ()),
     "From scratch": (UNFROZEN, 1.2625e-4, ()),
     "YOLOv4-tiny from scratch": (UNFROZEN, 6.3125e-5, ()),
     "YOLOv4 on a GPU": (UNFROZEN, 5.05e-5, ()),

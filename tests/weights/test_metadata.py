@@ -3,7 +3,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from utils.weights.metadata import best_confidences, confidence_of, confidence_words, warn_weights_differ
+from utils.weights.metadata import (
+    best_confidences,
+    check_metadata,
+    confidence_of,
+    confidence_words,
+    tiles_of,
+    tiles_words,
+    warn_weights_differ,
+)
 
 METADATA = {"confidence": {"cat": 0.25, "dog": 0.4}}
 
@@ -34,6 +42,30 @@ def test_the_sentence_on_scores():
     assert confidence_words({}, ["cat"]) == (
         "Boxes are shown from the score 0.5 on; the file does not say which score is best."
     )
+
+
+def test_the_tiles_of_a_training():
+    """Prevents a network from looking at whole images where it learned tiles, and constants that do not count."""
+    trained = {"tiles": {"tile": 640, "overlap": 0.25}}
+    assert tiles_of(trained) == (640, 0.25)
+    assert tiles_of(trained, tile=0).tile == 0
+    assert tiles_of({}) == (0, 0.2)
+    assert tiles_of(trained, tile_overlap=0.5) == (640, 0.5)
+    assert tiles_words(tiles_of(trained)) == "; pictures are looked at in tiles of 640 pixels too"
+    assert tiles_words(tiles_of({})) == ""
+    with pytest.raises(ValueError, match="tile is 10; expected 32 or more pixels of the image, 0 for whole"):
+        tiles_of({}, tile=10)
+
+
+@pytest.mark.parametrize("tiles", [{"tile": -1, "overlap": 0.2}, {"tile": 640}, {"tile": 640, "overlap": 1.0}, 640])
+def test_tiles_that_make_no_sense(tiles):
+    """Prevents a downloaded file from cutting an image into millions of tiles, or from ending in a trace."""
+    rules = {"resize_rule": {"mode": "topleft", "pad": 114}}
+    rules |= {"pixel_rule": {"channels": "RGB", "mean": [0.0] * 3, "std": [1.0] * 3}, "input_shape": [32, 32]}
+    metadata = {"format": 1, "model_name": "yolox_nano", "class_names": ["cat"], **rules}
+    check_metadata("a.pth", metadata | {"tiles": {"tile": 640, "overlap": 0.2}})
+    with pytest.raises(ValueError, match=r"a\.pth: its metadata say tiles = .* makes no sense"):
+        check_metadata("a.pth", metadata | {"tiles": tiles})
 
 
 def warnings_of(capsys, metadata, init_epoch=0, rule=None, defaults=None):

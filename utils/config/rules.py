@@ -180,6 +180,8 @@ _FLAG = (lambda value: isinstance(value, bool), "True or False.")
 _TEXT = (lambda value: isinstance(value, str), "text in quotation marks, '' for none.")
 _FRACTION = (_number(0, 1), "a share from 0 to 1.")
 _BATCH = (_whole(1), "a whole number of images, at least 1; 8 or 16 suit most machines.")
+_TILE = (lambda value: _whole(0)(value) and not 0 < value < 32, "32 or more pixels of the image, 0 for whole images.")
+_OVERLAP = (_number(0, 0.9), "a share of a tile's side from 0 to 0.9, such as 0.2.")
 INPUT_SHAPE = (
     _list_of(2, _is_input_side),
     "[height, width], both multiples of 32, such as [416, 416] or [640, 640].",
@@ -199,6 +201,8 @@ RULES = {
     "worker_timeout": (_whole(0), "a number of seconds, 0 to wait for ever."),
     "compile": (lambda value: str(value) in map(str, COMPILES), "'graphs', 'default', or '' for neither."),
     "cache": (CACHES.__contains__, "'ram', 'gpu', or '' for none."),
+    "tile": _TILE,
+    "tile_overlap": _OVERLAP,
     **dict.fromkeys(("classes_path", "train_annotation_path", "val_annotation_path"), _TEXT),
     **dict.fromkeys(("model_name", "backbone", "model_path", "anchors_path", "save_dir"), _TEXT),
     "gpu_ids": (_is_gpu_list, "numbers with commas, such as '0' or '0,2', or '' for all GPUs."),
@@ -280,6 +284,8 @@ RULES = {
 # Constants of predict.py and the tools that train.py lacks, or that may be left open there.
 TOOL_RULES = {
     "max_boxes": (_whole(1), "1 or more objects of a picture."),
+    "tile": (lambda value: value is None or _TILE[0](value), _TILE[1]),
+    "tile_overlap": (lambda value: value is None or _OVERLAP[0](value), _OVERLAP[1]),
     "max_megapixels": (_whole(1), "1 or more million pixels, such as 200."),
     **dict.fromkeys(("confidence", "nms_iou", "MINOVERLAP"), _FRACTION),
     "batch_size": _BATCH,

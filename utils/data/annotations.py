@@ -48,6 +48,11 @@ class Annotations:
     def path(self, index: int) -> str:
         return os.fsdecode(self.path_bytes[self.path_offsets[index] : self.path_offsets[index + 1]].tobytes())
 
+    def source(self, index: int) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
+        """(height, width) of the image in the file, and x1, y1, x2, y2 of the part of it that is this entry: all."""
+        height, width = self.sizes_hw[index].tolist()
+        return (height, width), (0, 0, width, height)
+
     def boxes(self, index: int) -> np.ndarray:
         """(n, 4) float32 boxes of one image, x1, y1, x2, y2 in its pixels."""
         return self.boxes_xyxy[self.offsets[index] : self.offsets[index + 1]]

@@ -2,10 +2,12 @@
 
 import os
 import shutil
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import groupby
 from multiprocessing import RawArray
 from pathlib import Path
 
@@ -41,17 +43,37 @@ def decode(
     receives the index where the file lacks its last bytes and is used all the same, see read_image. Raises
     UnreadableImageError when the file is gone, damaged, or no longer of the size that the annotations state.
     """
-    path, (height, width) = annotations.path(index), annotations.sizes_hw[index].tolist()
-    reduction = reduction_for(largest_scale)
+    path, ((height, width), part_xyxy) = annotations.path(index), annotations.source(index)
+    reduction, is_part = reduction_for(largest_scale), part_xyxy != (0, 0, width, height)
     try:
-        image_rgb, is_truncated = read_image_with_gaps(path, reduction)
+        image_rgb, is_truncated = (_last.read if is_part else read_image_with_gaps)(path, reduction)
     except (OSError, ValueError) as error:
         raise UnreadableImageError(path, error) from error
     if image_rgb.shape[:2] != (-(-height // reduction), -(-width // reduction)):
         raise UnreadableImageError(path, f"its size is {image_rgb.shape[:2]}, the header said {(height, width)}")
     if is_truncated and truncated is not None:
         truncated.add(index)
+    if is_part:
+        x1, y1, x2, y2 = (-(-side // reduction) for side in part_xyxy)
+        image_rgb = image_rgb[y1:y2, x1:x2].copy()  # a view would keep the whole image in memory
     return image_rgb
+
+
+class _LastImage(threading.local):
+    """The image that a thread decoded last: its tiles are asked for one after another."""
+
+    key, content = None, None
+
+    def read(self, *key) -> tuple[np.ndarray, bool]:
+        """As read_image_with_gaps."""
+        if key != self.key:
+            self.key, self.content = None, None  # before the next one takes as much memory
+            self.content = read_image_with_gaps(*key)
+            self.key = key
+        return self.content
+
+
+_last = _LastImage()
 
 
 class ImageCache:
@@ -112,8 +134,10 @@ class RamCache:
         """Decode all images, with a progress bar (None: without)."""
         hidden = None if description else True
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            done = pool.map(self._store, range(len(self.annotations)))
-            for _ in tqdm(done, desc=description, total=len(self.annotations), leave=False, disable=hidden):
+            # The tiles of an image by one thread, which decodes it once.
+            images = [list(entries) for _, entries in groupby(range(len(self.annotations)), self.annotations.path)]
+            done = pool.map(lambda entries: list(map(self._store, entries)), images)
+            for _ in tqdm(done, desc=description, total=len(images), leave=False, disable=hidden):
                 pass
 
     def __call__(self, index: int) -> np.ndarray:

@@ -11,8 +11,10 @@ import torch
 from tqdm import tqdm
 
 from utils.data.loader import LoaderOptions, build_val_loader
+from utils.data.tiles import tiled
 from utils.evaluation.scores import score_detections
 from utils.evaluation.types import DetectionTable, GroundTruth
+from utils.image.tiles import TileOptions, join_tiles
 from utils.inference.base import NMSOptions
 from utils.inference.postprocess import detect, to_image
 from utils.runtime.device import FLOAT32, RuntimeContext
@@ -30,7 +32,7 @@ class EvalOptions(NamedTuple):
     max_boxes: int = 1000  # COCO counts at most 100 per class
 
 
-DEFAULT = EvalOptions()
+DEFAULT, WHOLE = EvalOptions(), TileOptions()
 
 
 class Evaluation(NamedTuple):
@@ -48,22 +50,35 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    model, loader, annotations, class_names, runtime, criterion=None, scored=True, options=DEFAULT, after_batch=None
+    model,
+    loader,
+    annotations,
+    class_names,
+    runtime,
+    criterion=None,
+    scored=True,
+    options=DEFAULT,
+    after_batch=None,
+    tiles=WHOLE,
 ):
     """Loss and scores of a network on a validation set.
 
-    model: is set to eval mode, on the runtime's device. loader: from build_val_loader, over annotations. criterion: for
-    the loss, None for none. scored: False leaves the scores out, for epochs between evaluations. after_batch: is called
-    after each batch that every rank has. All ranks must call, each with a loader over its share, so that each image has
-    one rank. Returns an Evaluation.
+    model: is set to eval mode, on the runtime's device. loader: from build_val_loader, over annotations, or over them
+    in `tiles`. criterion: for the loss, None for none. scored: False leaves the scores out, for epochs between
+    evaluations. after_batch: is called after each batch that every rank has. All ranks must call, each with a loader
+    over its share, so that each image has one rank. Returns an Evaluation, whose detections are those of whole images.
     """
     model.eval()
     broadcast_buffers(model)
+    entries = tiled(annotations, tiles)
     loss, detections, unreadable, truncated = run_network(
-        model, loader, annotations, runtime, criterion, scored, options, after_batch
+        model, loader, entries, runtime, criterion, scored, options, after_batch
     )
     scores = None
     if detections is not None:
+        if tiles.tile:
+            detections = join_images(detections, entries, options)
+            unreadable, truncated = sorted(set(unreadable)), sorted(set(truncated))
         truth = ground_truth(annotations)
         scores = score_detections(truth, detections, class_names, len(annotations), options.min_overlap)
     return Evaluation(loss, scores, unreadable, detections, truncated)
@@ -72,9 +87,11 @@ def evaluate(
 def evaluate_detector(detector, annotations, batch_size, num_workers, options=DEFAULT):
     """The Evaluation, without loss, of a utils.inference.Detector on Annotations."""
     workers = LoaderOptions(num_workers)
-    loader = build_val_loader(annotations, detector.input_shape, detector.resize_rule, batch_size, workers)
+    entries = tiled(annotations, detector.tiles)
+    loader = build_val_loader(entries, detector.input_shape, detector.resize_rule, batch_size, workers)
     runtime = RuntimeContext(detector.device, DistInfo(), FLOAT32)
-    return evaluate(detector.model, loader, annotations, detector.class_names, runtime, options=options)
+    names, tiles = detector.class_names, detector.tiles
+    return evaluate(detector.model, loader, annotations, names, runtime, options=options, tiles=tiles)
 
 
 @torch.no_grad()
@@ -132,6 +149,19 @@ def merge(parts):
     merged = DetectionTable(*(np.concatenate(column) for column in zip(*parts, strict=True)))
     order = np.argsort(merged.image_ids, kind="stable")
     return DetectionTable(*(column[order] for column in merged))
+
+
+def join_images(table, entries, options):
+    """What was found in tiles, a DetectionTable of TiledAnnotations' entries, as the one of their images."""
+    images, tiles_xyxy = entries.images[table.image_ids], entries.tiles_xyxy[table.image_ids]
+    boxes_xyxy = table.boxes_xyxy + tiles_xyxy[:, [0, 1, 0, 1]].astype(np.float32)
+    parts = [np.zeros(0, np.int64)]
+    for image in np.unique(images):
+        rows, size_hw = np.flatnonzero(images == image), entries.whole.sizes_hw[image].tolist()
+        found = boxes_xyxy[rows], table.scores[rows], table.classes[rows], tiles_xyxy[rows]
+        parts.append(rows[join_tiles(*found, size_hw, entries.options, options.nms_iou)[: options.max_boxes]])
+    rows = np.concatenate(parts)
+    return DetectionTable(images[rows], boxes_xyxy[rows], table.scores[rows], table.classes[rows])
 
 
 def ground_truth(annotations):

@@ -207,6 +207,6 @@ def _export_network(detector, has_nms, dynamic_size, opset):
 def _metadata(detector):
     """{key: plain values} that travel in the file."""
     names, known = detector.class_names, detector.metadata
-    about = {"confidence": known["confidence"]} if "confidence" in known else {}
+    about = {name: known[name] for name in ("confidence", "tiles") if name in known}
     metadata = make_metadata(detector.model, names, detector.input_shape, detector.resize_rule, **about)
     return {"class_names": names, "contract": metadata}

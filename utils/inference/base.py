@@ -9,11 +9,14 @@ from PIL import Image, ImageOps
 from utils.config.rules import check_values
 from utils.image.codec import MAX_MEGAPIXELS, read_header, read_image_with_gaps, stretch
 from utils.image.letterbox import letterbox
+from utils.image.tiles import TileOptions, join_tiles, tile_grid
 from utils.io.errors import UserError
 from utils.io.logger import logger
 
 CHANNELS = ("RGB", "BGR")
 NMS_IOU, MAX_BOXES = 0.5, 300
+# Tiles of an image that the network sees at a time.
+TILES_AT_ONCE = 8
 
 
 class Boxes(NamedTuple):
@@ -47,9 +50,11 @@ class BaseDetector:
     """Detects on images, whatever computes the network.
 
     A subclass has class_names, input_shape (height, width), resize_rule, confidences (of each class the usual lowest
-    score), and two stages: forward(batch), which takes (B, H, W, 3) uint8 RGB from `preprocess`, and
-    postprocess(output, placements, sizes_hw, options), which makes of what forward returns a list of Boxes.
+    score), tiles (TileOptions), and two stages: forward(batch), which takes (B, H, W, 3) uint8 RGB from `preprocess`,
+    and postprocess(output, placements, sizes_hw, options), which makes of what forward returns a list of Boxes.
     """
+
+    tiles = TileOptions()
 
     def __call__(self, images, confidence=None, nms_iou=NMS_IOU, max_boxes=MAX_BOXES, channels="RGB", batch_size=8):
         """Detect on one image or on several.
@@ -85,7 +90,27 @@ class BaseDetector:
         return NMSOptions(scores, nms_iou, max_boxes)
 
     def detect(self, images_rgb, options):
-        """One batch: a list of (height, width, 3) uint8 RGB -> a list of Boxes."""
+        """A list of (height, width, 3) uint8 RGB -> a list of Boxes, of whole images or in tiles."""
+        if not self.tiles.tile:
+            return self.detect_batch(images_rgb, options)
+        return [self.detect_tiles(image_rgb, options) for image_rgb in images_rgb]
+
+    def detect_tiles(self, image_rgb, options):
+        """The Boxes of an image that is looked at as a whole and in tiles."""
+        size_hw = image_rgb.shape[:2]
+        grid, found = tile_grid(size_hw, self.tiles), []
+        for start in range(0, len(grid), TILES_AT_ONCE):
+            part = grid[start : start + TILES_AT_ONCE].tolist()
+            found += self.detect_batch([image_rgb[y1:y2, x1:x2] for x1, y1, x2, y2 in part], options)
+        tiles_xyxy = np.repeat(grid, [len(boxes.scores) for boxes in found], axis=0)
+        boxes_xyxy, scores, class_ids = map(np.concatenate, zip(*found, strict=True))
+        boxes_xyxy = boxes_xyxy + tiles_xyxy[:, [0, 1, 0, 1]].astype(np.float32)
+        kept = join_tiles(boxes_xyxy, scores, class_ids, tiles_xyxy, size_hw, self.tiles, options.nms_iou)
+        kept = kept[: options.max_boxes]
+        return Boxes(boxes_xyxy[kept], scores[kept], class_ids[kept])
+
+    def detect_batch(self, images_rgb, options):
+        """One batch of whole images: a list of (height, width, 3) uint8 RGB -> a list of Boxes."""
         batch, placements = self.preprocess(images_rgb)
         sizes_hw = [image.shape[:2] for image in images_rgb]
         return self.postprocess(self.forward(batch), placements, sizes_hw, options)

@@ -19,7 +19,7 @@ from utils.io.logger import logger
 from utils.runtime.device import choose_device, require_float32
 from utils.weights.download import RELEASES, fetch, is_release
 from utils.weights.load import load_matching
-from utils.weights.metadata import confidence_of
+from utils.weights.metadata import confidence_of, tiles_of, tiles_words
 from utils.weights.read import COCO_CLASSES, read_weights
 
 
@@ -101,7 +101,7 @@ def open_detector(settings, **options):
     class_names = read_class_names(settings.classes_path) if settings.classes_path else None
     given = settings.model_name, class_names, settings.input_shape, settings.weights_format
     detector = Detector(settings.model_path, device, *given, **options)
-    logger.info(f"{settings.model_path}: {detector.source}")
+    logger.info(f"{settings.model_path}: {detector.source}{tiles_words(detector.tiles)}")
     return detector
 
 
@@ -112,7 +112,8 @@ class Detector(BaseDetector):
     device: 'cpu', 'cuda', ... model_name, class_names, weights_format: only where the file cannot say them.
     input_shape: (height, width), None for the file's. fuse: fold BatchNorm into the convolutions, which is faster and
     changes scores by less than 1e-4. cpu_threads: of torch in this process, 0 for the environment's TORCH_THREAD_NUM,
-    or, without that, torch's choice. tta_flip, tta_scales: see TestTimeAugmentation. source: what kind of file it was,
+    or, without that, torch's choice. tta_flip, tta_scales: see TestTimeAugmentation. tile, tile_overlap: see
+    TileOptions; None takes what the training had. source: what kind of file it was,
     in words. confidences: of each class the one that gave the best F1 on the training's validation set, where the file
     knows it. Raises ValueError for a file that cannot be used, or constants that contradict it.
     """
@@ -129,6 +130,8 @@ class Detector(BaseDetector):
         cpu_threads=0,
         tta_flip=False,
         tta_scales=(1.0,),
+        tile=None,
+        tile_overlap=None,
     ):
         given = {"cpu_threads": cpu_threads, "tta_flip": tta_flip, "tta_scales": tta_scales, "fuse": fuse}
         check_values(given)
@@ -143,6 +146,7 @@ class Detector(BaseDetector):
         self.input_shape = tuple(input_shape or self.metadata["input_shape"])
         check_values({"input_shape": self.input_shape})
         self.resize_rule = self.metadata["resize_rule"]
+        self.tiles = tiles_of(self.metadata, tile, tile_overlap)
         if fuse:
             fold_batchnorm(self.model)
         self.model.to(self.device, memory_format=torch.channels_last)

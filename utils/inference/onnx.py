@@ -11,7 +11,7 @@ from utils.config.rules import check_values
 from utils.image.letterbox import boxes_to_image
 from utils.inference.base import BaseDetector, Boxes
 from utils.io.errors import MissingFileError, UserError
-from utils.weights.metadata import check_metadata
+from utils.weights.metadata import check_metadata, tiles_of
 
 # Of onnxruntime's messages only errors: it warns of each input that has a default, and these are meant.
 ONLY_ERRORS = 3
@@ -53,11 +53,12 @@ class OnnxDetector(BaseDetector):
     """A detector from an .onnx file of predict.py's mode export_onnx, with suppression inside.
 
     cpu_threads: of ONNX Runtime, 0 takes one per core. input_shape: (height, width), which a file of a dynamic size
-    leaves open; None for the file's. Attributes and calls are those of utils.inference.Detector; confidences are what
-    the file was exported with. Raises FileNotFoundError, and ValueError for another file.
+    leaves open; None for the file's. tile, tile_overlap: see TileOptions; None for the file's. Attributes and calls are
+    those of utils.inference.Detector; confidences are what the file was exported with. Raises FileNotFoundError, and
+    ValueError for another file.
     """
 
-    def __init__(self, onnx_path, cpu_threads=0, input_shape=None):
+    def __init__(self, onnx_path, cpu_threads=0, input_shape=None, tile=None, tile_overlap=None):
         check_values({"cpu_threads": cpu_threads} | ({"input_shape": input_shape} if input_shape else {}))
         self.session = _open_ours(str(onnx_path), cpu_threads)
         metadata = self.session.get_modelmeta().custom_metadata_map
@@ -78,8 +79,9 @@ class OnnxDetector(BaseDetector):
                 "empty, or export the file anew with export_dynamic_size = True."
             )
         self.resize_rule = self.metadata["resize_rule"]
+        self.tiles = tiles_of(self.metadata, tile, tile_overlap)
 
-    def detect(self, images_rgb, options):
+    def detect_batch(self, images_rgb, options):
         batch, placements = self.preprocess(images_rgb)
         sizes_hw = [image.shape[:2] for image in images_rgb]
         return self.postprocess(self.forward(batch, options), placements, sizes_hw)

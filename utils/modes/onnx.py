@@ -9,6 +9,7 @@ from utils.io.files import IMAGE_SUFFIXES
 from utils.io.logger import logger
 from utils.modes.images import predict_folder, predict_image
 from utils.modes.video import predict_video
+from utils.weights.metadata import tiles_words
 
 
 def predict_onnx(settings):
@@ -17,11 +18,13 @@ def predict_onnx(settings):
 
     Raises as OnnxDetector, predict and predict_video do.
     """
-    detector = OnnxDetector(onnx_path_of(settings), settings.cpu_threads, settings.input_shape)
+    given = settings.cpu_threads, settings.input_shape, settings.tile, settings.tile_overlap
+    detector = OnnxDetector(onnx_path_of(settings), *given)
     scores = detector.confidences if settings.confidence is None else [settings.confidence]
     least, most = min(scores), max(scores)
     words = f"the score {least:g}" if least == most else f"scores of {least:.2f} to {most:.2f}, as the class needs,"
-    logger.info(f"{onnx_path_of(settings)}: {detector.model_name}; boxes are shown from {words} on")
+    words += f" on{tiles_words(detector.tiles)}"
+    logger.info(f"{onnx_path_of(settings)}: {detector.model_name}; boxes are shown from {words}")
     if os.path.isdir(settings.image):
         predict_folder(detector, SimpleNamespace(**vars(settings) | {"dir_origin_path": settings.image}))
     elif settings.image.isdecimal() or _is_video(settings.image):

@@ -33,7 +33,7 @@ def start_run(settings, data, model, phases, runtime, workers, checkpoint=None):
     thousands. workers: processes that prepare images. checkpoint: of the run that goes on. Raises UserError where
     nothing can be written.
     """
-    for sentence in setting_hints(settings, phases, len(data.train), runtime.dist.world_size):
+    for sentence in setting_hints(settings, phases, len(data.entries), runtime.dist.world_size):
         logger.warning(sentence)
     logger.info("\n" + trainable_table(model, settings, phases))
     if not runtime.dist.is_main:
@@ -108,9 +108,10 @@ class RunLogger:
     def draw_data(self, train_loader, phase):
         """Draw the labels, and the first batches of a phase as the network will see them."""
         train_loader.batch_sampler.set_epoch(phase.first, phase.batch_size)
-        run, input_shape = self.run, tuple(self.settings.input_shape)
-        self.metrics.draw(0, label_picture, run.train_annotations, run.val_annotations, run.class_names, input_shape)
-        self.metrics.draw(0, batch_picture, first_batches(train_loader), run.train_annotations, run.class_names)
+        run, sizes = self.run, (tuple(self.settings.input_shape), self.settings.tile)
+        self.metrics.draw(0, label_picture, run.train_annotations, run.val_annotations, run.class_names, *sizes)
+        entries = train_loader.dataset.annotations
+        self.metrics.draw(0, batch_picture, first_batches(train_loader), entries, run.class_names)
 
     def end_epoch(self, epoch, phase, result, evaluation, model):
         """Write and say what an epoch, counted from 0, brought. Returns whether training is over.

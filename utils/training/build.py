@@ -20,6 +20,8 @@ from utils.data.loader import LoaderOptions, build_train_loader, build_val_loade
 from utils.data.quality.checks import quick_findings
 from utils.data.quality.findings import findings_table, raise_errors
 from utils.data.sampling import MultiScale, multi_scale_of
+from utils.data.tiles import tiled
+from utils.image.tiles import TileOptions
 from utils.inference.detector import find_weights
 from utils.io.class_names import read_class_names
 from utils.io.errors import UserError
@@ -37,12 +39,21 @@ from utils.weights.read import read_weights
 
 
 class TrainingData(NamedTuple):
-    """What a training learns from, what it validates on, and what was found wrong with both."""
+    """What a training learns from, what it validates on, and what was found wrong with both.
+
+    tiles: in which both are looked at.
+    """
 
     class_names: list[str]
     train: Annotations
     val: Annotations
     findings: list
+    tiles: TileOptions = TileOptions()
+
+    @property
+    def entries(self):
+        """What an epoch consists of: the images of train, or their tiles."""
+        return tiled(self.train, self.tiles)
 
 
 def load_dataset(settings):
@@ -61,12 +72,17 @@ def load_dataset(settings):
         logger.info(f"{path}: {len(annotations)} images, {boxes} boxes, {len(class_names)} classes")
         sets.append(annotations)
         findings += found
-    findings += quick_findings(*sets, class_names, settings.input_shape, settings.keep_difficult)
+    findings += quick_findings(*sets, class_names, settings.input_shape, settings.keep_difficult, settings.tile)
     raise_errors(settings.train_annotation_path, findings, class_names)
     if findings:
         table = findings_table(findings)
         logger.info(f"\nIn the data, the worst first (python tools/check_data.py looks deeper):\n{table}\n")
-    return TrainingData(class_names, _learned(sets[0], settings), sets[1], findings)
+    tiles = TileOptions(settings.tile, settings.tile_overlap)
+    data = TrainingData(class_names, _learned(sets[0], settings), sets[1], findings, tiles)
+    if settings.tile:
+        count = len(data.entries)
+        logger.info(f"In tiles of {settings.tile} pixels, {len(data.train)} images are {count} to train on.")
+    return data
 
 
 def _learned(annotations, settings):
@@ -134,7 +150,8 @@ def find_start_weights(settings, runtime):
 def run_metadata(settings, model, class_names):
     """What the weight files of a run say about their use."""
     plain = to_plain(vars(settings))
-    return make_metadata(model, class_names, tuple(settings.input_shape), model.resize_rule, settings=plain)
+    about = {"tiles": TileOptions(settings.tile, settings.tile_overlap)._asdict()} if settings.tile else {}
+    return make_metadata(model, class_names, tuple(settings.input_shape), model.resize_rule, settings=plain, **about)
 
 
 def build_loss(settings, model):
@@ -208,10 +225,10 @@ def build_loaders(settings, data, runtime, resize_rule):
         workers, runtime.on_gpu, settings.worker_timeout, runtime.dist.rank, runtime.dist.world_size
     )
     batch_size = build_phases(settings, runtime.dist.world_size)[0].batch_size
-    caches = _build_caches(settings, data.train, augment, multi_scale, options, runtime)
-    train_loader = build_train_loader(data.train, augment, settings.seed, multi_scale, batch_size, options, *caches)
+    caches = _build_caches(settings, data.entries, augment, multi_scale, options, runtime)
+    train_loader = build_train_loader(data.entries, augment, settings.seed, multi_scale, batch_size, options, *caches)
     val_loader = build_val_loader(
-        _learned(data.val, settings),
+        tiled(_learned(data.val, settings), data.tiles),
         tuple(settings.input_shape),
         augment.rule,
         val_batch_size(settings, runtime.dist.world_size),

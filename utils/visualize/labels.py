@@ -10,10 +10,10 @@ MOST_POINTS = 20_000
 _MOST_CLASSES, _LEAST_ROWS = 20, 6
 
 
-def label_picture(train_annotations, val_annotations, class_names, input_shape):
+def label_picture(train_annotations, val_annotations, class_names, input_shape, tile=0):
     """{"labels": (H, W, 3) uint8 RGB}: classes, sizes and positions of the boxes; of many classes the most frequent.
 
-    input_shape: (height, width) of the network, in whose pixels sizes are given.
+    input_shape: (height, width) of the network, in whose pixels sizes are given. tile: as in TileOptions.
     """
     sets = (train_annotations, val_annotations)
     figure = new_figure(1750, 620)
@@ -22,7 +22,7 @@ def label_picture(train_annotations, val_annotations, class_names, input_shape):
     draw_class_bars(bars, *counts, class_names, _MOST_CLASSES, 165)
     # Few classes would get bars as thick as a fist.
     bars.set_ylim(max(min(len(class_names), _MOST_CLASSES), _LEAST_ROWS) - 0.4, -0.6)
-    draw_sizes(sizes, *(box_sizes_at_input(annotations, input_shape) for annotations in sets), input_shape)
+    draw_sizes(sizes, *(box_sizes_at_input(annotations, input_shape, tile) for annotations in sets), input_shape)
     _draw_centres(centres, train_annotations)
     titles = "how often each class occurs", "how large the boxes are for the network", "where the boxes of train lie"
     for axes, title in zip((bars, sizes, centres), titles, strict=True):

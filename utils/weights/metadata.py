@@ -2,7 +2,9 @@
 
 import math
 
+from utils.config.rules import check_values
 from utils.image.letterbox import MODES
+from utils.image.tiles import TileOptions
 from utils.io.errors import UserError
 from utils.io.logger import logger
 from utils.io.text import shorten_list
@@ -49,6 +51,19 @@ def confidence_of(metadata, class_names):
     return [max(known.get(name, USUAL_CONFIDENCE), LEAST_CONFIDENCE) for name in class_names]
 
 
+def tiles_of(metadata, tile=None, tile_overlap=None):
+    """The TileOptions in which a network detects: those of its training, unless the constants say others."""
+    given = {"tile": tile, "tile_overlap": tile_overlap}
+    check_values({name: value for name, value in given.items() if value is not None})
+    usual = TileOptions(**metadata.get("tiles", {}))
+    return TileOptions(usual.tile if tile is None else tile, usual.overlap if tile_overlap is None else tile_overlap)
+
+
+def tiles_words(tiles):
+    """What a line on a detector adds about its TileOptions."""
+    return f"; pictures are looked at in tiles of {tiles.tile} pixels too" if tiles.tile else ""
+
+
 def confidence_words(metadata, class_names, confidence=None):
     """A sentence on the scores from which on boxes are shown. confidence: the constant; None takes those of the
     metadata."""
@@ -86,6 +101,11 @@ def _is_resize_rule(value):
     return is_rule and isinstance(value.get("pad"), int) and 0 <= value["pad"] <= 255
 
 
+def _is_tiles(value):
+    is_tiles = isinstance(value, dict) and value.keys() == {"tile", "overlap"} and type(value["tile"]) is int
+    return is_tiles and value["tile"] > 0 and _are_numbers([value["overlap"]], 1) and 0 <= value["overlap"] < 1
+
+
 def _is_pixel_rule(value):
     is_rule = isinstance(value, dict) and value.get("channels") in ("RGB", "BGR")
     return is_rule and _are_numbers(value.get("mean"), 3) and _are_numbers(value.get("std"), 3, lowest=0)
@@ -100,6 +120,7 @@ _RULES = {
     "pixel_rule": _is_pixel_rule,
     "decode_rule": lambda value: isinstance(value, dict),
     "confidence": _is_confidence,
+    "tiles": _is_tiles,
 }
 
 

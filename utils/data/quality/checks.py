@@ -1,5 +1,6 @@
 """What can be seen of a data set before its images are opened: paths, boxes and classes that harm a training."""
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 
@@ -11,6 +12,9 @@ from utils.data.quality.findings import Finding
 
 # Input pixels. The finest map of the networks has a cell every 8: a side under half of that leaves next to no trace.
 TINY_SIDE = 4.0
+# The root of a box's area in input pixels: below the first few are found, with the second most are. From this share of
+# small boxes on it is a matter of the whole data set.
+SMALL_SIDE, GOOD_SIDE, MANY_SMALL = 10, 16, 0.25
 # Longer side by shorter side. Of 815 boxes of COCO two are thinner, knives seen edge-on; most are slips of the hand.
 THIN_ASPECT = 20.0
 # Two objects do not share so much of their boxes; two drawings of one object do.
@@ -26,25 +30,33 @@ def quick_findings(
     class_names: Sequence[str],
     input_shape: Sequence[int],
     keep_difficult: bool = False,
+    tile: int = 0,
 ) -> list[Finding]:
     """All that a look at the annotations shows; no file is opened. A second for 100,000 images and 800,000 boxes.
 
     input_shape: (height, width); sizes of boxes are judged after the letterbox. keep_difficult: whether boxes marked
-    difficult are learned; as something to validate on they never count. Returns one Finding per box, image or class.
+    difficult are learned; as something to validate on they never count. tile: as in TileOptions. Returns one Finding
+    per box, image or class.
     """
     learned = train_annotations if keep_difficult else train_annotations.without_difficult()
     findings = _class_balance(learned, val_annotations, class_names, train_annotations)
     findings += _same_paths(train_annotations, val_annotations)
+    findings += _small_boxes(learned, input_shape, tile)
     for annotations in (train_annotations, val_annotations):
-        findings += _duplicate_boxes(annotations, class_names, input_shape)
-        findings += _odd_boxes(annotations, class_names, input_shape)
+        sizes_wh = box_sizes_at_input(annotations, input_shape, tile)
+        findings += _duplicate_boxes(annotations, class_names, input_shape, sizes_wh)
+        findings += _odd_boxes(annotations, class_names, input_shape, sizes_wh)
     return findings
 
 
-def box_sizes_at_input(annotations: Annotations, input_shape: Sequence[int]) -> np.ndarray:
-    """(M, 2) width and height of each box in pixels of an input of (height, width), aspect ratio kept."""
+def box_sizes_at_input(annotations: Annotations, input_shape: Sequence[int], tile: int = 0) -> np.ndarray:
+    """(M, 2) width and height of each box in pixels of an input of (height, width), aspect ratio kept.
+
+    tile: as in TileOptions; then of the tiles, in which boxes are largest.
+    """
     boxes_xyxy = annotations.boxes_xyxy.astype(np.float64)
-    scale = (np.asarray(input_shape) / np.maximum(annotations.sizes_hw, 1)).min(axis=1, initial=np.inf)
+    sizes_hw = np.minimum(annotations.sizes_hw, tile or np.inf)
+    scale = (np.asarray(input_shape) / np.maximum(sizes_hw, 1)).min(axis=1, initial=np.inf)
     return (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) * np.repeat(scale, np.diff(annotations.offsets))[:, None]
 
 
@@ -133,11 +145,13 @@ def _class_balance(
     return findings
 
 
-def _duplicate_boxes(annotations: Annotations, class_names: Sequence[str], input_shape: Sequence[int]) -> list[Finding]:
+def _duplicate_boxes(
+    annotations: Annotations, class_names: Sequence[str], input_shape: Sequence[int], sizes_wh: np.ndarray
+) -> list[Finding]:
     """Each box that an earlier one of its image covers, whichever its class."""
     earlier = duplicates(annotations)
     rows = np.flatnonzero(earlier >= 0)
-    findings = _box_findings("duplicate_box", annotations, rows, class_names, input_shape)
+    findings = _box_findings("duplicate_box", annotations, rows, class_names, input_shape, sizes_wh)
     classes = annotations.classes
     return [
         finding._replace(detail=f"{finding.detail}; also labelled {class_names[classes[earlier[row]]]}")
@@ -174,8 +188,23 @@ def duplicates(annotations: Annotations) -> np.ndarray:
     return np.where(earlier < len(image_index), earlier, -1)
 
 
-def _odd_boxes(annotations: Annotations, class_names: Sequence[str], input_shape: Sequence[int]) -> list[Finding]:
-    sizes_wh = box_sizes_at_input(annotations, input_shape)
+def _small_boxes(annotations: Annotations, input_shape: Sequence[int], tile: int) -> list[Finding]:
+    """One Finding where many of the boxes are too small in the input to be found, with what would make them larger."""
+    sides = np.sqrt(box_sizes_at_input(annotations, input_shape, tile).prod(axis=1))
+    share = float((sides < SMALL_SIDE).mean()) if len(sides) else 0.0
+    if share < MANY_SMALL:
+        return []
+    wanted = GOOD_SIDE / max(float(np.percentile(sides, 25)), 0.1)
+    now = tile or float(np.median(annotations.sizes_hw.max(axis=1)))
+    smaller = max(int(now / wanted / 32), 1) * 32
+    larger = [math.ceil(side * wanted / 32) * 32 for side in input_shape]
+    detail = f"{share:.0%} of {len(sides)} in training; three quarters have {GOOD_SIDE} pixels with tile = {smaller}"
+    return [Finding("small_boxes", "", f"{detail}, or with input_shape = {larger}")]
+
+
+def _odd_boxes(
+    annotations: Annotations, class_names: Sequence[str], input_shape: Sequence[int], sizes_wh: np.ndarray
+) -> list[Finding]:
     shorter, longer = sizes_wh.min(axis=1, initial=np.inf), sizes_wh.max(axis=1, initial=0)
     findings = []
     for kind, is_odd in (
@@ -184,17 +213,22 @@ def _odd_boxes(annotations: Annotations, class_names: Sequence[str], input_shape
         ("thin_box", longer > THIN_ASPECT * shorter),
         ("difficult_box", annotations.difficult),
     ):
-        findings += _box_findings(kind, annotations, np.flatnonzero(is_odd), class_names, input_shape)
+        findings += _box_findings(kind, annotations, np.flatnonzero(is_odd), class_names, input_shape, sizes_wh)
     return findings
 
 
 def _box_findings(
-    kind: str, annotations: Annotations, rows: np.ndarray, class_names: Sequence[str], input_shape: Sequence[int]
+    kind: str,
+    annotations: Annotations,
+    rows: np.ndarray,
+    class_names: Sequence[str],
+    input_shape: Sequence[int],
+    sizes_wh: np.ndarray,
 ) -> list[Finding]:
     """One Finding for each of these rows of the box arrays, with what it takes to find the box in its image."""
     owners = np.searchsorted(annotations.offsets, rows, side="right") - 1
-    sizes_wh = box_sizes_at_input(annotations, input_shape)[rows].tolist()
-    columns = zip(owners, annotations.classes[rows], annotations.boxes_xyxy[rows].tolist(), sizes_wh, strict=True)
+    found = annotations.boxes_xyxy[rows].tolist(), sizes_wh[rows].tolist()
+    columns = zip(owners, annotations.classes[rows], *found, strict=True)
     findings = []
     for image_index, class_id, box_xyxy, (width, height) in columns:
         corners = ",".join(f"{value:.6g}" for value in box_xyxy)

@@ -67,6 +67,7 @@ KINDS = {
     "clipped_box": Kind("warning", "box reaches beyond its image", "clips the box"),
     "duplicate_box": Kind("warning", "same box twice in one image", "learns both"),
     "vanishing_box": Kind("warning", "box of less than 2 pixels at input_shape", "drops it: nothing is left to learn"),
+    "small_boxes": Kind("warning", "many boxes under 10 pixels at input_shape", "finds few of them"),
     "tiny_box": Kind("warning", "box of a few pixels at input_shape", "learns it, mostly in vain"),
     "thin_box": Kind("warning", "box absurdly long and thin", "learns it"),
     "extra_numbers": Kind("info", "label lines with more numbers behind the box", "takes the box and leaves the rest"),

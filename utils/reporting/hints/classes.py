@@ -30,7 +30,7 @@ _SENTENCES = {
     "few boxes": f"Few training boxes: {{}}. Under {FEW_BOXES} nothing is learned, {RARE_BOXES} are a start: label "
     "more.",
     "small boxes": f"Small boxes: {{}}. Under {SMALL_SIDE} pixels of the input little is found: raise input_shape, or "
-    "cut the images into parts.",
+    "set tile.",
     "anchors": "The anchors do not fit: {}. `python tools/kmeans_for_anchors.py` finds better ones for anchors_path.",
     "confused": "Taken for another class: {}. Compare their labels (`python tools/label_suspects.py`), and label more "
     "of both; where colour tells them apart, lower the hue of colour_jitter, where left and right do, flip_prob.",
@@ -78,9 +78,8 @@ def _reason(run, class_id, row, train_count, matrix):
         return ("low scores", f"best from {row['confidence']:.2f} on") if is_low else ("", "")
     if train_count < FEW_BOXES:
         return "few boxes", f"{train_count}"
-    sizes_wh = box_sizes_at_input(run.train_annotations, run.settings.input_shape)[
-        run.train_annotations.classes == class_id
-    ]
+    sizes_wh = box_sizes_at_input(run.train_annotations, run.settings.input_shape, run.settings.tile)
+    sizes_wh = sizes_wh[run.train_annotations.classes == class_id]
     side = float(np.median(sizes_wh.min(axis=1)))
     if side < SMALL_SIDE:
         larger = [32 * math.ceil(length * SMALL_SIDE / max(side, 0.1) / 32) for length in run.settings.input_shape]
