@@ -54,7 +54,7 @@ def match_coco(ground_truth, detections, num_classes):
     it takes none.
     """
     areas, areas_found = areas_of(ground_truth), _areas(detections.boxes_xyxy)
-    pairs = _overlapping_pairs(ground_truth, detections, num_classes)
+    pairs = overlapping_pairs(ground_truth, detections, num_classes)
     beyond_max = _rank(detections, np.arange(len(detections.scores)), num_classes) >= MAX_DETECTIONS
     matches = {}
     for name, (smallest, largest) in AREAS.items():
@@ -69,30 +69,45 @@ def confusion_matrix(ground_truth, detections, num_classes, confidences, iou=0.5
     """(C + 1, C + 1) int64: how many boxes of a true class (row) were detected as a class (column).
 
     The last row counts detections of background, the last column boxes that were not found. confidences: (C,) or one
-    number, from which on a detection counts. iou: from it on, iou included, a detection may take a box of its image, of
-    whatever class. The highest-scoring detection chooses first, the free box that it overlaps most. A difficult box is
-    in no row, and a detection that takes no box but overlaps one of them is left out.
+    number, from which on a detection counts. iou: as in match_any_class. A difficult box is in no row, and a detection
+    that takes no box but overlaps one of them is left out.
     """
-    confidences = np.broadcast_to(confidences, num_classes)
-    kept = detections.scores >= confidences[detections.classes]
-    detections = type(detections)(*(column[kept] for column in detections))
-    # As if there were one class.
-    anything = (part._replace(classes=np.zeros_like(part.classes)) for part in (ground_truth, detections))
-    found, box, overlap = _overlapping_pairs(*anything, 1, iou, crowds=False)
-    is_difficult = ground_truth.difficult[box]
-    counted = found[~is_difficult], box[~is_difficult], overlap[~is_difficult]
-    matched, matched_box = _take_boxes_once(*counted, detections.scores)
+    detections, _ = sure_detections(detections, confidences, num_classes)
+    matched, matched_box, ignored = match_any_class(ground_truth, detections, iou)
     true_class = np.full(len(detections.scores), num_classes)
     true_class[matched] = ground_truth.classes[matched_box]
-    shown = np.ones(len(true_class), bool)
-    shown[found[is_difficult]] = False
-    shown[matched] = True
     missed = ~ground_truth.difficult
     missed[matched_box] = False
     matrix = np.zeros((num_classes + 1, num_classes + 1), np.int64)
-    np.add.at(matrix, (true_class[shown], detections.classes[shown]), 1)
+    np.add.at(matrix, (true_class[~ignored], detections.classes[~ignored]), 1)
     np.add.at(matrix, (ground_truth.classes[missed], num_classes), 1)
     return matrix
+
+
+def sure_detections(detections, confidences, num_classes):
+    """Those from a confidence on, and their rows (N,) among all. confidences: (C,), or one number for all classes."""
+    confidences = np.broadcast_to(confidences, num_classes)
+    rows = np.flatnonzero(detections.scores >= confidences[detections.classes])
+    return type(detections)(*(column[rows] for column in detections)), rows
+
+
+def match_any_class(ground_truth, detections, iou):
+    """Which detection takes which box of its image, of whatever class: (detections, boxes, ignored).
+
+    The first two are rows that belong together, (P,) each: from an IoU on, iou included, the highest-scoring detection
+    chooses first, the free box that it overlaps most. ignored: (D,) bool, detections that take no box and overlap a
+    difficult one, which nothing takes.
+    """
+    # As if there were one class.
+    anything = (part._replace(classes=np.zeros_like(part.classes)) for part in (ground_truth, detections))
+    found, box, overlap = overlapping_pairs(*anything, 1, iou, crowds=False)
+    is_difficult = ground_truth.difficult[box]
+    counted = found[~is_difficult], box[~is_difficult], overlap[~is_difficult]
+    matched, matched_box = take_boxes_once(*counted, detections.scores)
+    ignored = np.zeros(len(detections.scores), bool)
+    ignored[found[is_difficult]] = True
+    ignored[matched] = False
+    return matched, matched_box, ignored
 
 
 def same_class_pairs(ground_truth, detections, num_classes):
@@ -138,7 +153,7 @@ def _rank(detections, rows, num_classes):
     return ranks
 
 
-def _overlapping_pairs(ground_truth, detections, num_classes, iou=IOUS[0], crowds=True):
+def overlapping_pairs(ground_truth, detections, num_classes, iou=IOUS[0], crowds=True):
     """Pairs of an image and class that overlap enough to match: detection, ground-truth box, IoU; each (P,).
 
     crowds: for a difficult box, which may stand for many objects, the fraction of the detection that lies in it.
@@ -181,7 +196,7 @@ def _take_boxes(pairs, detections, num_classes, counted, difficult, beyond_max):
     return true_positive, others
 
 
-def _take_boxes_once(found, box, overlap, scores):
+def take_boxes_once(found, box, overlap, scores):
     """One box per detection at most, and the reverse: (detections, boxes), chosen by score and then by overlap."""
     order = np.lexsort((-overlap, found, -scores[found]))
     found, box, matches = found[order], box[order], [(found[:0], box[:0])]

@@ -93,19 +93,19 @@ class Finding(NamedTuple):
 
 
 def findings_table(findings: Iterable[Finding]) -> str:
-    """One line per kind that occurs, the worst first: how many, what, an example, and what training does. '' for none.
+    """The rows of findings_rows as aligned lines, '' for none. For people; findings.csv has all findings."""
+    rows = findings_rows(findings)
+    head = ("", "count", "what", "what training does", "for example")
+    return format_table([head, *rows], right=(1,)) if rows else ""
 
-    The table is meant for people: it names no more than one example of each kind; findings.csv has them all.
-    """
-    groups = by_kind(findings)
-    if not groups:
-        return ""
-    rows = [("", "count", "what", "what training does", "for example")]
-    for kind, found in groups.items():
+
+def findings_rows(findings: Iterable[Finding]) -> list[tuple[str, str, str, str, str]]:
+    """(level, count, what, what training does, one example) of each kind that occurs, the worst first."""
+    rows = []
+    for kind, found in by_kind(findings).items():
         level, what, effect = KINDS[kind]
-        example = ": ".join(part for part in found[0][1:] if part)
-        rows.append((level, str(len(found)), what, effect, example))
-    return format_table(rows, right=(1,))
+        rows.append((level, str(len(found)), what, effect, ": ".join(part for part in found[0][1:] if part)))
+    return rows
 
 
 def by_kind(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
