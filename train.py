@@ -389,6 +389,8 @@ ema = True
 #   patience          Stop once the mAP (with eval_flag = False: the validation loss) has not become better for so many
 #                     epochs, which a measurement must show. 0 is off. The last epochs, without mosaic, often bring the
 #                     best mAP: with less than a third of UnFreeze_Epoch they may never be reached.
+#   report_language   The language of report.html, the page in the folder of the run that shows scores, curves and the
+#                     worst pictures: 'en' or 'zh'.
 # ----------------------------------------------------------------------------------------------------------------------
 resume = False
 save_minutes = 10.0
@@ -398,6 +400,7 @@ save_period = 10
 eval_flag = True
 eval_period = 5
 patience = 0
+report_language = "en"
 
 
 def config(**changes):

@@ -93,6 +93,7 @@ BAD_VALUES = [
     *[(name, None) for name in ("multi_scale", "freeze_whole_run", "allow_partial_backbone", "keep_difficult")],
     ("patience", -1),
     ("patience", 2.5),
+    ("report_language", "de"),
     ("resume", 1),
     ("resume", None),
     ("save_minutes", -1),

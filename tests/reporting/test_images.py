@@ -83,8 +83,24 @@ def test_a_failure_is_said_once_and_stops_nothing(tmp_path, capsys):
         image_logger._frames[broken].next_time = 0.0
     image_logger.draw(2, grey, 7)
     image_logger.close()
-    assert capsys.readouterr().out == "note: pictures are missing, broken failed: RuntimeError: no font\n"
+    assert capsys.readouterr().out == "note: pictures or pages are missing, broken failed: RuntimeError: no font\n"
     assert [path.name for path in tmp_path.iterdir()] == ["grey.png"]
+
+
+def test_a_page_is_there_whole_or_not_at_all(tmp_path, monkeypatch, capsys):
+    """Prevents half a page after a full disk, and TensorBoard from getting text for an image; the old page stays."""
+    writer = Writer()
+    image_logger = ImageLogger(tmp_path, writer)
+    image_logger.draw(1, lambda: {"report": "图 1"})
+
+    def full(_path, _content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.Path, "write_bytes", full)
+    image_logger.draw(2, lambda: {"report": "图 2"})
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"] and writer.images == []
+    assert (tmp_path / "report.html").read_text("utf-8") == "图 1"
+    assert "No space left on device: '" in capsys.readouterr().out
 
 
 def test_nothing_to_draw_closes(tmp_path):

@@ -88,6 +88,8 @@ def test_a_scored_epoch_leaves_numbers_pictures_weights_and_words(annotations, m
     assert names > {"settings.json", "classes.txt", "results.csv", "best_epoch_weights.pth", "last_epoch_weights.pth"}
     pictures = ("labels", "train_batch", "val_pred", "confusion", "pr_curve", "f1_curve", "results", "epoch_map")
     assert names > {f"{name}.png" for name in pictures}
+    page = (run_logger.folder / "report.html").read_text("utf-8")
+    assert "mAP@0.5" in page and "图" in page and "data:image/jpeg" not in page  # all is found, so no picture is bad
     saved = torch.load(run_logger.folder / "best_epoch_weights.pth", weights_only=True)["contract"]
     assert (saved["epoch"], saved["scores"]["map50"]) == (1, pytest.approx(1.0))
     assert saved["confidence"] == pytest.approx({"fish": 0.75, "图": 0.75})
@@ -135,6 +137,7 @@ def test_the_last_epoch_ends_the_run_without_scores(annotations, model, tmp_path
     run_logger.writer.close()
     run_logger.summarise()
     assert any("validation loss 5.000" in line for line in said())
+    assert "validation 5" in (run_logger.folder / "report.html").read_text("utf-8")
     assert torch.load(run_logger.folder / "last_epoch_weights.pth", weights_only=True)["contract"]["confidence"] == {}
 
 

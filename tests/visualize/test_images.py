@@ -1,13 +1,16 @@
+import io
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from utils.data.annotations import Annotations
 from utils.data.loader import Batch
 from utils.evaluation.types import DetectionTable
 from utils.image.codec import write_image
 from utils.image.draw import class_colour
-from utils.visualize.images import batch_picture, choose_images, image_tile, prediction_picture, sheet
+from utils.visualize.images import batch_picture, choose_images, image_tile, prediction_picture, sheet, small_jpeg
 
 RED, BLUE = class_colour(0), class_colour(1)
 
@@ -104,3 +107,14 @@ def test_tiles_of_all_shapes_fit_their_places():
     assert page[8, 8].tolist() == [114] * 3 and page[8, 28].tolist() == page[107, 67].tolist() == [10] * 3
     assert page[8, 96].tolist() == [114] * 3 and page[43, 96].tolist() == page[72, 175].tolist() == [20] * 3
     assert (page[108:136] < 60).any() and (page[:, :8] == 255).all() and (page[:, 176:] == 255).all()
+
+
+def test_a_small_picture_stays_small(tmp_path):
+    """Prevents a page that no phone opens: noise is what JPEG needs most bytes for. A small image is not enlarged."""
+    path = tmp_path / "a.png"
+    write_image(str(path), np.random.default_rng(0).integers(0, 256, (700, 900, 3), np.uint8))
+    annotations = Annotations([str(path), "no.png"], [(700, 900), (30, 40)], [0, 0], [], [])
+    encoded = small_jpeg(annotations, 0, 640, 60_000)
+    assert len(encoded) <= 60_000
+    assert Image.open(io.BytesIO(small_jpeg(annotations, 0, 640, 10**6))).size == (640, 498)
+    assert Image.open(io.BytesIO(small_jpeg(annotations, 1, 640, 60_000))).size == (40, 30)

@@ -31,6 +31,7 @@ RUN_IDENTITY = (
 NO_EFFECT_ON_RESULTS = (
     *("resume", "num_workers", "worker_timeout", "cpu_threads", "cache", "gpu_ids", "Cuda", "distributed", "save_dir"),
     *("save_period", "save_minutes", "keep_checkpoints", "model_path", "weights_format", "pretrained"),
+    "report_language",
 )
 # The optimiser is the run's, also where an update of this project ships another one.
 OPTIMISER = ("optimizer_type", "Init_lr", "momentum", "weight_decay")

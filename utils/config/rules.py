@@ -192,6 +192,7 @@ RULES = {
     **dict.fromkeys(("ema", "eval_flag", "cudnn_benchmark", "deterministic", "focal_loss"), _FLAG),
     **dict.fromkeys(("multi_scale", "freeze_whole_run", "allow_partial_backbone", "keep_difficult"), _FLAG),
     "patience": (_whole(0), "a number of epochs, 0 for off."),
+    "report_language": (("en", "zh").__contains__, "'en' or 'zh'."),
     "resume": (
         lambda value: isinstance(value, (bool, str)),
         "True, False, or the folder of a run, such as 'logs/loss_2026_01_31_18_00_00'.",

@@ -1,16 +1,19 @@
-"""Which pictures a run draws, and how often."""
+"""Which pictures and pages a run draws, and how often."""
 
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from utils.data.loader import Batch, DrawingLoader
-from utils.evaluation.curves import pr_curves
+from utils.evaluation.curves import Curves, pr_curves
 from utils.evaluation.evaluate import ground_truth
 from utils.evaluation.matching import confusion_matrix, match_voc
+from utils.evaluation.types import GroundTruth
 from utils.image.codec import write_image
+from utils.io.files import replace_file
 from utils.io.logger import logger
 from utils.visualize.confusion import confusion_picture
 from utils.visualize.curves import curve_pictures
@@ -30,7 +33,8 @@ class _Frame:
 
 
 class ImageLogger:
-    """Draws pictures as PNG files into a folder and, where there is a writer of TensorBoard, as images there.
+    """Draws pictures as PNG files into a folder and, where there is a writer of TensorBoard, as images there. Pages of
+    HTML go into the folder alone.
 
     A file always shows the newest state. TensorBoard keeps what it gets, so it gets the 1st, 2nd, 4th, 8th, ... and the
     last drawing: the course of the run in a file that stays small.
@@ -41,7 +45,8 @@ class ImageLogger:
         self._frames, self._failed = {}, set()
 
     def draw(self, step, function, *arguments):
-        """Draw function(*arguments), a dict {name: (H, W, 3) uint8 RGB}, into name.png in the place of an older one.
+        """Draw function(*arguments), a dict {name: (H, W, 3) uint8 RGB, or the text of a page}, into name.png or
+        name.html in the place of an older one.
 
         step: epoch. Where drawing takes more than MAX_TIME_SHARE of the time, some steps are left out; close() makes up
         for the last. A function that fails says so once, and the run goes on.
@@ -62,17 +67,25 @@ class ImageLogger:
         frame.times += 1
         frame.is_drawn, frame.is_shown = True, is_last or frame.times & (frame.times - 1) == 0
         try:
-            for name, image_rgb in function(*frame.arguments).items():
-                write_image(str(self.folder / f"{name}.png"), image_rgb)
-                if self.writer and frame.is_shown:
-                    self.writer.add_image(f"pictures/{name}", image_rgb, frame.step, dataformats="HWC")
+            for name, content in function(*frame.arguments).items():
+                self._write(name, content, frame)
         except Exception as error:
             # Whatever it is, hours of training are worth more than a picture.
             if function not in self._failed:
-                logger.warning(f"pictures are missing, {function.__name__} failed: {type(error).__name__}: {error}")
+                what = f"{function.__name__} failed: {type(error).__name__}: {error}"
+                logger.warning(f"pictures or pages are missing, {what}")
             self._failed.add(function)
         now = time.monotonic()
         frame.next_time = now + (now - start) / MAX_TIME_SHARE
+
+    def _write(self, name, content, frame):
+        if isinstance(content, str):
+            page = content.encode("utf-8")
+            replace_file(self.folder / f"{name}.html", lambda path: path.write_bytes(page))
+            return
+        write_image(str(self.folder / f"{name}.png"), content)
+        if self.writer and frame.is_shown:
+            self.writer.add_image(f"pictures/{name}", content, frame.step, dataformats="HWC")
 
 
 def first_batches(loader) -> Iterator[Batch]:
@@ -82,25 +95,41 @@ def first_batches(loader) -> Iterator[Batch]:
         yield loader.draw(batch) if isinstance(loader, DrawingLoader) else batch
 
 
+class Judgement(NamedTuple):
+    """What an evaluation is drawn from. truth: GroundTruth. confidences: (C,) from which on a detection of each class
+    counts, those of the best F1. matrix: of confusion_matrix. curves: of pr_curves.
+    """
+
+    truth: GroundTruth
+    confidences: np.ndarray
+    matrix: np.ndarray
+    curves: Curves
+
+
+def judge(annotations, detections, scores):
+    """The Judgement of an evaluation; arguments as in evaluation_pictures."""
+    truth, iou, rows = ground_truth(annotations), scores["iou"], scores["classes"]
+    names = [row["name"] for row in rows]
+    confidences = np.array(confidence_of({"confidence": best_confidences(scores)}, names))
+    matrix = confusion_matrix(truth, detections, len(rows), confidences, iou)
+    matches = match_voc(truth, detections, len(rows), iou)
+    return Judgement(truth, confidences, matrix, pr_curves(matches, truth, detections, len(rows), len(annotations)))
+
+
 def evaluation_pictures(annotations, detections, scores, seed):
     """{name: (H, W, 3) uint8 RGB}: predictions on some images, the confusion matrix, and the curves of curve_pictures.
 
-    annotations, detections: of the evaluation. scores: of score_detections. seed: chooses the images. Where a number is
-    needed from which on detections count, it is the confidence of the best F1 of their class. Without a box to find
-    there are predictions alone.
+    annotations, detections: of the evaluation. scores: of score_detections. seed: chooses the images. Without a box to
+    find there are predictions alone.
     """
-    rows = scores["classes"]
-    class_names = [row["name"] for row in rows]
-    confidences = np.array(confidence_of({"confidence": best_confidences(scores)}, class_names))
-    pictures = prediction_picture(annotations, detections, class_names, confidences, seed)
-    if not any(row["boxes"] for row in rows):
+    class_names = [row["name"] for row in scores["classes"]]
+    judged = judge(annotations, detections, scores)
+    pictures = prediction_picture(annotations, detections, class_names, judged.confidences, seed)
+    if not any(row["boxes"] for row in scores["classes"]):
         return pictures
-    truth, iou = ground_truth(annotations), scores["iou"]
-    matrix = confusion_matrix(truth, detections, len(rows), confidences, iou)
-    note = f"IoU of {iou:g} or more; confidence of each class where its F1 is best"
-    curves = pr_curves(match_voc(truth, detections, len(rows), iou), truth, detections, len(rows), len(annotations))
+    note = f"IoU of {scores['iou']:g} or more; confidence of each class where its F1 is best"
     return (
         pictures
-        | confusion_picture(matrix, class_names, note)
-        | curve_pictures(curves, class_names, [row["map50"] for row in rows])
+        | confusion_picture(judged.matrix, class_names, note)
+        | curve_pictures(judged.curves, class_names, [row["map50"] for row in scores["classes"]])
     )

@@ -8,7 +8,7 @@ import torch
 from utils.checkpoint.run_folder import BEST, LAST, WeightSaver, new_run_folder, save_settings
 from utils.checkpoint.writer import BackgroundWriter
 from utils.config.cli import to_plain
-from utils.data.quality.findings import write_findings
+from utils.data.quality.findings import findings_rows, write_findings
 from utils.evaluation.scores import format_scores
 from utils.io.class_names import write_class_names
 from utils.io.errors import UserError
@@ -17,6 +17,9 @@ from utils.reporting.hints import Run, collect_hints
 from utils.reporting.hints.settings import setting_hints
 from utils.reporting.images import evaluation_pictures, first_batches
 from utils.reporting.metrics import MetricsWriter
+from utils.reporting.page import report_page
+from utils.runtime.device import describe
+from utils.runtime.distributed import describe_ranks
 from utils.training.build import run_metadata
 from utils.training.freezing import lr_groups, trainable_table
 from utils.training.lr_schedule import preview_lr
@@ -40,7 +43,9 @@ def start_run(settings, data, model, phases, runtime, workers, checkpoint=None):
         data.findings.clear()
         return Silent()
     metadata = run_metadata(settings, model, data.class_names)
-    run = Run(settings, data.class_names, data.train, data.val, model.decode_rule, workers)
+    machine = [*describe(runtime.device), *describe_ranks(), ("precision", runtime.precision.sentence)]
+    findings = findings_rows(data.findings)
+    run = Run(settings, data.class_names, data.train, data.val, model.decode_rule, workers, machine, findings)
     try:
         run_logger = RunLogger(settings, metadata, run, runtime.dist.world_size, checkpoint and checkpoint["log"])
         write_findings(run_logger.folder / "findings.csv", data.findings)
@@ -143,6 +148,9 @@ class RunLogger:
         if settings.patience and scores and math.isnan(scores["map50"]):
             self._warn_once("patience", "patience has no effect: without boxes to validate on there is no score.")
         self._collect_hints(scores, evaluation.detections, is_last or is_stalled)
+        if is_measured or is_last:
+            page = self.folder.name, self.run, self.metrics.rows, evaluation, self.hints, self.weights.best_epoch
+            self.metrics.draw(epoch + 1, report_page, *page)
         return is_last or is_stalled
 
     def close(self):

@@ -68,14 +68,14 @@ def _row_of_axes(rows, titles):
     return all_axes
 
 
-def _numbers(rows, key):
+def numbers_of(rows, key):
     """(N,) float64, NaN where a row has no number."""
     return np.array([math.nan if row.get(key) is None else row[key] for row in rows], np.float64)
 
 
 def _draw_losses(axes, rows):
     _draw_lines(axes, rows, [("loss", "train"), ("val_loss", "val")], is_smoothed=len(rows) >= 5)
-    train = _numbers(rows, "loss")
+    train = numbers_of(rows, "loss")
     if np.isfinite(train).any():
         # From scratch the first validation losses can be hundreds: they shall not flatten all that follows.
         lowest, highest = axes.get_ylim()
@@ -109,10 +109,10 @@ def _draw_scores(axes, rows, keys):
 def _lines(rows, keys):
     """(epochs, values, name, colour) of each (key, name) that has numbers, NaN and infinity left out."""
     for (key, name), colour in zip(keys, cycle(_COLOURS)):
-        values = _numbers(rows, key)
+        values = numbers_of(rows, key)
         finite = np.isfinite(values)
         if finite.any():
-            yield _numbers(rows, "epoch")[finite], values[finite], name, colour
+            yield numbers_of(rows, "epoch")[finite], values[finite], name, colour
 
 
 def _add_legend(axes, place):

@@ -1,8 +1,10 @@
 """Images with boxes: what the network learns from, what it finds beside what is labelled, many on one sheet."""
 
+import io
 from os.path import basename
 
 import numpy as np
+from PIL import Image
 
 from utils.image.codec import read_image, reduction_for
 from utils.image.draw import draw_boxes, shortened, write_text
@@ -52,6 +54,29 @@ def image_tile(annotations, index, size_hw, boxes, class_names):
         reduction, image_rgb = 1, np.full((*annotations.sizes_hw[index], 3), PAD, np.uint8)
     boxes_xyxy, class_ids, scores = boxes
     return boxes_tile(image_rgb, size_hw, boxes_xyxy / reduction, class_ids, scores, class_names)
+
+
+# How a picture becomes smaller until it fits: factor of its side, quality of JPEG.
+_STEPS = ((1, 82), (1, 60), (0.6, 60), (0.3, 40))
+
+
+def small_jpeg(annotations, index, side, most_bytes):
+    """One image of the annotations as the bytes of a JPEG, its longer side at most so many pixels, never larger than it
+    is. One that takes more than most_bytes gets coarser, and then smaller."""
+    size_hw = annotations.sizes_hw[index].astype(float)
+    for factor, quality in _STEPS:
+        scale = min(1.0, factor * side / size_hw.max())
+        encoded = jpeg_bytes(image_tile(annotations, index, size_hw * scale, (np.zeros((0, 4)), [], None), []), quality)
+        if len(encoded) <= most_bytes:
+            break
+    return encoded
+
+
+def jpeg_bytes(image_rgb, quality):
+    """An image (H, W, 3) uint8 RGB as the bytes of a JPEG. quality: 1 to 95."""
+    encoded = io.BytesIO()
+    Image.fromarray(image_rgb).save(encoded, "JPEG", quality=quality)
+    return encoded.getvalue()
 
 
 MOST_TRAINING, MOST_PAIRS = 16, 6

@@ -19,7 +19,7 @@ RIPE_SHARE, RIPE_MAP = 0.5, 0.3
 
 class Run(NamedTuple):
     """What stays the same in a training. settings: train.py's; decode_rule: the network's, {} without anchors; workers:
-    processes that prepare images.
+    processes that prepare images; machine: [(name, text)] of versions and hardware; findings: of findings_rows.
     """
 
     settings: object
@@ -28,6 +28,8 @@ class Run(NamedTuple):
     val_annotations: Annotations
     decode_rule: dict
     workers: int
+    machine: list = ()
+    findings: list = ()
 
 
 def collect_hints(run, rows, scores=None, detections=None, is_last=False):
