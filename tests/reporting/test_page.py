@@ -114,6 +114,14 @@ def test_without_boxes(tmp_path, annotations):
     assert "invented: 12" in page_of(empty, (FOUND_IMAGES, [[8, 8, 40, 40]] * 12, [0] * 12))
 
 
+def test_long_names_are_cut(tmp_path):
+    """Prevents a class name of a megabyte from being in the page many times."""
+    run = run_of(annotations_of(tmp_path))._replace(findings=[("info", "1", "a", "b", "x" * 10**6)])
+    hints = {"few boxes": "y" * 10**6}
+    text = report_page("loss_1", run, [], Evaluation(None, None, [], None), hints, None)["report"]
+    assert "xxx…xxx" in text and "yyy…yyy" in text and len(text) < 50_000
+
+
 def test_settings_say_what_was_changed(annotations):
     """Prevents a list in which the changed constants are not found, or in which what None stands for is one."""
     rows = settings_rows(run_of(annotations, UnFreeze_Epoch=7, lr_decay_type=max).settings)

@@ -18,7 +18,7 @@ from utils.visualize.charts import SIZE
 _FOLDER = Path(__file__).parent
 # Of many images each resampling takes longer, and fewer suffice for two digits.
 MOST_RESAMPLINGS, LEAST_RESAMPLINGS, MOST_DRAWS = 1000, 200, 1_000_000
-# Of names and sentences from the data, so many characters.
+# Characters of a name from the data, and rows of the table of classes.
 MOST_CHARACTERS, MOST_CLASSES = 160, 500
 
 
@@ -29,7 +29,6 @@ def report_page(name, run, rows, evaluation, hints, best_epoch):
     of the last row, whose scores may be None. hints: {topic: sentence}. best_epoch: None where there is none.
     """
     settings, scores = run.settings, evaluation.scores
-    charts = epoch_charts(rows)
     content = {
         "language": settings.report_language,
         "name": name,
@@ -44,7 +43,7 @@ def report_page(name, run, rows, evaluation, hints, best_epoch):
         "hints": list(hints.values()),
         "findings": run.findings,
         "machine": run.machine,
-        "charts": charts,
+        "charts": epoch_charts(rows),
         **(_of_evaluation(run, scores, evaluation.detections) if scores else {"scores": None}),
     }
     # File names that are no UTF-8 cannot be written.
@@ -95,8 +94,7 @@ def _score(number):
     return "-" if number is None or math.isnan(number) else f"{number:.3f}"
 
 
-def _short(text):
+def _short(text, most=MOST_CHARACTERS):
     """A text that may come from the data, cut in its middle where it is long."""
     text = str(text)
-    half = MOST_CHARACTERS // 2
-    return text if len(text) <= MOST_CHARACTERS else f"{text[:half]}…{text[-half:]}"
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most // 2) :]}"
