@@ -1,8 +1,10 @@
 """Reading, finding and writing files: what is written appears whole or not at all."""
 
 import contextlib
+import glob
 import os
 import re
+import secrets
 import time
 from pathlib import Path, PureWindowsPath
 
@@ -69,8 +71,9 @@ def replace_file(path, write):
 
     write(temporary): makes the new file, at a Path beside the old one. An OSError names the file; the old one stays.
     """
-    # With the process in its name, as two trainings may write into one folder at the same time.
-    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    # With a number of its own, as two trainings may write into one folder at the same time; in containers, whose
+    # processes have the same numbers.
+    temporary = Path(f"{path}.{secrets.randbelow(10**12)}.tmp")
     try:
         write(temporary)
         # Before the new name: a power cut could otherwise leave the new name on an empty file.
@@ -87,12 +90,13 @@ def replace_file(path, write):
     _keep_names(Path(path).parent)
 
 
-def remove_temporaries(folder, older_than=0):
+def remove_temporaries(folder, older_than=0, name=""):
     """Remove what replace_file left unfinished in a folder when its process was killed.
 
-    older_than: seconds since the last write; 0 for a folder into which no other process writes.
+    older_than: seconds since the last write; 0 for a folder into which no other process writes. name: of the file that
+    was written, '' for all.
     """
-    for path in Path(folder).glob("*.tmp"):
+    for path in Path(folder).glob(f"{glob.escape(name)}*.tmp"):
         # Another process may have finished or removed it meanwhile.
         with contextlib.suppress(FileNotFoundError):
             if re.fullmatch(r".+\.\d+\.tmp", path.name) and time.time() - path.stat().st_mtime >= older_than:
