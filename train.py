@@ -176,9 +176,12 @@ seed = 11
 #   cache           'ram' decodes every training image once, before the first epoch, and keeps it in main memory at the
 #                   size of the input, one copy for all workers. It spares a quarter to a half of the loader's work.
 #                   Training says how much it takes, and goes on without where it does not fit. Zoomed parts of images
-#                   become a little softer. 'gpu' keeps the images on the GPU and draws mosaic, colours and all else
-#                   there, for data sets of some thousand images; where that does not fit, 'ram' takes its place. ''
-#                   is off.
+#                   become a little softer. 'disk' keeps the same pixels in a file beside train_annotation_path, or in
+#                   save_dir where that is read-only or full, and all later runs find it there: for data sets that are
+#                   larger than memory, and for many runs on the same images. It is made anew where an image or
+#                   input_shape has changed; delete it when you need the room. 'gpu' keeps the images on the GPU and
+#                   draws mosaic, colours and all else there, for data sets of some thousand images; where that does not
+#                   fit, 'ram' takes its place. '' is off.
 #   tile            Cut images into tiles of so many pixels a side, and learn and detect in these and in the whole
 #                   image: for objects that are a few pixels wide once a large image is as small as input_shape. An
 #                   object of 20 pixels in a tile of 640 has 13 at an input of 416. Each image takes the time of its

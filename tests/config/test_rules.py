@@ -106,7 +106,7 @@ BAD_VALUES = [
     ("compile", "fast"),
     *[("tile", value) for value in (31, 640.0, True, None)],
     ("tile_overlap", 0.95),
-    ("cache", "disk"),
+    ("cache", "file"),
     ("cache", True),
     *[(name, 0) for name in ("gpu_ids", "classes_path", "train_annotation_path", "val_annotation_path")],
     *[(name, None) for name in ("model_name", "backbone", "model_path", "anchors_path", "save_dir")],

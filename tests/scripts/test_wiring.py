@@ -25,7 +25,7 @@ from utils.io.errors import UserError
 from utils.reporting import run_logger
 from utils.runtime.device import Precision, RuntimeContext
 from utils.runtime.distributed import DistInfo
-from utils.training import build, phases
+from utils.training import build, caches, phases
 from utils.training.build import TrainingData
 from utils.weights.metadata import make_metadata
 from utils.weights.save import save_weights
@@ -328,7 +328,7 @@ def test_a_cache_that_does_not_fit_is_done_without(constants, monkeypatch, capsy
         asked_for.append((shared, copies))
         return False, "it does not fit"
 
-    monkeypatch.setattr(build, "cache_fits", fits)
+    monkeypatch.setattr(caches, "cache_fits", fits)
     settings = SimpleNamespace(**constants | {"cache": cache, "num_workers": 2})
     annotations = Annotations(["a.jpg"], [(9, 9)], [0], [], [])
     train_loader, _ = build.build_loaders(

@@ -11,7 +11,7 @@ from utils.config.optimizers import fill_in
 from utils.io.errors import MissingFileError, UserError
 from utils.runtime.device import Precision, RuntimeContext
 from utils.runtime.distributed import DistInfo
-from utils.training import build
+from utils.training import build, caches
 from utils.training.phases import Phase, build_phases
 from utils.weights.metadata import make_metadata, warn_weights_differ
 from utils.weights.save import save_weights
@@ -221,7 +221,7 @@ def test_images_in_main_memory(data_settings, monkeypatch, capsys, fits, note):
     settings = data_settings({"a": [CAT, DOG], "b": [CAT]}, cache="ram", Freeze_batch_size=2, Unfreeze_batch_size=2)
     data = build.load_dataset(settings)
     capsys.readouterr()
-    monkeypatch.setattr(build, "cache_fits", lambda *_: (fits, "cache = 'ram' takes 1 MB"))
+    monkeypatch.setattr(caches, "cache_fits", lambda *_: (fits, "cache = 'ram' takes 1 MB"))
     train_loader, val_loader = build.build_loaders(settings, data, RUNTIME, TOP_LEFT)
     assert capsys.readouterr().out.startswith(f"{note}cache = 'ram' takes 1 MB\n")
     assert (type(train_loader.dataset.load_image.load_image).__name__ == "RamCache") is fits

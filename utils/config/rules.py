@@ -18,7 +18,7 @@ RELEASE_NAMES = (
     *("yolov4", "yolov4.conv.137", "yolov4_tiny", "yolov4-tiny.conv.29"),
 )
 IOU_TYPES = ("", "iou", "ciou", "siou")
-CACHES = ("", "ram", "gpu")
+CACHES = ("", "ram", "disk", "gpu")
 COMPILES = ("", "default", "graphs", True, False)  # the last two as in older scripts
 TYPE_NAMES = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 
@@ -201,7 +201,7 @@ RULES = {
     "keep_checkpoints": (_whole(0), "how many files ep*.pth to keep, 0 for all."),
     "worker_timeout": (_whole(0), "a number of seconds, 0 to wait for ever."),
     "compile": (lambda value: str(value) in map(str, COMPILES), "'graphs', 'default', or '' for neither."),
-    "cache": (CACHES.__contains__, "'ram', 'gpu', or '' for none."),
+    "cache": (CACHES.__contains__, "'ram', 'disk', 'gpu', or '' for none."),
     "tile": _TILE,
     "tile_overlap": _OVERLAP,
     **dict.fromkeys(("classes_path", "train_annotation_path", "val_annotation_path"), _TEXT),

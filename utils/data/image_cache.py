@@ -4,7 +4,7 @@ import os
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import groupby
@@ -116,32 +116,53 @@ CGROUPS = (
 )
 
 
-class RamCache:
-    """Every image of the annotations, scaled down, in one block that all workers share. Built empty; fill() decodes.
+class DecodedImages:
+    """Every image of the annotations, scaled down, one behind the other in `block`, which a subclass sets.
 
-    scales: (N,) factors of the image sizes; those above 1 count as 1. shared: whether other processes will read it.
-    truncated: after fill(), the indices whose files lack their last bytes.
+    scales: (N,) factors of the image sizes; those above 1 count as 1. After decode_all(): unreadable, {index: why};
+    truncated, the indices whose files lack their last bytes.
     """
 
-    def __init__(self, annotations: Annotations, scales: np.ndarray, shared: bool):
-        self.annotations = annotations
+    def __init__(self, annotations: Annotations, scales: np.ndarray):
+        self.annotations, self.block = annotations, None
         self.sizes_hw = np.ceil(annotations.sizes_hw * np.minimum(scales, 1)[:, None] - 1e-6).astype(np.int64)
         self.offsets = np.concatenate([[0], np.cumsum(self.sizes_hw.prod(axis=1) * 3)])
-        self.block = RawArray("B", int(self.offsets[-1])) if shared else np.empty(self.offsets[-1], np.uint8)
         self.unreadable, self.truncated = {}, set()
 
-    def fill(self, description: str | None = "decoding into main memory") -> None:
-        """Decode all images, with a progress bar (None: without)."""
+    def decode_all(self, store: Callable[[int, np.ndarray], None], description: str | None) -> None:
+        """Call store(index, image_rgb) with all images, from several threads, with a progress bar (None: without)."""
+
+        def work(index: int) -> None:
+            image_rgb = self.decode_or_note(index)
+            if image_rgb is not None:
+                store(index, image_rgb)
+
         hidden = None if description else True
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             # The tiles of an image by one thread, which decodes it once.
             images = [list(entries) for _, entries in groupby(range(len(self.annotations)), self.annotations.path)]
-            done = pool.map(lambda entries: list(map(self._store, entries)), images)
+            done = pool.map(lambda entries: list(map(work, entries)), images)
             for _ in tqdm(done, desc=description, total=len(images), leave=False, disable=hidden):
                 pass
 
+    def decode_or_note(self, index: int) -> np.ndarray | None:
+        """decode_scaled; where the image cannot be decoded that is noted in unreadable."""
+        try:
+            return self.decode_scaled(index)
+        except UnreadableImageError as error:
+            self.unreadable[index] = str(error.__cause__ or error)
+            return None
+
+    def decode_scaled(self, index: int) -> np.ndarray:
+        """An image from its file, (h, w, 3) uint8 RGB of the size here. Raises as decode does."""
+        height, width = self.sizes_hw[index].tolist()
+        image_rgb = decode(self.annotations, index, height / int(self.annotations.sizes_hw[index, 0]), self.truncated)
+        if image_rgb.shape[:2] != (height, width):
+            image_rgb = cv2.resize(image_rgb, (width, height), interpolation=cv2.INTER_AREA)
+        return image_rgb
+
     def __call__(self, index: int) -> np.ndarray:
-        """(h, w, 3) uint8 RGB, not to be written to. Raises UnreadableImageError where fill() could not decode it."""
+        """(h, w, 3) uint8 RGB, not to be written to. Raises UnreadableImageError where it could not be decoded."""
         if index in self.unreadable:
             raise UnreadableImageError(self.annotations.path(index), self.unreadable[index])
         return self._view(index)
@@ -150,16 +171,22 @@ class RamCache:
         start, stop = self.offsets[index : index + 2]
         return np.frombuffer(self.block, np.uint8, stop - start, start).reshape(*self.sizes_hw[index], 3)
 
-    def _store(self, index: int) -> None:
-        height, width = self.sizes_hw[index].tolist()
-        try:
-            scale = height / int(self.annotations.sizes_hw[index, 0])
-            image_rgb = decode(self.annotations, index, scale, self.truncated)
-        except UnreadableImageError as error:
-            self.unreadable[index] = str(error.__cause__ or error)
-            return
-        if image_rgb.shape[:2] != (height, width):
-            image_rgb = cv2.resize(image_rgb, (width, height), interpolation=cv2.INTER_AREA)
+
+class RamCache(DecodedImages):
+    """DecodedImages in main memory, shared by all workers. Built empty; fill() decodes.
+
+    shared: whether other processes will read it.
+    """
+
+    def __init__(self, annotations: Annotations, scales: np.ndarray, shared: bool):
+        super().__init__(annotations, scales)
+        self.block = RawArray("B", int(self.offsets[-1])) if shared else np.empty(self.offsets[-1], np.uint8)
+
+    def fill(self, description: str | None = "decoding into main memory") -> None:
+        """Decode all images, with a progress bar (None: without)."""
+        self.decode_all(self._store, description)
+
+    def _store(self, index: int, image_rgb: np.ndarray) -> None:
         self._view(index)[:] = image_rgb
 
 
@@ -190,13 +217,14 @@ def cache_fits(annotations: Annotations, scales: np.ndarray, shared: bool, copie
     needed = copies * float((sizes_hw + 1).prod(axis=1).sum()) * 3
     if needed > free:
         return False, (
-            f"cache 'ram' would take {_amount(needed)}, and {_amount(free)} {where}: images are decoded in each "
+            f"cache 'ram' would take {amount(needed)}, and {amount(free)} {where}: images are decoded in each "
             "epoch instead. A smaller input_shape needs less."
         )
-    return True, f"cache 'ram': {len(annotations)} images take {_amount(needed)}; {_amount(free)} {where}"
+    return True, f"cache 'ram': {len(annotations)} images take {amount(needed)}; {amount(free)} {where}"
 
 
-def _amount(count: float) -> str:
+def amount(count: float) -> str:
+    """A number of bytes, for people."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 

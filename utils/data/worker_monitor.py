@@ -46,7 +46,7 @@ class UnusableDataError(UserError):
 class TrackedReader:
     """Calls load_image, and notes in shared memory which image each worker is reading.
 
-    load_image: ImageCache or RamCache. indices: one per worker, -1 while it reads none; pids: of the workers.
+    load_image: ImageCache or DecodedImages. indices: one per worker, -1 while it reads none; pids: of the workers.
     """
 
     def __init__(self, load_image: Callable, num_workers: int):

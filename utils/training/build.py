@@ -1,9 +1,7 @@
 """From the constants of train.py to what a training is made of: data, network, loss, optimiser, loaders."""
 
-import logging
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from nets import LossOptions, build_criterion, build_model
@@ -13,9 +11,7 @@ from utils.config.cli import to_plain
 from utils.data.anchors import choose_decode_rule, unused_anchors
 from utils.data.annotations import Annotations, build_annotations, class_names_of
 from utils.data.augment import AugmentOptions
-from utils.data.device_cache import DeviceCache, fits_device, smallest_scale
 from utils.data.formats.detect_format import read_raw_annotations
-from utils.data.image_cache import RamCache, ReadableImages, cache_fits, train_scales
 from utils.data.loader import LoaderOptions, build_train_loader, build_val_loader
 from utils.data.quality.checks import quick_findings
 from utils.data.quality.findings import findings_table, raise_errors
@@ -26,7 +22,8 @@ from utils.inference.detector import find_weights
 from utils.io.class_names import read_class_names
 from utils.io.errors import UserError
 from utils.io.logger import logger
-from utils.runtime.distributed import all_reduce_sum, convert_sync_bn, local_world_size, rank_zero_first
+from utils.runtime.distributed import convert_sync_bn, rank_zero_first
+from utils.training.caches import build_caches
 from utils.training.engine import OptimWrapper
 from utils.training.freezing import frozen_parameter_names, lr_scales, warn_untrained_frozen
 from utils.training.graphs import GraphedOptimWrapper, why_no_graphs
@@ -225,7 +222,7 @@ def build_loaders(settings, data, runtime, resize_rule):
         workers, runtime.on_gpu, settings.worker_timeout, runtime.dist.rank, runtime.dist.world_size
     )
     batch_size = build_phases(settings, runtime.dist.world_size)[0].batch_size
-    caches = _build_caches(settings, data.entries, augment, multi_scale, options, runtime)
+    caches = build_caches(settings, data.entries, augment, multi_scale, workers > 0, runtime)
     train_loader = build_train_loader(data.entries, augment, settings.seed, multi_scale, batch_size, options, *caches)
     val_loader = build_val_loader(
         tiled(_learned(data.val, settings), data.tiles),
@@ -251,31 +248,3 @@ def build_multi_scale(settings):
         logger.warning("multi_scale is True, but multi_scale_range holds no other multiple of 32: widen it.")
     logger.info("input sizes: " + ", ".join(f"{height}x{width}" for height, width in sorted(multi_scale.shapes)))
     return multi_scale
-
-
-def _build_caches(settings, annotations, augment, multi_scale, options, runtime):
-    """(what gives the loader its decoded images, what draws them on the device); None each where there is none."""
-    if not settings.cache:
-        return None, None
-    scales, on_gpu = train_scales(annotations, multi_scale.shapes, augment), settings.cache == "gpu"
-    if on_gpu:
-        sizes_hw = annotations.sizes_hw * np.minimum(scales, 1)[:, None]
-        # A third more for the smaller copies of each image.
-        needed = 4 * float((sizes_hw + 1).prod(axis=1).sum())
-        on_gpu = _all_agree(runtime, *fits_device(needed, runtime.device))
-    shared = options.num_workers > 0 and not on_gpu
-    if not _all_agree(runtime, *cache_fits(annotations, scales, shared, local_world_size())):
-        return None, None
-    ram = RamCache(annotations, scales, shared)
-    ram.fill("decoding into main memory" if runtime.dist.is_main else None)
-    if not on_gpu:
-        return ram, None
-    smallest = smallest_scale(multi_scale.shapes, augment)
-    return ReadableImages(ram), DeviceCache(ram, annotations, smallest, augment.pad, runtime.device)
-
-
-def _all_agree(runtime, fits, sentence):
-    """Whether all ranks have room; logs the sentence. Ranks must agree before one takes memory: else the others see
-    less of it."""
-    logger.log(logging.INFO if fits else logging.WARNING, sentence)
-    return all_reduce_sum(torch.tensor(float(fits), device=runtime.device)) == runtime.dist.world_size
