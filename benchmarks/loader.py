@@ -4,7 +4,8 @@ python benchmarks/loader.py [--train_annotation_path=... --samples=600 ...]
 
 One process, one thread of OpenCV, CPU seconds. Mosaic on every sample, mixup with a second mosaic on half of them,
 zoom, flip and colour. Where ultralytics is installed (pip install ultralytics), its own loader runs on the same images
-with mosaic=1, mixup=0.5, and ratios are printed. Last, the memory of a loader with two workers over epochs.
+with mosaic=1, mixup=0.5, and ratios are printed. Then, by the clock, what each cache of train.py takes and gives. Last,
+the memory of a loader with two workers over epochs.
 """
 
 import math
@@ -24,9 +25,10 @@ import psutil
 
 from utils.config.cli import read_constants, run_script
 from utils.config.rules import check_values
-from utils.data import augment as rendering
+from utils.data import draw as rendering
 from utils.data.annotations import Annotations, build_annotations, class_names_of
 from utils.data.augment import AugmentOptions, SampleKey, augmented_targets, largest_scales, sample_parameters
+from utils.data.disk_cache import DiskCache
 from utils.data.formats.detect_format import read_raw_annotations
 from utils.data.image_cache import RamCache, decode, train_scales
 from utils.data.loader import LoaderOptions, TrainDataset, build_train_loader, collate
@@ -38,12 +40,14 @@ from utils.image.opencv import cv2
 #   input_sides             Sides of the square inputs that are measured.
 #   samples                 Training samples per measurement; each is one image of the batch.
 #   batch_size              Images per batch, for collation and for ultralytics.
+#   cache_folder            Where the file of cache = 'disk' lies meanwhile; '' is the system's folder for such files.
 #   memory_epochs           Memory is read after these epochs of a loader with two workers; [] leaves that out.
 # ----------------------------------------------------------------------------------------------------------------------
 train_annotation_path = "VOCdevkit/Sample/ImageSets/Main/train.txt"
 input_sides = [416, 640]
 samples = 600
 batch_size = 8
+cache_folder = ""
 memory_epochs = [1, 5, 20]
 
 SETTINGS = AugmentOptions(augment_epochs=1000)
@@ -69,27 +73,30 @@ def epoch_keys(annotations, shape, count):
     return keys[:count]
 
 
+def our_loader(annotations, shape, settings, cache=None):
+    """The loader as train.py builds it."""
+    return build_train_loader(annotations, SETTINGS, 0, MultiScale([shape]), settings.batch_size, load_image=cache)
+
+
+def read_samples(loader, count):
+    """Take batches from a loader, epoch after epoch, until they hold so many samples."""
+    seen = 0
+    for epoch in range(count):
+        loader.batch_sampler.set_epoch(epoch)
+        for batch in loader:
+            seen += len(batch.images)
+            if seen >= count:
+                return
+
+
 def measure_ours(annotations, shape, settings):
-    """{name: images per CPU second} of the loader as train.py builds it, without and with the cache."""
+    """{name: images per CPU second} of our loader, without and with the cache."""
     rates = {}
     for name in ("no cache", "ram"):
-        load_image = filled_cache(annotations, shape) if name == "ram" else None
-        loader = build_train_loader(
-            annotations, SETTINGS, 0, MultiScale([shape]), settings.batch_size, load_image=load_image
-        )
-
-        def run(loader=loader):
-            seen = 0
-            for epoch in range(settings.samples):
-                loader.batch_sampler.set_epoch(epoch)
-                for batch in loader:
-                    seen += len(batch.images)
-                    if seen >= settings.samples:
-                        return
-
+        loader = our_loader(annotations, shape, settings, filled_cache(annotations, shape) if name == "ram" else None)
         for batch in islice(loader, 3):
             assert len(batch.images)
-        rates[name] = settings.samples / cpu_seconds(run)
+        rates[name] = settings.samples / cpu_seconds(lambda loader=loader: read_samples(loader, settings.samples))
     return rates
 
 
@@ -97,6 +104,46 @@ def filled_cache(annotations, shape):
     cache = RamCache(annotations, train_scales(annotations, [shape], SETTINGS), shared=False)
     cache.fill(None)
     return cache
+
+
+def print_caches(annotations, shape, settings):
+    """Seconds until each cache is ready; of the epochs after, images per CPU second, and by the clock, which also sees
+    the disk."""
+    title = f"caches at {shape[0]}x{shape[1]}"
+    print(f"\n{title:24s} {'ready after':>12s} {'images per CPU second':>22s} {'per second':>12s}")
+    with tempfile.TemporaryDirectory(dir=settings.cache_folder or None) as folder:
+        path = Path(folder) / "images.cache"
+        caches = {
+            "no cache": lambda: None,
+            "ram": lambda: filled_cache(annotations, shape),
+            "disk, first run": lambda: file_of_images(annotations, shape, path),
+            "disk, second run": lambda: file_of_images(annotations, shape, path),
+        }
+        for name, make in caches.items():
+            start = time.perf_counter()
+            loader = our_loader(annotations, shape, settings, make())
+            ready = time.perf_counter()
+            used = cpu_seconds(lambda loader=loader: read_samples(loader, settings.samples))
+            passed = time.perf_counter() - ready
+            print(
+                f"{name:24s} {ready - start:10.2f} s {settings.samples / used:22.0f} {settings.samples / passed:12.0f}"
+            )
+            del loader  # what maps a file keeps it in memory
+            forget(path)
+
+
+def file_of_images(annotations, shape, path):
+    """A DiskCache whose file is found, else written."""
+    cache = DiskCache(annotations, train_scales(annotations, [shape], SETTINGS))
+    assert cache.open(path) or cache.write(path, None)
+    return cache
+
+
+def forget(path):
+    """Have the system drop what it keeps of a file in memory, as if the machine had been started again since."""
+    if path.is_file() and hasattr(os, "posix_fadvise"):
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def print_parts(annotations, shape, settings):
@@ -229,6 +276,8 @@ def main(settings):
             other = theirs.get(name)
             beside = f" {other:12.0f} {rate / other:6.2f}" if other else f" {'-':>12s} {'-':>6s}"
             print(f"{f'{side}, {name}':24s} {rate:12.0f}{beside}")
+    for side in settings.input_sides:
+        print_caches(annotations, (side, side), settings)
     for side in settings.input_sides:
         print_parts(annotations, (side, side), settings)
     if settings.memory_epochs:
