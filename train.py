@@ -17,6 +17,7 @@ from utils.runtime.device import init_runtime
 from utils.runtime.distributed import broadcast_object
 from utils.runtime.signals import StopSignals
 from utils.training import build
+from utils.training.batch_size import choose_batch_sizes
 from utils.training.engine import LossMeter, train_one_epoch
 from utils.training.interruptions import interruptions
 from utils.training.lr_schedule import LRSchedule
@@ -68,10 +69,13 @@ from utils.training.preflight import preflight
 #                           pretrained weights rest while neck and head learn.
 #   UnFreeze_Epoch          Last epoch of all, frozen ones included. Equal to Freeze_Epoch: never unfreezes, which is
 #                           what a weak machine can do.
-#   Freeze_batch_size       Images in a batch while the backbone is frozen: one to two times Unfreeze_batch_size.
+#   Freeze_batch_size       Images in a batch while the backbone is frozen: one to two times Unfreeze_batch_size, or 0,
+#                           as there.
 #   Unfreeze_batch_size     Images in a batch once everything trains. As large as memory allows, up to 16 or so; at
 #                           least 2, because BatchNorm has no statistics in a batch of 1. "Out of memory": lower this or
-#                           input_shape.
+#                           input_shape. 0 takes the largest that fits, up to 64 on each GPU: real steps are measured
+#                           at the start, and the number stays the run's; on a CPU it is 8. With few images a smaller
+#                           one learns better, as an epoch has more steps.
 # ----------------------------------------------------------------------------------------------------------------------
 classes_path = "model_data/sample_classes.txt"
 train_annotation_path = "VOCdevkit/Sample/ImageSets/Main/train.txt"
@@ -111,7 +115,8 @@ Unfreeze_batch_size = 8
 #   A weak GPU, or a CPU               Freeze_Train = True, Freeze_Epoch = 30, UnFreeze_Epoch = 30: only the frozen
 #                                      phase; Freeze_batch_size = 4, accumulate = 4, fp16 = True, yolox_nano at
 #                                      [416, 416]
-#   Batch sizes                        as large as memory allows; Freeze_batch_size 1 to 2 times Unfreeze_batch_size
+#   Batch sizes                        as large as memory allows; Freeze_batch_size 1 to 2 times Unfreeze_batch_size;
+#                                      0 finds the largest that fits
 #   Go on where a run was broken off   resume = True, or --resume=True: exactly as if it had never stopped
 #   Train a finished run further       --resume=logs/loss_<date and time> --UnFreeze_Epoch=more
 #   Go on from weights in logs/        model_path = 'logs/last_epoch_weights.pth', Init_Epoch = epochs they have seen
@@ -424,6 +429,7 @@ def main(settings):
     data = build.load_dataset(settings)
     model = build.build_detector(settings, data.class_names, runtime, checkpoint)
     criterion = build.build_loss(settings, model)
+    settings = choose_batch_sizes(settings, model, criterion, runtime, data.entries)
     train_loader, val_loader = build.build_loaders(settings, data, runtime, model.resize_rule)
 
     phases = build_phases(settings, runtime.dist.world_size)

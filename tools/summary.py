@@ -18,12 +18,14 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nets import build_model
+from utils.checkpoint.resume import BATCH_SIZES
 from utils.config.cli import TRAIN, read_constants, read_literals, require_literals, run_script, train_constants
 from utils.config.rules import check_training
 from utils.data.anchors import choose_decode_rule
 from utils.io.class_names import read_class_names
 from utils.io.errors import UserError
 from utils.io.logger import logger
+from utils.training.batch_size import ON_CPU
 from utils.training.freezing import frozen_parameter_names, trainable_table
 from utils.training.phases import build_phases, is_pretrained
 
@@ -69,7 +71,12 @@ def check(values):
     if values["num_classes"] < 0:
         raise UserError(f"num_classes is {values['num_classes']}; expected 1 or more, or 0 to count classes_path.")
     # A course of the user's own is a function, which is not read, and which nothing here depends on.
-    return check_training({"lr_decay_type": "constant"} | read | values)
+    settings = check_training({"lr_decay_type": "constant"} | read | values)
+    for name in BATCH_SIZES:
+        if not getattr(settings, name):
+            logger.info(f"{name} is 0, which a training measures; here it counts as {ON_CPU}.")
+            setattr(settings, name, ON_CPU)
+    return settings
 
 
 def main(settings):

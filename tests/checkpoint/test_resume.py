@@ -139,6 +139,18 @@ def test_which_of_three_settings_counts(tmp_path, first_given, file_now, given, 
     assert merged == FILE | expected | {"resume": str(path), "save_dir": str(tmp_path)}
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, 24), ({"Unfreeze_batch_size": 0}, 24), ({"Unfreeze_batch_size": 16}, 16)]
+)
+def test_a_batch_size_that_was_found_stays(tmp_path, given, expected):
+    """Prevents a run that goes on with other batches because another GPU, or a launcher that starts it again with the
+    command line of its start, lets 0 be measured anew."""
+    constants = FILE | {"Unfreeze_batch_size": 0}
+    write_run(tmp_path / "loss_1", constants=constants, Unfreeze_batch_size=24)
+    merged = resolve_resume(constants, constants | given | {"resume": str(tmp_path / "loss_1")}, given)
+    assert merged["Unfreeze_batch_size"] == expected
+
+
 def test_what_the_run_began_with_stays(tmp_path):
     """Prevents epochs that are left out without a word, and a launcher that is asked for because the run had one."""
     write_run(tmp_path / "loss_1", constants=FILE | {"Init_Epoch": 0, "distributed": False}, distributed=True)

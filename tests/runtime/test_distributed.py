@@ -55,6 +55,19 @@ def test_one_process_has_nobody_to_ask():
         assert nothing is None
 
 
+def test_alone_among_others(monkeypatch):
+    """Prevents a rank that waits for ever because another one's trial of a step ran out of memory; and several GPUs of
+    one process in a trial of one rank."""
+    monkeypatch.setattr(distributed, "is_distributed", lambda: True)
+    runtime, values, model = context(world_size=2), torch.tensor([3.0]), nn.Linear(1, 1)
+    with distributed.alone():
+        assert distributed.all_reduce_sum(values) is values
+        assert distributed.world_size() == 1
+        assert isinstance(distributed.wrap_model(model, runtime), MixedPrecision)
+    monkeypatch.setattr(distributed.dist, "get_world_size", lambda: 2)
+    assert distributed.world_size() == 2
+
+
 @pytest.mark.parametrize(("rank", "expected"), [(0, ["fetched", "met"]), (1, ["met", "fetched"]), (None, ["fetched"])])
 def test_the_main_rank_fetches_first(monkeypatch, rank, expected):
     """Prevents every rank from downloading the same weights at once, ranks that wait for each other twice, and a single

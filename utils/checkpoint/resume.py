@@ -37,6 +37,7 @@ NO_EFFECT_ON_RESULTS = (
 OPTIMISER = ("optimizer_type", "Init_lr", "momentum", "weight_decay")
 # What the run began with, and what this start alone can know. Values that are given for the former would be of no use.
 START_ONLY, LAUNCH_ONLY = ("Init_Epoch", "model_path", "pretrained"), ("distributed", "gpu_ids")
+BATCH_SIZES = ("Freeze_batch_size", "Unfreeze_batch_size")
 CONTENT = ("model", "contract", "run", "training", "ranks", "log")
 
 
@@ -61,7 +62,8 @@ def resolve_resume(constants, values, given):
         is_edited = name in file_then and file_now.get(name) != file_then[name]
         is_shipped = name == "optimizer_type" or (name in OPTIMISER and now[name] is None)
         is_given = name in given or (is_edited and not is_shipped)
-        counts = name in LAUNCH_ONLY or (is_given and name not in START_ONLY)
+        is_left_open = name in BATCH_SIZES and not now[name]  # the run has found its number
+        counts = name in LAUNCH_ONLY or (is_given and name not in START_ONLY and not is_left_open)
         if not counts and now[name] != then[name]:
             merged[name] = then[name]
     return merged | {"resume": path, "save_dir": str(Path(path).parent.parent)}

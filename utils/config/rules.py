@@ -208,7 +208,10 @@ RULES = {
     **dict.fromkeys(("model_name", "backbone", "model_path", "anchors_path", "save_dir"), _TEXT),
     "gpu_ids": (_is_gpu_list, "numbers with commas, such as '0' or '0,2', or '' for all GPUs."),
     **dict.fromkeys(("mosaic_prob", "mixup_prob", "special_aug_ratio", "flip_prob"), _FRACTION),
-    **dict.fromkeys(("Freeze_batch_size", "Unfreeze_batch_size"), _BATCH),
+    **dict.fromkeys(
+        ("Freeze_batch_size", "Unfreeze_batch_size"),
+        (_whole(0), "a whole number of images, such as 8 or 16, or 0 for the largest that fits."),
+    ),
     **dict.fromkeys(("save_period", "eval_period"), (_whole(1), "1 or more epochs.")),
     **dict.fromkeys(("freeze_layers", "train_only"), (_is_names, "a list of names, such as ['backbone', 'neck'].")),
     "pretrained": (

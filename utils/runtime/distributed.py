@@ -18,6 +18,8 @@ LAUNCH_COMMAND = "CUDA_VISIBLE_DEVICES=0,1 torchrun --nproc_per_node=2 train.py"
 # What torchrun, and launchers like it, tell each process they start.
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 LAUNCHER_VARIABLES = (*RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT")
+# Not empty inside of alone().
+_alone = []
 
 
 class DistInfo(NamedTuple):
@@ -135,7 +137,7 @@ def wrap_model(model, runtime):
     DistributedDataParallel under a launcher, DataParallel where one process drives several GPUs.
     """
     network = MixedPrecision(model, runtime)
-    if is_distributed():
+    if _waits_for_others():
         ids = [runtime.dist.local_rank] if runtime.on_gpu else None
         # SyncBatchNorm gives all ranks the same statistics already.
         is_synced = any(isinstance(part, nn.SyncBatchNorm) for part in model.modules())
@@ -157,12 +159,12 @@ def convert_sync_bn(model, sync_bn, runtime):
 
 def world_size():
     """How many processes train together."""
-    return dist.get_world_size() if is_distributed() else 1
+    return dist.get_world_size() if _waits_for_others() else 1
 
 
 def all_reduce_sum(values):
     """The sum of a tensor over all ranks; the tensor itself where there is one."""
-    if not is_distributed():
+    if not _waits_for_others():
         return values
     total = values.clone()
     dist.all_reduce(total)
@@ -235,6 +237,21 @@ class AsyncFlags:
         flags, work = exchange
         work.wait()
         return tuple(map(bool, flags.tolist()))
+
+
+@contextmanager
+def alone():
+    """Steps inside are those of this rank by itself: no gradient or count is exchanged, so none waits for another one
+    that has failed. Objects still are."""
+    _alone.append(True)
+    try:
+        yield
+    finally:
+        _alone.pop()
+
+
+def _waits_for_others():
+    return is_distributed() and not _alone
 
 
 def no_sync(network):

@@ -234,16 +234,19 @@ def build_loaders(settings, data, runtime, resize_rule):
     return train_loader, val_loader
 
 
-def build_multi_scale(settings):
+def multi_scale_of_settings(settings):
     """The input shapes of training batches: one, or several with multi_scale."""
+    shape = tuple(settings.input_shape)
     if not settings.multi_scale:
-        return MultiScale([tuple(settings.input_shape)])
-    multi_scale = multi_scale_of(
-        tuple(settings.input_shape),
-        settings.multi_scale_range,
-        settings.multi_scale_period,
-        augmented_epochs(settings),
-    )
+        return MultiScale([shape])
+    return multi_scale_of(shape, settings.multi_scale_range, settings.multi_scale_period, augmented_epochs(settings))
+
+
+def build_multi_scale(settings):
+    """multi_scale_of_settings, which are said where there may be several."""
+    multi_scale = multi_scale_of_settings(settings)
+    if not settings.multi_scale:
+        return multi_scale
     if len(multi_scale.shapes) == 1:
         logger.warning("multi_scale is True, but multi_scale_range holds no other multiple of 32: widen it.")
     logger.info("input sizes: " + ", ".join(f"{height}x{width}" for height, width in sorted(multi_scale.shapes)))

@@ -22,6 +22,11 @@ class Phase(NamedTuple):
     def name(self):
         return "frozen" if self.frozen else "unfrozen"
 
+    @property
+    def size_constant(self):
+        """The constant that says batch_size."""
+        return "Freeze_batch_size" if self.frozen else "Unfreeze_batch_size"
+
 
 def is_pretrained(settings):
     """Whether the backbone starts from weights."""
@@ -68,18 +73,18 @@ def count_steps(phases, images, accumulate):
 
 def val_batch_size(settings, world_size):
     """Images of a validation batch of each rank: without gradients twice as many as in training fit."""
-    return max(2 * settings.Unfreeze_batch_size // world_size, 1)
+    # Where no phase is unfrozen its batch size may still be 0.
+    return max(2 * (settings.Unfreeze_batch_size or settings.Freeze_batch_size) // world_size, 1)
 
 
 def check_batches(phases, world_size):
     """Raise UserError where a batch cannot be shared out evenly between the ranks."""
     for phase in phases:
         if phase.batch_size % world_size:
-            name = "Freeze_batch_size" if phase.frozen else "Unfreeze_batch_size"
             nearest = max(phase.batch_size // world_size, 1) * world_size
             raise UserError(
-                f"{name} is {phase.batch_size}, which {world_size} processes cannot share evenly; set it to "
-                f"{nearest}, or another multiple of {world_size}."
+                f"{phase.size_constant} is {phase.batch_size}, which {world_size} processes cannot share evenly; set "
+                f"it to {nearest}, or another multiple of {world_size}."
             )
 
 

@@ -1,6 +1,7 @@
 """What can fail late is tried first: the largest step of each phase, and a validation batch."""
 
 import time
+from contextlib import contextmanager
 
 import torch
 
@@ -60,24 +61,34 @@ def try_steps(optim, settings, phases, input_shapes, annotations):
     images. Returns (words for a person: what was tried, how long it took, and on a GPU its peak of memory; these peaks
     in bytes, {phase's name: peak}). Raises UserError where memory does not suffice.
     """
-    model, runtime = optim.model, optim.runtime
-    random_before = random_states(runtime.device)
-    buffers = [buffer.clone() for buffer in model.buffers()]
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    largest = max(input_shapes, key=lambda shape: shape[0] * shape[1])
+    runtime, largest = optim.runtime, largest_shape(input_shapes)
     boxes, words, peaks = max_boxes(annotations, settings), [], {}
-    try:
+    with untouched(optim):
         for phase in phases:
             count = max(min(phase.batch_size, len(annotations)) // runtime.dist.world_size, 1)
             name = f"{phase.name} step of {count} x {largest[0]} x {largest[1]}"
-            step = _step_of(optim, settings, phase, (count, 3, *largest), boxes)
+            step = step_trial(optim, settings, phase, (count, 3, *largest), boxes)
             words.append(f"{name} {_measured(step, runtime, settings, phase)}")
             if runtime.on_gpu:
                 peaks[phase.name] = torch.cuda.max_memory_allocated()
         count = val_batch_size(settings, runtime.dist.world_size)
-        validation = _validation_of(optim.eval_model, (count, 3, *settings.input_shape), runtime)
-        unfrozen = phases[-1]._replace(frozen=False, batch_size=settings.Unfreeze_batch_size)
-        words.append(f"validation batch of {count} {_measured(validation, runtime, settings, unfrozen)}")
+        validation = validation_trial(optim.eval_model, (count, 3, *settings.input_shape), runtime)
+        # That whose batch size decides on it.
+        size = settings.Unfreeze_batch_size
+        phase = phases[-1]._replace(frozen=not size, batch_size=size or settings.Freeze_batch_size)
+        words.append(f"validation batch of {count} {_measured(validation, runtime, settings, phase)}")
+    return ", ".join(words), peaks
+
+
+@contextmanager
+def untouched(optim):
+    """What is tried inside leaves an OptimWrapper's model, what is frozen of it, and random states as they were."""
+    model, runtime = optim.model, optim.runtime
+    random_before = random_states(runtime.device)
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    try:
+        yield
     finally:
         with torch.no_grad():
             for buffer, before in zip(model.buffers(), buffers, strict=True):
@@ -88,7 +99,11 @@ def try_steps(optim, settings, phases, input_shapes, annotations):
         if runtime.on_gpu:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-    return ", ".join(words), peaks
+
+
+def largest_shape(input_shapes):
+    """That of the most pixels."""
+    return max(input_shapes, key=lambda shape: shape[0] * shape[1])
 
 
 def max_boxes(annotations, settings):
@@ -97,7 +112,8 @@ def max_boxes(annotations, settings):
     return sum(counts[: (4 if settings.mosaic else 1) * (2 if settings.mixup else 1)])
 
 
-def _step_of(optim, settings, phase, shape, boxes):
+def step_trial(optim, settings, phase, shape, boxes):
+    """A function that runs a step of a phase. shape: (B, 3, H, W) of its images. boxes: of each image."""
     model, runtime = optim.model, optim.runtime
 
     def step():
@@ -116,7 +132,9 @@ def _step_of(optim, settings, phase, shape, boxes):
     return step
 
 
-def _validation_of(model, shape, runtime):
+def validation_trial(model, shape, runtime):
+    """A function that runs a validation batch of images of a shape, (B, 3, H, W)."""
+
     def validate():
         model.eval()
         images, _ = _batch(shape, 0, 1, runtime.device)
@@ -161,11 +179,15 @@ def is_out_of_memory(error):
 
 def out_of_memory_message(settings, phase):
     """What to do where memory does not suffice for a phase."""
-    name = "Freeze_batch_size" if phase.frozen else "Unfreeze_batch_size"
-    size = settings.multi_scale_range[1] if settings.multi_scale else 1
-    scaled = f" times {size} by multi_scale_range" if settings.multi_scale else ""
+    name = phase.size_constant
     return (
-        f"Memory does not suffice for the {phase.name} phase with {name} = {phase.batch_size} and input_shape = "
-        f"{list(settings.input_shape)}{scaled}: lower {name} (and raise accumulate as much, for the same steps), or "
+        f"Memory does not suffice for the {phase.name} phase with {name} = {phase.batch_size} and "
+        f"{scaled_input(settings)}: lower {name} (and raise accumulate as much, for the same steps), or "
         "input_shape, or take a smaller model_name. Nothing was changed."
     )
+
+
+def scaled_input(settings):
+    """The largest input of a training, in words."""
+    scaled = f" times {settings.multi_scale_range[1]} by multi_scale_range" if settings.multi_scale else ""
+    return f"input_shape = {list(settings.input_shape)}{scaled}"
