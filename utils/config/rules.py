@@ -1,11 +1,24 @@
 """What each constant may be, and the checks of several constants together."""
 
 import math
-import re
 from pathlib import Path
 from types import SimpleNamespace
 
 from utils.config.optimizers import SUITABLE, fill_in
+from utils.config.predicates import (
+    is_gpu_list,
+    is_input_side,
+    is_lr_scale,
+    is_masks,
+    is_milestones,
+    is_names,
+    is_range,
+    is_scales,
+    is_weights,
+    list_of,
+    number,
+    whole,
+)
 from utils.io.errors import UserError
 
 LR_DECAY_TYPES = ("cos", "step", "multistep", "exp", "plateau", "constant")
@@ -117,73 +130,14 @@ def _check_files(values):
             )
 
 
-def _number(lowest, highest=float("inf"), above=False):
-    """A rule: a number from lowest (above: not lowest itself) to highest; infinity and NaN are none."""
-
-    def holds(value):
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        return is_number and (lowest < value if above else lowest <= value) and value <= highest
-
-    return holds
-
-
-def _whole(lowest):
-    return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= lowest
-
-
-def _list_of(length, rule):
-    return lambda value: isinstance(value, (list, tuple)) and len(value) == length and all(map(rule, value))
-
-
-def _is_range(value):
-    return _list_of(2, _number(0, above=True))(value) and value[0] <= value[1]
-
-
-def _is_gpu_list(value):
-    return isinstance(value, str) and re.fullmatch(r"(\d+(,\d+)*)?", value.replace(" ", "")) is not None
-
-
-def _is_input_side(value):
-    return _whole(32)(value) and value % 32 == 0
-
-
-def _is_names(value):
-    return isinstance(value, (list, tuple)) and all(isinstance(name, str) and name for name in value)
-
-
-def _is_milestones(value):
-    return isinstance(value, (list, tuple)) and all(map(_whole(1), value)) and sorted(set(value)) == list(value)
-
-
-def _is_weights(value):
-    return isinstance(value, (list, tuple)) and all(map(_number(0, above=True), value))
-
-
-def _is_scales(value):
-    return isinstance(value, (list, tuple)) and len(value) > 0 and all(map(_number(0.25, 4), value))
-
-
-def _is_masks(value):
-    is_mask = isinstance(value, (list, tuple)) and all(isinstance(mask, (list, tuple)) for mask in value)
-    return is_mask and all(_whole(0)(number) for mask in value for number in mask)
-
-
-def _is_lr_scale(value):
-    return (
-        isinstance(value, dict)
-        and all(isinstance(name, str) for name in value)
-        and all(map(_number(0), value.values()))
-    )
-
-
 _FLAG = (lambda value: isinstance(value, bool), "True or False.")
 _TEXT = (lambda value: isinstance(value, str), "text in quotation marks, '' for none.")
-_FRACTION = (_number(0, 1), "a share from 0 to 1.")
-_BATCH = (_whole(1), "a whole number of images, at least 1; 8 or 16 suit most machines.")
-_TILE = (lambda value: _whole(0)(value) and not 0 < value < 32, "32 or more pixels of the image, 0 for whole images.")
-_OVERLAP = (_number(0, 0.9), "a share of a tile's side from 0 to 0.9, such as 0.2.")
+_FRACTION = (number(0, 1), "a share from 0 to 1.")
+_BATCH = (whole(1), "a whole number of images, at least 1; 8 or 16 suit most machines.")
+_TILE = (lambda value: whole(0)(value) and not 0 < value < 32, "32 or more pixels of the image, 0 for whole images.")
+_OVERLAP = (number(0, 0.9), "a share of a tile's side from 0 to 0.9, such as 0.2.")
 INPUT_SHAPE = (
-    _list_of(2, _is_input_side),
+    list_of(2, is_input_side),
     "[height, width], both multiples of 32, such as [416, 416] or [640, 640].",
 )
 # What each constant of train.py may be: (test, the words for what was expected).
@@ -191,114 +145,114 @@ RULES = {
     **dict.fromkeys(("Cuda", "distributed", "sync_bn", "fp16", "mosaic", "mixup", "Freeze_Train"), _FLAG),
     **dict.fromkeys(("ema", "eval_flag", "cudnn_benchmark", "deterministic", "focal_loss"), _FLAG),
     **dict.fromkeys(("multi_scale", "freeze_whole_run", "allow_partial_backbone", "keep_difficult"), _FLAG),
-    "patience": (_whole(0), "a number of epochs, 0 for off."),
+    "patience": (whole(0), "a number of epochs, 0 for off."),
     "report_language": (("en", "zh").__contains__, "'en' or 'zh'."),
     "resume": (
         lambda value: isinstance(value, (bool, str)),
         "True, False, or the folder of a run, such as 'logs/loss_2026_01_31_18_00_00'.",
     ),
-    "save_minutes": (_number(0), "a number of minutes, 0 to save at the end of epochs only."),
-    "keep_checkpoints": (_whole(0), "how many files ep*.pth to keep, 0 for all."),
-    "worker_timeout": (_whole(0), "a number of seconds, 0 to wait for ever."),
+    "save_minutes": (number(0), "a number of minutes, 0 to save at the end of epochs only."),
+    "keep_checkpoints": (whole(0), "how many files ep*.pth to keep, 0 for all."),
+    "worker_timeout": (whole(0), "a number of seconds, 0 to wait for ever."),
     "compile": (lambda value: str(value) in map(str, COMPILES), "'graphs', 'default', or '' for neither."),
     "cache": (CACHES.__contains__, "'ram', 'disk', 'gpu', or '' for none."),
     "tile": _TILE,
     "tile_overlap": _OVERLAP,
     **dict.fromkeys(("classes_path", "train_annotation_path", "val_annotation_path"), _TEXT),
     **dict.fromkeys(("model_name", "backbone", "model_path", "anchors_path", "save_dir"), _TEXT),
-    "gpu_ids": (_is_gpu_list, "numbers with commas, such as '0' or '0,2', or '' for all GPUs."),
+    "gpu_ids": (is_gpu_list, "numbers with commas, such as '0' or '0,2', or '' for all GPUs."),
     **dict.fromkeys(("mosaic_prob", "mixup_prob", "special_aug_ratio", "flip_prob"), _FRACTION),
     **dict.fromkeys(
         ("Freeze_batch_size", "Unfreeze_batch_size"),
-        (_whole(0), "a whole number of images, such as 8 or 16, or 0 for the largest that fits."),
+        (whole(0), "a whole number of images, such as 8 or 16, or 0 for the largest that fits."),
     ),
-    **dict.fromkeys(("save_period", "eval_period"), (_whole(1), "1 or more epochs.")),
-    **dict.fromkeys(("freeze_layers", "train_only"), (_is_names, "a list of names, such as ['backbone', 'neck'].")),
+    **dict.fromkeys(("save_period", "eval_period"), (whole(1), "1 or more epochs.")),
+    **dict.fromkeys(("freeze_layers", "train_only"), (is_names, "a list of names, such as ['backbone', 'neck'].")),
     "pretrained": (
         lambda value: isinstance(value, (bool, str)) and value != "",
         "True, False, or the name of torchvision weights, such as 'IMAGENET1K_V2'.",
     ),
     "weights_format": (WEIGHTS_FORMATS.__contains__, f"one of {', '.join(map(repr, WEIGHTS_FORMATS))}."),
-    "cpu_threads": (_whole(0), "a number of threads, 0 to let torch decide."),
-    "anchors_mask": (_is_masks, "a list of anchor numbers for each map, such as [[3, 4, 5], [0, 1, 2]], or []."),
+    "cpu_threads": (whole(0), "a number of threads, 0 to let torch decide."),
+    "anchors_mask": (is_masks, "a list of anchor numbers for each map, such as [[3, 4, 5], [0, 1, 2]], or []."),
     "iou_type": (IOU_TYPES.__contains__, "'iou', 'ciou', 'siou', or '' for the network's own."),
-    "label_smoothing": (_number(0, 0.5), "a share from 0 (off) to 0.5, such as 0.01."),
-    "focal_alpha": (_number(0, 1), "the weight of cells with objects, from 0 to 1, such as 0.25."),
-    "focal_gamma": (_number(0), "0 or more, such as 2."),
-    "ignore_iou": (_number(0, 1), "an IoU from 0 to 1, such as 0.7; 1 ignores nothing."),
-    "map_weights": (_is_weights, "a list of numbers above 0, one for each map, fine map first, or []."),
-    "multi_scale_range": (_is_range, "[smallest, largest] factor of input_shape, such as [0.75, 1.25]."),
-    "multi_scale_period": (_whole(1), "1 or more batches."),
-    "freeze_blocks": (_whole(0), "a number of blocks of the backbone, 0 for none."),
+    "label_smoothing": (number(0, 0.5), "a share from 0 (off) to 0.5, such as 0.01."),
+    "focal_alpha": (number(0, 1), "the weight of cells with objects, from 0 to 1, such as 0.25."),
+    "focal_gamma": (number(0), "0 or more, such as 2."),
+    "ignore_iou": (number(0, 1), "an IoU from 0 to 1, such as 0.7; 1 ignores nothing."),
+    "map_weights": (is_weights, "a list of numbers above 0, one for each map, fine map first, or []."),
+    "multi_scale_range": (is_range, "[smallest, largest] factor of input_shape, such as [0.75, 1.25]."),
+    "multi_scale_period": (whole(1), "1 or more batches."),
+    "freeze_blocks": (whole(0), "a number of blocks of the backbone, 0 for none."),
     "lr_step_size": (
-        lambda value: value is None or _whole(1)(value),
+        lambda value: value is None or whole(1)(value),
         "a number of epochs, or None for a third of all.",
     ),
-    "lr_milestones": (_is_milestones, "a list of rising epochs, such as [70, 90], or [] for 70 % and 90 % of all."),
+    "lr_milestones": (is_milestones, "a list of rising epochs, such as [70, 90], or [] for 70 % and 90 % of all."),
     "lr_gamma": (
-        lambda value: value is None or _number(0, 1, above=True)(value),
+        lambda value: value is None or number(0, 1, above=True)(value),
         "a factor above 0, up to 1, or None.",
     ),
     "lr_factor": (
-        lambda value: _number(0, 1, above=True)(value) and value < 1,
+        lambda value: number(0, 1, above=True)(value) and value < 1,
         "a factor between 0 and 1, such as 0.5.",
     ),
-    **dict.fromkeys(("lr_patience", "lr_cooldown"), (_whole(0), "a number of epochs, 0 or more.")),
+    **dict.fromkeys(("lr_patience", "lr_cooldown"), (whole(0), "a number of epochs, 0 or more.")),
     "lr_scale": (
-        lambda value: value is None or _is_lr_scale(value),
+        lambda value: value is None or is_lr_scale(value),
         "factors by name, such as {'backbone': 0.1}; {} for none, None for what suits.",
     ),
     "clip_norm_type": (
-        lambda value: value == math.inf or _number(1)(value),
+        lambda value: value == math.inf or number(1)(value),
         "2.0, 1.0, or inf for the largest gradient.",
     ),
-    "num_workers": (_whole(-1), "-1 to let the machine decide, 0 for none, or their number."),
-    "seed": (_whole(0), "a whole number, 0 or more."),
+    "num_workers": (whole(-1), "-1 to let the machine decide, 0 for none, or their number."),
+    "seed": (whole(0), "a whole number, 0 or more."),
     "input_shape": INPUT_SHAPE,
-    "scale_range": (_is_range, "[smallest, largest] zoom, such as [0.5, 1.5]."),
-    "aspect_jitter": (_number(0, 0.9), "a number from 0 (no change of the aspect ratio) to 0.9."),
-    "colour_jitter": (_list_of(3, _number(0, 1)), "[hue, saturation, brightness], each from 0 to 1."),
-    "Init_Epoch": (_whole(0), "the number of epochs already done, 0 for a new training."),
-    "Freeze_Epoch": (_whole(0), "the epoch at which the backbone is unfrozen, 0 or more."),
-    "UnFreeze_Epoch": (_whole(1), "the last epoch, a whole number from 1 on."),
-    "accumulate": (_whole(1), "1 or more batches per optimiser step."),
+    "scale_range": (is_range, "[smallest, largest] zoom, such as [0.5, 1.5]."),
+    "aspect_jitter": (number(0, 0.9), "a number from 0 (no change of the aspect ratio) to 0.9."),
+    "colour_jitter": (list_of(3, number(0, 1)), "[hue, saturation, brightness], each from 0 to 1."),
+    "Init_Epoch": (whole(0), "the number of epochs already done, 0 for a new training."),
+    "Freeze_Epoch": (whole(0), "the epoch at which the backbone is unfrozen, 0 or more."),
+    "UnFreeze_Epoch": (whole(1), "the last epoch, a whole number from 1 on."),
+    "accumulate": (whole(1), "1 or more batches per optimiser step."),
     "Init_lr": (
-        lambda value: value is None or _number(0, above=True)(value),
+        lambda value: value is None or number(0, above=True)(value),
         "a learning rate above 0, such as 1e-2 for sgd or 8e-3 for adamw, or None for what suits.",
     ),
-    "Min_lr": (lambda value: value is None or _number(0)(value), "a learning rate, or None for Init_lr / 100."),
+    "Min_lr": (lambda value: value is None or number(0)(value), "a learning rate, or None for Init_lr / 100."),
     "optimizer_type": (SUITABLE.__contains__, f"one of {', '.join(SUITABLE)}."),
     "lr_decay_type": (
         lambda value: callable(value) or value in LR_DECAY_TYPES,
         f"one of {', '.join(LR_DECAY_TYPES)}, or a function epoch -> factor that stands in the script.",
     ),
     "momentum": (
-        lambda value: value is None or _number(0, 0.9999)(value),
+        lambda value: value is None or number(0, 0.9999)(value),
         "a number from 0 to below 1, such as 0.937 for sgd or 0.9 for adamw, or None for what suits.",
     ),
     "weight_decay": (
-        lambda value: value is None or _number(0)(value),
+        lambda value: value is None or number(0)(value),
         "0 or more, such as 5e-4 for sgd, or None for what suits.",
     ),
     "clip_grad_norm": (
-        lambda value: value is None or _number(0)(value),
+        lambda value: value is None or number(0)(value),
         "the largest norm of the gradient, 0 for no clipping, or None for what suits.",
     ),
 }
 # Constants of predict.py and the tools that train.py lacks, or that may be left open there.
 TOOL_RULES = {
-    "max_boxes": (_whole(1), "1 or more objects of a picture."),
+    "max_boxes": (whole(1), "1 or more objects of a picture."),
     "tile": (lambda value: value is None or _TILE[0](value), _TILE[1]),
     "tile_overlap": (lambda value: value is None or _OVERLAP[0](value), _OVERLAP[1]),
-    "max_megapixels": (_whole(1), "1 or more million pixels, such as 200."),
+    "max_megapixels": (whole(1), "1 or more million pixels, such as 200."),
     **dict.fromkeys(("confidence", "nms_iou", "MINOVERLAP"), _FRACTION),
     "batch_size": _BATCH,
     "input_shape": (lambda value: value == [] or INPUT_SHAPE[0](value), INPUT_SHAPE[1]),
     **dict.fromkeys(("show", "crop", "count", "voc_xml", "yolo_txt", "fuse", "tta_flip"), _FLAG),
     **dict.fromkeys(("image", "dir_origin_path", "dir_save_path", "video_path", "video_save_path"), _TEXT),
-    "tta_scales": (_is_scales, "a list of sizes from 0.25 to 4 times that of the input, such as [1.0, 1.5]."),
-    "test_interval": (_whole(1), "1 or more repetitions."),
+    "tta_scales": (is_scales, "a list of sizes from 0.25 to 4 times that of the input, such as [1.0, 1.5]."),
+    "test_interval": (whole(1), "1 or more repetitions."),
     **dict.fromkeys(("onnx_path", "export_pictures"), _TEXT),
     **dict.fromkeys(("export_nms", "export_dynamic_size"), _FLAG),
-    "opset": (_whole(1), "a version of ONNX's operators, such as 18."),
+    "opset": (whole(1), "a version of ONNX's operators, such as 18."),
 }
