@@ -1,3 +1,4 @@
+import copy
 import os
 import pickle
 import shutil
@@ -13,6 +14,8 @@ from utils.data import disk_cache
 from utils.data.annotations import Annotations
 from utils.data.disk_cache import HEADER_BYTES, DiskCache, cache_paths, choose_path
 from utils.data.image_cache import RESERVED_BYTES, RamCache, UnreadableImageError
+from utils.data.tiles import tiled
+from utils.image.tiles import TileOptions
 
 SIZES_HW = [(40, 60), (30, 20), (101, 53)]
 SCALES = np.array([0.5, 2.0, 0.33])
@@ -97,6 +100,17 @@ def test_a_file_that_is_not_whole_or_not_of_ours_is_not_taken(annotations, path,
     """Prevents a process that ends by a bus error, or pixels of another program's file."""
     path.write_bytes(content(path.read_bytes()))
     assert opened(annotations, path) is None
+
+
+def test_other_tiles_of_the_same_images_are_not_taken(annotations, path):
+    """Prevents the boxes of a tile on the pixels of another one."""
+    entries = [tiled(annotations, TileOptions(32, overlap)) for overlap in (0.0, 0.5)]
+    assert DiskCache(entries[0], np.ones(len(entries[0]))).write(path, None)
+    assert DiskCache(entries[0], np.ones(len(entries[0]))).open(path)
+    moved = copy.deepcopy(entries[0])
+    moved.tiles_xyxy[1] += [1, 0, 1, 0]
+    for others in (entries[1], moved):
+        assert not DiskCache(others, np.ones(len(others))).open(path)
 
 
 def test_nothing_and_a_folder_are_no_file(annotations, path):
