@@ -20,19 +20,18 @@ class TiledAnnotations(Annotations):
         self.whole, self.options = whole, options
         self.images = np.repeat(np.arange(len(whole)), [len(grid) for grid in grids])
         self.tiles_xyxy = np.concatenate([np.zeros((0, 4), np.int64), *grids])
-        rows, boxes_xyxy, counts = [], [], []
+        rows, boxes_xyxy, counts = [np.zeros(0, np.int64)], [np.zeros((0, 4), np.float32)], []
         for index, grid in enumerate(grids):
-            for place in grid:
-                seen, cut_xyxy = _visible_boxes(whole.boxes(index), place)
-                rows.append(whole.offsets[index] + seen)
-                boxes_xyxy.append(cut_xyxy)
-                counts.append(len(seen))
-        rows = np.concatenate([np.zeros(0, np.int64), *rows])
+            seen, cut_xyxy = _visible_boxes(whole.boxes(index), grid)
+            rows.append(whole.offsets[index] + seen.nonzero()[1])
+            boxes_xyxy.append(cut_xyxy[seen])
+            counts += seen.sum(axis=1).tolist()
+        rows = np.concatenate(rows)
         super().__init__(
             [path for index, grid in enumerate(grids) for path in [whole.path(index)] * len(grid)],
             self.tiles_xyxy[:, [3, 2]] - self.tiles_xyxy[:, [1, 0]],
             counts,
-            np.concatenate([np.zeros((0, 4), np.float32), *boxes_xyxy]),
+            np.concatenate(boxes_xyxy),
             whole.classes[rows],
             whole.difficult[rows],
         )
@@ -41,13 +40,13 @@ class TiledAnnotations(Annotations):
         return tuple(self.whole.sizes_hw[self.images[index]].tolist()), tuple(self.tiles_xyxy[index].tolist())
 
 
-def _visible_boxes(boxes_xyxy: np.ndarray, tile_xyxy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(indices of the boxes that enough is seen of in a tile, their visible parts in pixels of the tile)."""
-    x1, y1, x2, y2 = tile_xyxy.tolist()
-    cut_xyxy = np.clip(boxes_xyxy, np.float32([x1, y1, x1, y1]), np.float32([x2, y2, x2, y2]))
-    areas, visible = ((boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (boxes_xyxy, cut_xyxy))
-    seen = np.flatnonzero((visible >= MIN_VISIBLE * areas) & (visible > 0))
-    return seen, cut_xyxy[seen] - np.float32([x1, y1, x1, y1])
+def _visible_boxes(boxes_xyxy: np.ndarray, tiles_xyxy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """((T, n) bool whether a tile shows enough of a box, (T, n, 4) float32 what it shows, in pixels of the tile)."""
+    tiles_xyxy = tiles_xyxy.astype(np.float32)[:, None]
+    shift = tiles_xyxy[..., [0, 1, 0, 1]]
+    cut_xyxy = np.clip(boxes_xyxy[None], shift, tiles_xyxy[..., [2, 3, 2, 3]])
+    areas, visible = ((boxes[..., 2:] - boxes[..., :2]).prod(axis=-1) for boxes in (boxes_xyxy[None], cut_xyxy))
+    return (visible >= MIN_VISIBLE * areas) & (visible > 0), cut_xyxy - shift
 
 
 def tiled(annotations: Annotations, options: TileOptions) -> Annotations:

@@ -1,6 +1,7 @@
 """From the constants of train.py to what a training is made of: data, network, loss, optimiser, loaders."""
 
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
@@ -35,7 +36,8 @@ from utils.weights.pretrained import read_pretrained
 from utils.weights.read import read_weights
 
 
-class TrainingData(NamedTuple):
+@dataclass
+class TrainingData:
     """What a training learns from, what it validates on, and what was found wrong with both.
 
     tiles: in which both are looked at.
@@ -45,9 +47,9 @@ class TrainingData(NamedTuple):
     train: Annotations
     val: Annotations
     findings: list
-    tiles: TileOptions = TileOptions()
+    tiles: TileOptions = field(default_factory=TileOptions)
 
-    @property
+    @cached_property
     def entries(self):
         """What an epoch consists of: the images of train, or their tiles."""
         return tiled(self.train, self.tiles)
