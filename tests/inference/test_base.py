@@ -5,7 +5,7 @@ from PIL import Image
 
 from utils.image.codec import write_image
 from utils.image.tiles import TileOptions
-from utils.inference.base import BaseDetector, Boxes, open_image, open_picture
+from utils.inference.base import BaseDetector, Boxes, decode_picture, open_image, open_picture
 
 RED = np.zeros((4, 6, 3), np.uint8) + np.uint8([250, 10, 20])
 
@@ -195,3 +195,17 @@ def test_pictures_that_cannot_be_used_are_one_sentence(tmp_path):
     words = r"large\.png cannot be decoded as an image: 1 megapixels, more than the 1 of max_megapixels; .*= 2\.$"
     with pytest.raises(ValueError, match=words):
         open_picture(str(tmp_path / "large.png"), max_megapixels=1)
+    with pytest.raises(ValueError, match=words):
+        decode_picture((tmp_path / "large.png").read_bytes(), "large.png", max_megapixels=1)
+
+
+def test_the_content_of_a_file_is_decoded_as_the_file(tmp_path, capsys):
+    """Prevents uploads that are turned otherwise, or refused where a file of the same bytes is not."""
+    path, exif = tmp_path / "a.jpg", Image.Exif()
+    exif[274] = 6
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)).save(path, exif=exif)
+    content = path.read_bytes()
+    assert decode_picture(content, "a.jpg").shape == (30, 20, 3)
+    assert np.array_equal(decode_picture(content, "a.jpg"), open_picture(str(path)))
+    decode_picture(content[:-2], "street.jpg")
+    assert "note: street.jpg lacks its last bytes; what is there is looked at." in capsys.readouterr().out

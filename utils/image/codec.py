@@ -5,7 +5,7 @@ import io
 import math
 import os
 import warnings
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -32,8 +32,8 @@ class ImageHeader(NamedTuple):
     orientation: int
 
 
-def read_header(path: str, max_megapixels: float = MAX_MEGAPIXELS) -> ImageHeader:
-    """What an image's header says.
+def read_header(path: str | BinaryIO, max_megapixels: float = MAX_MEGAPIXELS) -> ImageHeader:
+    """What an image's header says; of a path, or of a file opened for reading bytes.
 
     Raises ValueError, with the reason but without the path, when it cannot be read or claims a size that only an attack
     or a mistake has, or pixels that OpenCV cannot read.
@@ -55,7 +55,7 @@ def read_header(path: str, max_megapixels: float = MAX_MEGAPIXELS) -> ImageHeade
     return header
 
 
-def _read_header(path: str) -> tuple[ImageHeader, int]:
+def _read_header(path: str | BinaryIO) -> tuple[ImageHeader, int]:
     """The header, and how many bits a TIFF has for each colour; 8 for other formats."""
     bits = 8
     with Image.open(path) as image:
@@ -124,7 +124,11 @@ def read_image_with_gaps(path: str, reduction: int = 1) -> tuple[np.ndarray, boo
     if not os.path.isfile(path):
         raise MissingFileError(f"There is no picture {path!r} (relative to {os.getcwd()}); correct the path.")
     # Not cv2.imread: on Windows it cannot open paths outside the system's code page.
-    encoded = np.fromfile(path, np.uint8)
+    return decode_with_gaps(np.fromfile(path, np.uint8), path, reduction)
+
+
+def decode_with_gaps(encoded: np.ndarray, name: str, reduction: int = 1) -> tuple[np.ndarray, bool]:
+    """read_image_with_gaps of a file's content, (n,) uint8; name: of the file, for messages."""
     is_jpeg = encoded[:2].tobytes() == JPEG_START
     flag = cv2.IMREAD_COLOR_RGB | (REDUCED_FLAGS[reduction] if reduction > 1 and is_jpeg else cv2.IMREAD_ANYDEPTH)
     image_rgb = _decode(encoded, flag)
@@ -135,7 +139,7 @@ def read_image_with_gaps(path: str, reduction: int = 1) -> tuple[np.ndarray, boo
         if image_rgb is not None and (image_rgb != MISSING_GREY).any(axis=2).mean() < LEAST_SHARE:
             image_rgb = None
     if image_rgb is None:
-        raise UserError(f"{path} cannot be decoded as an image: save it anew as JPEG or PNG, or remove it.")
+        raise UserError(f"{name} cannot be decoded as an image: save it anew as JPEG or PNG, or remove it.")
     if encoded[4:12].tobytes() in AVIF_STARTS:
         image_rgb = _turned_avif(encoded, image_rgb)
     return image_rgb if reduction == 1 or is_jpeg else reduce(image_rgb, reduction), is_truncated
@@ -185,6 +189,11 @@ def stretch(image: np.ndarray) -> np.ndarray:
 
 def write_image(path: str, image_rgb: np.ndarray) -> None:
     """Write (h, w, 3) uint8 RGB in the format that the path's ending names. Raises ValueError where OpenCV has none."""
+    encode_image(path, image_rgb).tofile(path)
+
+
+def encode_image(path: str, image_rgb: np.ndarray) -> np.ndarray:
+    """What write_image writes to a path, as (n,) uint8."""
     suffix = os.path.splitext(path)[1]
     try:
         written, encoded = cv2.imencode(suffix, cv2.cvtColor(image_rgb, cv2.COLOR_RGB2BGR))
@@ -192,4 +201,4 @@ def write_image(path: str, image_rgb: np.ndarray) -> None:
         written = False
     if not written:
         raise UserError(f"{path} cannot be written: OpenCV knows no image format {suffix!r}. Use .jpg or .png.")
-    encoded.tofile(path)
+    return encoded

@@ -1,5 +1,6 @@
 """What every detector does around its network: images in, batches, boxes out. It needs no torch, for deployment."""
 
+import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from utils.config.rules import check_values
-from utils.image.codec import MAX_MEGAPIXELS, read_header, read_image_with_gaps, stretch
+from utils.image.codec import MAX_MEGAPIXELS, decode_with_gaps, read_header, read_image_with_gaps, stretch
 from utils.image.letterbox import letterbox
 from utils.image.tiles import TileOptions, join_tiles, tile_grid
 from utils.io.errors import UserError
@@ -169,12 +170,25 @@ def open_picture(path, max_megapixels=MAX_MEGAPIXELS):
     if Path(path).is_dir():
         raise UserError(f"{path} is a folder; expected a picture. Mode 'dir_predict' looks at a whole folder.")
     if Path(path).is_file():
-        try:
-            read_header(path, max_megapixels)
-        except ValueError as error:
-            kind = "" if "megapixels" in str(error) else ". Expected a JPEG, a PNG or the like"
-            raise UserError(f"{path} cannot be decoded as an image: {error}{kind}.") from error
-    image_rgb, is_truncated = read_image_with_gaps(path)
+        _check_header(path, path, max_megapixels)
+    return _warned(path, *read_image_with_gaps(path))
+
+
+def decode_picture(content, name, max_megapixels=MAX_MEGAPIXELS):
+    """open_picture of a file's content, bytes; name: of the file, for messages."""
+    _check_header(io.BytesIO(content), name, max_megapixels)
+    return _warned(name, *decode_with_gaps(np.frombuffer(content, np.uint8), name))
+
+
+def _check_header(file, name, max_megapixels):
+    try:
+        read_header(file, max_megapixels)
+    except ValueError as error:
+        kind = "" if "megapixels" in str(error) else ". Expected a JPEG, a PNG or the like"
+        raise UserError(f"{name} cannot be decoded as an image: {error}{kind}.") from error
+
+
+def _warned(name, image_rgb, is_truncated):
     if is_truncated:
-        logger.warning(f"{path} lacks its last bytes; what is there is looked at. Save or copy it anew.")
+        logger.warning(f"{name} lacks its last bytes; what is there is looked at. Save or copy it anew.")
     return image_rgb
