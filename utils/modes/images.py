@@ -56,8 +56,8 @@ def _predict_one(detector, settings, path, written):
         x1, y1, x2, y2 = np.round(box_xyxy).astype(int)
         logger.info(f"{name:16s} {score:.3f}  x {x1}-{x2}  y {y1}-{y2}")
     logger.info(f"{len(found.scores)} objects; saved {target}" + f", {crops} crops" * settings.crop)
-    if len(found.scores) >= settings.max_boxes:
-        logger.warning(f"max_boxes = {settings.max_boxes} allows no more of a picture; there may be more objects.")
+    if sentence := fullness(found, settings.max_boxes):
+        logger.warning(sentence)
     if settings.count:
         logger.info(count_table(Counter(found.names.tolist())))
     return drawn
@@ -170,21 +170,37 @@ def save_picture(picture, found, target, class_names):
 
 
 def save_crops(picture, found, target, folder_of_its_own=True):
-    """Write every object as a PNG of its own: street.jpg_car_2.png is the second object, counted from the surest.
+    """Write every object as a PNG of its own, see crops.
 
     target: the place of the picture; crops go to its folder, or to crops/ in it. Returns how many there are.
     """
     folder = target.parent / CROPS if folder_of_its_own else target.parent
     folder.mkdir(parents=True, exist_ok=True)
+    for name, pixels in crops(picture, found, target.name):
+        write_image(str(folder / name), pixels)
+    return len(found.scores)
+
+
+def crops(picture, found, picture_name):
+    """Yield (file name, (h, w, 3) uint8 RGB) of every object: street.jpg_car_2.png is the second object of street.jpg,
+    counted from the surest."""
     height, width = picture.shape[:2]
     for number, (box_xyxy, name) in enumerate(zip(found.boxes_xyxy, found.names, strict=True), 1):
         # Whole pixels, at least one: what the box touches.
         x1, y1 = np.minimum(np.floor(box_xyxy[:2]), (width - 1, height - 1)).astype(int)
         x2, y2 = np.maximum(np.ceil(box_xyxy[2:]), (x1 + 1, y1 + 1)).astype(int)
-        # A class name may hold what no file name may.
-        name = re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", name)
-        write_image(str(folder / f"{target.name}_{name}_{number}.png"), picture[y1:y2, x1:x2])
-    return len(found.scores)
+        yield f"{picture_name}_{file_name_of(name)}_{number}.png", picture[y1:y2, x1:x2]
+
+
+def file_name_of(text):
+    """A text as a part of a file name, without what no file name may hold."""
+    return re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", text)
+
+
+def fullness(found, max_boxes):
+    """A sentence where a picture has as many objects as max_boxes allows, '' where it has fewer."""
+    sentence = f"max_boxes = {max_boxes} allows no more of a picture; there may be more objects."
+    return sentence if len(found.scores) >= max_boxes else ""
 
 
 def count_table(counts):
