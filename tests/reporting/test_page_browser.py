@@ -1,33 +1,22 @@
 """The page of a run in a real browser."""
 
-import shutil
-
 import pytest
 
+from tests.browser import needs_browser, opened_browser
 from tests.reporting.page_run import annotations_of, page_of
 
-BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="no chromium, or no chromedriver, on this machine")
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    """Chromium with a page opened in it, 390 pixels wide as on a phone."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    """Chromium with a page opened in it."""
     folder = tmp_path_factory.mktemp("page")
     path = folder / "report.html"
     path.write_text(page_of(annotations_of(folder)), encoding="utf-8")
-    size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    driver.get(path.as_uri())
-    yield driver
-    driver.quit()
+    with opened_browser() as driver:
+        driver.get(path.as_uri())
+        yield driver
 
 
 def click(browser, selector):
