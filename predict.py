@@ -20,14 +20,15 @@ from utils.weights.download import is_release
 #   mode            'predict'      draw boxes on one picture, or, with image = '', on each path that you type.
 #                   'dir_predict'  draw boxes on every picture of a folder and its sub-folders, write the boxes down.
 #                   'video'        draw boxes on a video or on what a camera sees.
+#                   'web'          show a page in the browser on which pictures are dropped.
 #                   'fps'          measure how long a picture takes: preprocessing, network and post-processing apart.
 #                   'heatmap'      show where on a picture the network sees objects.
 #                   'export_onnx'  write the network as an ONNX file, for programs without torch.
 #                   'predict_onnx' as 'predict', or with a video as 'video', from such a file and without torch.
 #   image           The picture of the modes 'predict', 'fps', 'heatmap' and 'predict_onnx'. '' asks for paths, one
 #                   after another. Mode 'predict_onnx' takes a video or the number of a camera here too.
-#   dir_save_path   Folder to which all modes but 'export_onnx' write. Pictures keep their names; those of mode
-#                   'dir_predict' go to pictures/ in it.
+#   dir_save_path   Folder to which all modes but 'web' and 'export_onnx' write. Pictures keep their names; those of
+#                   mode 'dir_predict' go to pictures/ in it.
 #   max_megapixels  Larger pictures are refused before they fill the memory; each million pixels takes 3 MB.
 #   show            Show the pictures in a window too, where there is a screen and the output goes to a terminal.
 # ----------------------------------------------------------------------------------------------------------------------
@@ -72,6 +73,16 @@ yolo_txt = False
 # ----------------------------------------------------------------------------------------------------------------------
 video_path = "0"
 video_save_path = ""
+
+# ----------------------------------------------------------------------------------------------------------------------
+#   A PAGE IN THE BROWSER (mode 'web')
+#
+#   web_host        The address that it listens on. '127.0.0.1' is this machine alone; '0.0.0.0' lets everybody in the
+#                   network use it.
+#   web_port        The number behind the colon of its address, http://127.0.0.1:7860; 0 takes one that is free.
+# ----------------------------------------------------------------------------------------------------------------------
+web_host = "127.0.0.1"
+web_port = 7860
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   SPEED (mode 'fps')
@@ -166,6 +177,13 @@ def video(settings):
     predict_video(open_detector(settings), settings)
 
 
+def web(settings):
+    """Mode 'web': a page in the browser on which pictures are dropped."""
+    from utils.modes.web.server import serve
+
+    serve(open_detector(settings), settings)
+
+
 def fps(settings):
     """Mode 'fps': how long one picture takes, by stage."""
     from utils.modes.speed import measure
@@ -195,9 +213,10 @@ def predict_onnx(settings):
 
 
 _MODES = {
-    function.__name__: function for function in (predict, dir_predict, video, fps, heatmap, export_onnx, predict_onnx)
+    function.__name__: function
+    for function in (predict, dir_predict, video, web, fps, heatmap, export_onnx, predict_onnx)
 }
-_SHOWS_BOXES = ("predict", "dir_predict", "video")
+_SHOWS_BOXES = ("predict", "dir_predict", "video", "web")
 # Constants that are off, and the modes in which they are of no use.
 _OFF = {"tta_flip": False, "tta_scales": [1.0], "fuse": False, "classes_path": "", "model_name": "", "tile": 0}
 _UNUSED = {

@@ -35,12 +35,12 @@ WITHOUT_TORCH = (
         "utils.weights.download",
     ),
     *("utils.inference.base", "utils.inference.onnx", "predict"),
-    *(f"utils.modes.{name}" for name in ("images", "label_files", "video", "window", "speed", "onnx")),
+    *(f"utils.modes.{name}" for name in ("images", "label_files", "video", "window", "speed", "onnx", "web")),
 )
 # Lines of code of each package, comments and docstrings left out; docs/architecture.md says when a bound may rise.
 MOST_LINES_OF_CODE = {
     "train": 180,
-    "predict": 110,
+    "predict": 115,
     "nets": 1650,
     "utils.io": 360,
     "utils.image": 350,
@@ -53,7 +53,7 @@ MOST_LINES_OF_CODE = {
     "utils.training": 1400,
     "utils.evaluation": 870,
     "utils.export": 290,
-    "utils.modes": 515,
+    "utils.modes": 715,
     "utils.visualize": 570,
     "utils.reporting": 880,
 }

@@ -347,6 +347,9 @@ BAD_TOOL_VALUES = [
     ("tta_scales", [8.0]),
     ("test_interval", 0),
     ("test_interval", 2.5),
+    ("web_host", ""),
+    ("web_host", 127),
+    ("web_port", 65536),
 ]
 
 

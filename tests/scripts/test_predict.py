@@ -22,6 +22,7 @@ from utils.inference.detector import Detector
 from utils.modes import images as pictures
 from utils.modes import onnx as from_onnx
 from utils.modes import video
+from utils.modes.web import server, upload
 from utils.weights.metadata import make_metadata
 from utils.weights.save import save_weights
 
@@ -116,6 +117,16 @@ def test_all_ways_find_the_same_boxes(made, tmp_path, monkeypatch, options):
         assert np.array_equal(measured.scores[rows], item.scores)
 
 
+def test_the_page_finds_the_same_boxes(made, tmp_path, monkeypatch):
+    """Prevents another decoding, threshold or suppression on the page of mode 'web' than everywhere else."""
+    given, found, paths = [], drawn(monkeypatch, upload), sorted((made / "in").iterdir())
+    monkeypatch.setattr(server, "serve", lambda *arguments: given.extend(arguments))
+    predict.main(settings(made, tmp_path, mode="web"))
+    for path in paths:
+        upload.detect_upload(*given, path.read_bytes(), path.name)
+    assert same(found, [given[0](path, LOWEST) for path in paths])
+
+
 def test_the_other_modes(made, tmp_path, capsys):
     """Prevents modes that no constant reaches, and pictures in another folder than the one that was named."""
     image = str(made / "in/1.png")
@@ -133,7 +144,7 @@ def test_the_other_modes(made, tmp_path, capsys):
 def test_an_unknown_mode(made, tmp_path):
     """Prevents a trace, and a mode that exists and is not named."""
     with pytest.raises(
-        ValueError, match="mode is 'train'; expected one of predict, dir_predict, video, fps, heatmap, e"
+        ValueError, match="mode is 'train'; expected one of predict, dir_predict, video, web, fps, heatmap, e"
     ):
         predict.main(settings(made, tmp_path, mode="train"))
 

@@ -252,6 +252,11 @@ TOOL_RULES = {
     **dict.fromkeys(("image", "dir_origin_path", "dir_save_path", "video_path", "video_save_path"), _TEXT),
     "tta_scales": (is_scales, "a list of sizes from 0.25 to 4 times that of the input, such as [1.0, 1.5]."),
     "test_interval": (whole(1), "1 or more repetitions."),
+    "web_host": (
+        lambda value: isinstance(value, str) and value != "",
+        "an address to listen on, such as '127.0.0.1' for this machine alone.",
+    ),
+    "web_port": (lambda value: whole(0)(value) and value < 2**16, "a number from 1 to 65535, or 0 for a free one."),
     **dict.fromkeys(("onnx_path", "export_pictures"), _TEXT),
     **dict.fromkeys(("export_nms", "export_dynamic_size"), _FLAG),
     "opset": (whole(1), "a version of ONNX's operators, such as 18."),
