@@ -8,6 +8,7 @@ import torch
 from utils.data import device_cache
 from utils.data.annotations import build_annotations
 from utils.data.augment import AugmentOptions, sample_parameters
+from utils.data.copy_paste import find_donors
 from utils.data.device_cache import DeviceCache, fits_device, smallest_scale
 from utils.data.draw import apply_parameters
 from utils.data.formats.detect_format import read_raw_annotations
@@ -61,13 +62,14 @@ def difference(annotations, ram, batch, scale, device=CPU):
         {"scale_range": (0.2, 0.6)},
         {"scale_range": (1.5, 3.0), "aspect_jitter": 0.9},
         {"augment_epochs": 0},
+        {"copy_paste": 1.0, "flip_prob": 0.5},
     ],
 )
 def test_pixels_are_those_of_the_cpu(annotations, ram, changes, device):
     """Prevents another geometry, mixture, colour or side in training with cache = 'gpu' than without."""
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
-    options = AugmentOptions(**{"augment_epochs": 10} | changes)
+    options = AugmentOptions(**{"augment_epochs": 10, "donors": find_donors(annotations)} | changes)
     scale = smallest_scale([SHAPE], options)
     found = difference(annotations, ram, parameters(annotations, options), scale, torch.device(device))
     assert found.max() < 1.0 and found.mean() < 0.5

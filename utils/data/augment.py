@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.data.annotations import Annotations
+from utils.data.copy_paste import Donors, Pasted, choose_pasted
 from utils.image.letterbox import PAD, placement
 
 # A box stays a target if this fraction of it is left after clipping, and no side is shorter than this in input pixels.
@@ -45,6 +46,8 @@ class AugmentOptions:
     mosaic_prob: float = 1.0
     mixup: bool = True
     mixup_prob: float = 0.5
+    copy_paste: float = 0.0
+    donors: Donors | None = None  # what is pasted
     scale_range: tuple[float, float] = (0.5, 1.5)  # times the size at which the image just fits the input
     aspect_jitter: float = 0.25  # width / height changes by up to this fraction
     flip_prob: float = 0.5
@@ -75,7 +78,8 @@ class PlacedImage(NamedTuple):
 
 
 class AugmentParameters(NamedTuple):
-    """Placed images, blended with the partner (weight: of these), then colour and flip of the painted region."""
+    """Placed images, what is pasted onto them, blended with the partner (weight: of these), then colour and flip of the
+    painted region."""
 
     input_shape: tuple[int, int]  # height, width
     images: tuple[PlacedImage, ...]
@@ -83,11 +87,13 @@ class AugmentParameters(NamedTuple):
     weight: float = 1.0
     gains: tuple[float, float, float] = NEUTRAL_GAINS  # hue shift, saturation factor, value factor
     flip: bool = False
+    pasted: tuple[Pasted, ...] = ()
 
 
 def images_of(params: AugmentParameters) -> set[int]:
     """The indices of all images that a sample shows."""
-    return {placed.index for placed in params.images} | (images_of(params.partner) if params.partner else set())
+    shown = {part.index for part in params.images + params.pasted}
+    return shown | (images_of(params.partner) if params.partner else set())
 
 
 def largest_scales(annotations: Annotations, shapes: Sequence[tuple[int, int]], options: AugmentOptions) -> np.ndarray:
@@ -108,18 +114,20 @@ def sample_parameters(
     if key.epoch >= options.augment_epochs:
         return AugmentParameters(shape, (_place_plain(annotations, image, shape, options),))
     images = _place_images(annotations, (image, *key.partners[:3]), shape, random, options)
+    pasted = _paste(annotations, images, shape, random, options)
     partner, weight = None, 1.0
     if options.mixup and random.random() < options.mixup_prob:
         partner = AugmentParameters(shape, _place_images(annotations, key.partners[3:], shape, random, options))
         weight = float(random.beta(MIXUP_BETA, MIXUP_BETA))
     hue, saturation, value = random.uniform(-1, 1, 3).tolist()
     gains = (hue * options.hue_gain, 1 + saturation * options.saturation_gain, 1 + value * options.value_gain)
-    return AugmentParameters(shape, images, partner, weight, gains, bool(random.random() < options.flip_prob))
+    return AugmentParameters(shape, images, partner, weight, gains, bool(random.random() < options.flip_prob), pasted)
 
 
 def augmented_targets(annotations: Annotations, params: AugmentParameters) -> tuple[np.ndarray, np.ndarray]:
     """The boxes of a sample: (n, 4) float32 x1, y1, x2, y2 in input pixels and (n,) int64 classes."""
     parts = [_visible_boxes(annotations, placed) for placed in params.images]
+    parts += [(np.float32([pasted.box_xyxy]), np.array([pasted.label])) for pasted in params.pasted]
     if params.partner is not None:
         parts.append(augmented_targets(annotations, params.partner))
     boxes_xyxy = np.concatenate([boxes for boxes, _ in parts])
@@ -163,6 +171,15 @@ def _place_images(annotations: Annotations, images, input_shape, random: np.rand
         _place_at_random(annotations, image, input_shape, random, options, room_yxyx, sides)
         for image, (room_yxyx, sides) in zip(images, quadrants, strict=True)
     )
+
+
+def _paste(annotations: Annotations, images, input_shape, random: np.random.Generator, options: AugmentOptions):
+    """What is pasted onto placed images, () for nothing. Draws no number where copy_paste is off."""
+    if not options.copy_paste or options.donors is None or random.random() >= options.copy_paste:
+        return ()
+    clips_yxyx = [placed.clip_yxyx for placed in images]
+    boxes_xyxy = np.concatenate([_visible_boxes(annotations, placed)[0] for placed in images])
+    return choose_pasted(annotations, options.donors, clips_yxyx, boxes_xyxy, input_shape, options.scale_range, random)
 
 
 def _place_at_random(

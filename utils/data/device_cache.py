@@ -12,6 +12,7 @@ import torch
 
 from utils.data.annotations import Annotations
 from utils.data.augment import NEUTRAL_GAINS, AugmentOptions, AugmentParameters, PlacedImage, painted_yxyx
+from utils.data.copy_paste import Pasted, shown_share
 from utils.data.draw import colour_matrix, crop_of
 from utils.data.image_cache import RamCache
 from utils.image.codec import reduce, reduction_for
@@ -71,10 +72,12 @@ class DeviceCache:
         painted = self._tensor([painted_yxyx(params) for params in batch], torch.int64)
         rows = torch.arange(height, device=self.device)
         columns = self._flipped_columns(batch, painted, width)
-        images = self._sample(self._canvases(batch), rows, columns)
+        images = self._sample(self._canvases([params.images for params in batch]), rows, columns)
+        self._paste(images, batch, rows, columns)
         mixed = [number for number, params in enumerate(batch) if params.partner is not None]
         if mixed:
-            partners = self._sample(self._canvases([batch[number].partner for number in mixed]), rows, columns[mixed])
+            canvases = self._canvases([batch[number].partner.images for number in mixed])
+            partners = self._sample(canvases, rows, columns[mixed])
             weights = self._tensor([batch[number].weight for number in mixed]).view(-1, 1, 1, 1)
             images[mixed] = (images[mixed] * weights + partners * (1 - weights)).round()
         coloured = [number for number, params in enumerate(batch) if params.gains != NEUTRAL_GAINS]
@@ -85,6 +88,16 @@ class DeviceCache:
             changed = self._colour(images[coloured], [batch[number].gains for number in coloured])
             images[coloured] = torch.where(is_painted[..., None], changed, images[coloured])
         return images.byte()
+
+    def _paste(self, images: torch.Tensor, batch: Sequence[AugmentParameters], rows, columns) -> None:
+        """Draw what is pasted onto the images (B, H, W, 3), in place: the first of each, then the second, and so on."""
+        for layer in range(max(len(params.pasted) for params in batch)):
+            chosen = [number for number, params in enumerate(batch) if len(params.pasted) > layer]
+            canvases = self._canvases([(batch[number].pasted[layer],) for number in chosen])
+            y1, x1, y2, x2 = canvases.clip[:, 0].T[..., None]
+            share = shown_share(rows, y1, y2)[:, :, None] * shown_share(columns[chosen], x1, x2)[:, None]
+            above = self._sample(canvases, rows, columns[chosen])
+            images[chosen] = torch.lerp(images[chosen], above, share[..., None]).round()
 
     def _flipped_columns(self, batch, painted: torch.Tensor, width: int) -> torch.Tensor:
         """(B, W) which column of the sample before it was flipped each column shows."""
@@ -101,14 +114,14 @@ class DeviceCache:
         value = self._tensor([value for _, _, value in gains]).view(-1, 1, 1, 1)
         return (share * images + (value - share) * images.amax(-1, keepdim=True)).round().clamp(0, 255)
 
-    def _canvases(self, batch: Sequence[AugmentParameters]) -> Canvases:
-        most = max(len(params.images) for params in batch)
-        rows = [[self._source(placed) for placed in params.images] for params in batch]
+    def _canvases(self, batch: Sequence[Sequence[PlacedImage | Pasted]]) -> Canvases:
+        most = max(map(len, batch))
+        rows = [[self._source(placed) for placed in images] for images in batch]
         numbers = np.array([row + [NOWHERE] * (most - len(row)) for row in rows], np.float64)
         whole = self._tensor(numbers[..., [0, 1, 6, 7, 8, 9]], torch.int64)
         return Canvases(whole[..., 0], whole[..., 1], self._tensor(numbers[..., 2:6]), whole[..., 2:])
 
-    def _source(self, placed: PlacedImage) -> tuple:
+    def _source(self, placed: PlacedImage | Pasted) -> tuple:
         """What Canvases needs of an image: as draw_image and resize_into choose it."""
         index, (y1, x1, y2, x2) = placed.index, placed.clip_yxyx
         height, width = self.sizes_hw[1][index]

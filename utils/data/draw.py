@@ -6,6 +6,7 @@ import numpy as np
 
 from utils.data.annotations import Annotations
 from utils.data.augment import NEUTRAL_GAINS, AugmentParameters, PlacedImage, painted_yxyx
+from utils.data.copy_paste import Pasted, shown_share
 from utils.image.letterbox import resize_into
 from utils.image.opencv import cv2
 
@@ -25,6 +26,8 @@ def apply_parameters(
     canvas = np.full((*params.input_shape, 3), pad, np.uint8)
     for placed in params.images:
         draw_image(canvas, placed, load_image(placed.index), annotations.sizes_hw[placed.index].tolist())
+    for pasted in params.pasted:
+        paste(canvas, pasted, load_image(pasted.index), annotations.sizes_hw[pasted.index].tolist())
     if params.partner is not None:
         blend(canvas, apply_parameters(params.partner, load_image, annotations, pad), params.weight)
     y1, x1, y2, x2 = painted_yxyx(params)
@@ -36,7 +39,9 @@ def apply_parameters(
     return canvas
 
 
-def draw_image(canvas: np.ndarray, placed: PlacedImage, image_rgb: np.ndarray, size_hw: tuple[int, int]) -> None:
+def draw_image(
+    canvas: np.ndarray, placed: PlacedImage | Pasted, image_rgb: np.ndarray, size_hw: tuple[int, int]
+) -> None:
     """Draw the visible part of an image into its clip rectangle of the canvas.
 
     image_rgb may be smaller than the image of the annotations, size_hw: then the crop meets its place within half a
@@ -47,7 +52,18 @@ def draw_image(canvas: np.ndarray, placed: PlacedImage, image_rgb: np.ndarray, s
     resize_into(canvas[y1:y2, x1:x2], image_rgb[top:bottom, left:right])
 
 
-def crop_of(placed: PlacedImage, shape: tuple[int, int], size_hw: tuple[int, int]) -> tuple[int, int, int, int]:
+def paste(canvas: np.ndarray, pasted: Pasted, image_rgb: np.ndarray, size_hw: tuple[int, int]) -> None:
+    """Draw a pasted box with its fading margin; image_rgb and size_hw as in draw_image."""
+    y1, x1, y2, x2 = pasted.clip_yxyx
+    below = canvas[y1:y2, x1:x2].astype(np.float32)
+    draw_image(canvas, pasted, image_rgb, size_hw)
+    share = shown_share(np.arange(y1, y2)[:, None], y1, y2) * shown_share(np.arange(x1, x2), x1, x2)
+    canvas[y1:y2, x1:x2] = np.rint(below + (canvas[y1:y2, x1:x2] - below) * share[..., None])
+
+
+def crop_of(
+    placed: PlacedImage | Pasted, shape: tuple[int, int], size_hw: tuple[int, int]
+) -> tuple[int, int, int, int]:
     """top, bottom, left, right of what is seen of an image: of one of a shape (h, w), size_hw in the annotations."""
     y1, x1, y2, x2 = placed.clip_yxyx
     return (
