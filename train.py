@@ -233,6 +233,8 @@ anchors_mask = []
 #   mixup               Blend a sample with a second one (mosaic again). Helps large models and long trainings; small
 #                       models on little data are better without.
 #   mixup_prob          Probability of it.
+#   copy_paste          Cut boxes of rare classes out of other images, and paste up to three of them into a sample, with
+#                       this probability: for data in which some classes have far fewer boxes than others. 0 is off.
 #   special_aug_ratio   All augmentation stops after this share of the epochs: its images are far from real ones, and
 #                       the last epochs should see real ones.
 #   scale_range         Zoom of each image, relative to the size at which it just fits: [smallest, largest]. [0.5, 1.5]
@@ -252,6 +254,7 @@ mosaic = True
 mosaic_prob = 0.5
 mixup = False
 mixup_prob = 0.5
+copy_paste = 0.0
 special_aug_ratio = 0.7
 scale_range = [0.7, 1.4]
 aspect_jitter = 0.2

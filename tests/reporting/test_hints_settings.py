@@ -14,6 +14,7 @@ def settings_of(**changes):
     values |= {"Freeze_batch_size": 16, "Unfreeze_batch_size": 8, "accumulate": 1}
     values |= {"freeze_layers": [], "freeze_blocks": 0, "train_only": [], "freeze_whole_run": True}
     values |= {"optimizer_type": "sgd", "weight_decay": 5e-4, "compile": False, "multi_scale": False}
+    values |= {"copy_paste": 0.0}
     values |= {"lr_scale": {}, "Init_lr": 8e-2, "Min_lr": None, "special_aug_ratio": 0.7}
     values |= {"lr_decay_type": "cos", "lr_milestones": [], "lr_step_size": None}
     return SimpleNamespace(**values | changes)
@@ -82,6 +83,10 @@ def test_usual_settings_need_no_hints():
         (
             {"multi_scale": True, "special_aug_ratio": 0.0},
             "multi_scale ends with the other augmentation, and special_aug_ratio leaves no epoch for it.",
+        ),
+        (
+            {"copy_paste": 0.5, "special_aug_ratio": 0.0},
+            "copy_paste ends with the other augmentation, and special_aug_ratio leaves no epoch for it.",
         ),
         (
             {"freeze_blocks": 2, "freeze_whole_run": False, "Freeze_Train": False},

@@ -45,7 +45,7 @@ CONSTANTS |= {"mosaic_prob": 0.9, "mixup_prob": 0.3, "special_aug_ratio": 0.5, "
 CONSTANTS |= {"scale_range": [0.7, 1.2], "colour_jitter": [0.01, 0.6, 0.5]}
 CONSTANTS |= {"multi_scale_range": [0.6, 1.4], "multi_scale_period": 3}
 CONSTANTS |= {"iou_type": "siou", "label_smoothing": 0.02, "focal_loss": True, "focal_alpha": 0.3, "focal_gamma": 1.5}
-CONSTANTS |= {"cache": "ram"}
+CONSTANTS |= {"cache": "ram", "copy_paste": 0.15}
 CONSTANTS |= {"ignore_iou": 0.6, "map_weights": [2.0, 0.5]}
 CONSTANTS |= {"optimizer_type": "sgd", "Init_lr": 3.2e-2, "momentum": 0.8, "weight_decay": 3e-4}
 CONSTANTS |= {"lr_decay_type": "plateau", "lr_scale": {"neck": 0.5}}
@@ -167,6 +167,7 @@ def test_the_augmentation_gets_its_block(training):
         mosaic_prob=0.9,
         mixup=False,
         mixup_prob=0.3,
+        copy_paste=0.15,
         scale_range=(0.7, 1.2),
         aspect_jitter=0.2,
         flip_prob=0.4,

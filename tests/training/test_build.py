@@ -8,6 +8,7 @@ import train
 from nets import build_criterion, build_model
 from utils.config.cli import read_constants
 from utils.config.optimizers import fill_in
+from utils.data.annotations import Annotations
 from utils.io.errors import MissingFileError, UserError
 from utils.runtime.device import Precision, RuntimeContext
 from utils.runtime.distributed import DistInfo
@@ -213,6 +214,25 @@ def test_the_sizes_of_batches(capsys):
     assert capsys.readouterr().out.startswith(
         "note: multi_scale is True, but multi_scale_range holds no other multiple"
     )
+
+
+@pytest.mark.parametrize(
+    ("classes", "rows", "words"),
+    [
+        ([0, 0, 0, 1, 1, 2], [3, 4, 5], "copy_paste: boxes that may be pasted: fox 1, dog 2\n"),
+        ([0, 1], None, "note: copy_paste is 0.5, but no class has fewer boxes than another: nothing is pasted.\n"),
+    ],
+)
+def test_what_may_be_pasted_is_said(capsys, classes, rows, words):
+    """Prevents copy_paste that pastes something else than people believe, or nothing, without a word."""
+    paths, boxes = [f"{number}.jpg" for number in classes], [(0, 0, 9, 9)] * len(classes)
+    annotations = Annotations(paths, [(50, 50)] * len(classes), [1] * len(classes), boxes, classes)
+    data = SimpleNamespace(train=annotations, class_names=["cat", "dog", "fox"])
+    donors = build.pasted_boxes(settings_of(copy_paste=0.5), data)
+    assert (donors and donors.rows.tolist()) == rows
+    assert capsys.readouterr().out == words
+    assert build.pasted_boxes(settings_of(copy_paste=0.0), data) is None
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(("fits", "note"), [(True, ""), (False, "note: ")])

@@ -170,6 +170,12 @@ def test_the_largest_number_of_boxes_of_a_sample(counts, mosaic, mixup, expected
     assert max_boxes(annotations_of(*counts), settings_of(mosaic=mosaic, mixup=mixup)) == expected
 
 
+@pytest.mark.parametrize(("counts", "expected"), [([7, 1, 1, 1, 5], 17), ([], 3)])
+def test_pasted_boxes_count_among_them(counts, expected):
+    """Prevents a preflight with fewer boxes than copy_paste brings, which pastes up to three."""
+    assert max_boxes(annotations_of(*counts), settings_of(mosaic=True, mixup=False, copy_paste=0.5)) == expected
+
+
 def test_the_preflight_of_a_loader(capsys):
     """Prevents a preflight of other shapes or images than the loader's, or one that nobody sees."""
     loader = SimpleNamespace(

@@ -161,7 +161,7 @@ RULES = {
     **dict.fromkeys(("classes_path", "train_annotation_path", "val_annotation_path"), _TEXT),
     **dict.fromkeys(("model_name", "backbone", "model_path", "anchors_path", "save_dir"), _TEXT),
     "gpu_ids": (is_gpu_list, "numbers with commas, such as '0' or '0,2', or '' for all GPUs."),
-    **dict.fromkeys(("mosaic_prob", "mixup_prob", "special_aug_ratio", "flip_prob"), _FRACTION),
+    **dict.fromkeys(("mosaic_prob", "mixup_prob", "copy_paste", "special_aug_ratio", "flip_prob"), _FRACTION),
     **dict.fromkeys(
         ("Freeze_batch_size", "Unfreeze_batch_size"),
         (whole(0), "a whole number of images, such as 8 or 16, or 0 for the largest that fits."),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import torch
 
 from nets import LossOptions, build_criterion, build_model
@@ -12,6 +13,7 @@ from utils.config.cli import to_plain
 from utils.data.anchors import choose_decode_rule, unused_anchors
 from utils.data.annotations import Annotations, build_annotations, class_names_of
 from utils.data.augment import AugmentOptions
+from utils.data.copy_paste import find_donors
 from utils.data.formats.detect_format import read_raw_annotations
 from utils.data.loader import LoaderOptions, build_train_loader, build_val_loader
 from utils.data.quality.checks import quick_findings
@@ -23,6 +25,7 @@ from utils.inference.detector import find_weights
 from utils.io.class_names import read_class_names
 from utils.io.errors import UserError
 from utils.io.logger import logger
+from utils.io.text import shorten_list
 from utils.runtime.distributed import convert_sync_bn, rank_zero_first
 from utils.training.caches import build_caches
 from utils.training.engine import OptimWrapper
@@ -191,8 +194,9 @@ def _optim_class(settings, optimizer, runtime, criterion):
     return GraphedOptimWrapper
 
 
-def augment_options(settings, resize_rule):
-    """The constants of the augmentation block as the loader takes them. resize_rule: that of the network."""
+def augment_options(settings, resize_rule, donors=None):
+    """The constants of the augmentation block as the loader takes them. resize_rule: that of the network. donors: what
+    copy_paste pastes."""
     hue, saturation, brightness = settings.colour_jitter
     return AugmentOptions(
         augment_epochs=augmented_epochs(settings),
@@ -200,6 +204,8 @@ def augment_options(settings, resize_rule):
         mosaic_prob=settings.mosaic_prob,
         mixup=settings.mixup,
         mixup_prob=settings.mixup_prob,
+        copy_paste=settings.copy_paste,
+        donors=donors,
         scale_range=tuple(settings.scale_range),
         aspect_jitter=settings.aspect_jitter,
         flip_prob=settings.flip_prob,
@@ -218,7 +224,8 @@ def augmented_epochs(settings):
 
 def build_loaders(settings, data, runtime, resize_rule):
     """The loader of training batches, those of the first phase at first, and that of validation batches."""
-    augment, multi_scale = augment_options(settings, resize_rule), build_multi_scale(settings)
+    augment = augment_options(settings, resize_rule, pasted_boxes(settings, data))
+    multi_scale = build_multi_scale(settings)
     workers = runtime.workers(settings.num_workers)
     options = LoaderOptions(
         workers, runtime.on_gpu, settings.worker_timeout, runtime.dist.rank, runtime.dist.world_size
@@ -234,6 +241,23 @@ def build_loaders(settings, data, runtime, resize_rule):
         options._replace(num_workers=min(workers, 2)),
     )
     return train_loader, val_loader
+
+
+def pasted_boxes(settings, data):
+    """The Donors of copy_paste, which a line names; None where it is 0 or there are none. data: TrainingData."""
+    if not settings.copy_paste:
+        return None
+    donors = find_donors(data.entries)
+    if donors is None:
+        logger.warning(
+            f"copy_paste is {settings.copy_paste}, but no class has fewer boxes than another: nothing is pasted."
+        )
+        return None
+    counts = np.bincount(data.entries.classes[donors.rows], minlength=len(data.class_names))
+    order = [number for number in np.argsort(counts, kind="stable") if counts[number]]
+    boxes = shorten_list([f"{data.class_names[number]} {counts[number]}" for number in order])
+    logger.info(f"copy_paste: boxes that may be pasted: {boxes}")
+    return donors
 
 
 def multi_scale_of_settings(settings):

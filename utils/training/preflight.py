@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
+from utils.data.copy_paste import MAX_PASTED
 from utils.inference.base import NMSOptions
 from utils.inference.postprocess import detect
 from utils.io.errors import UserError
@@ -107,9 +108,10 @@ def largest_shape(input_shapes):
 
 
 def max_boxes(annotations, settings):
-    """How many boxes a sample may hold at most: mosaic joins four images, and mixup two of these."""
+    """How many boxes a sample may hold at most: mosaic joins four images, mixup two of these, copy_paste adds some."""
     counts = sorted((len(annotations.boxes(index)) for index in range(len(annotations))), reverse=True)
-    return sum(counts[: (4 if settings.mosaic else 1) * (2 if settings.mixup else 1)])
+    shown = sum(counts[: (4 if settings.mosaic else 1) * (2 if settings.mixup else 1)])
+    return shown + (MAX_PASTED if settings.copy_paste else 0)
 
 
 def step_trial(optim, settings, phase, shape, boxes):

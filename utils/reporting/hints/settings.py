@@ -23,8 +23,9 @@ def setting_hints(settings, phases, images, world_size=1):
     rests = settings.freeze_layers or settings.freeze_blocks or settings.train_only
     if rests and not settings.freeze_whole_run and not any(phase.frozen for phase in phases):
         yield "freeze_whole_run is False, but no epoch belongs to the phase of Freeze_Train: nothing is frozen."
-    if settings.multi_scale and round(settings.special_aug_ratio * settings.UnFreeze_Epoch) == 0:
-        yield "multi_scale ends with the other augmentation, and special_aug_ratio leaves no epoch for it."
+    for name in ("multi_scale", "copy_paste"):
+        if getattr(settings, name) and round(settings.special_aug_ratio * settings.UnFreeze_Epoch) == 0:
+            yield f"{name} ends with the other augmentation, and special_aug_ratio leaves no epoch for it."
     if uses_compiler(settings) and settings.multi_scale:
         yield "With compile and multi_scale only batches of input_shape itself run compiled; choose one of the two."
     steps = count_steps(phases, images, settings.accumulate)
