@@ -227,7 +227,7 @@ def test_what_may_be_pasted_is_said(capsys, classes, rows, words):
     """Prevents copy_paste that pastes something else than people believe, or nothing, without a word."""
     paths, boxes = [f"{number}.jpg" for number in classes], [(0, 0, 9, 9)] * len(classes)
     annotations = Annotations(paths, [(50, 50)] * len(classes), [1] * len(classes), boxes, classes)
-    data = SimpleNamespace(train=annotations, class_names=["cat", "dog", "fox"])
+    data = SimpleNamespace(entries=annotations, class_names=["cat", "dog", "fox"])
     donors = build.pasted_boxes(settings_of(copy_paste=0.5), data)
     assert (donors and donors.rows.tolist()) == rows
     assert capsys.readouterr().out == words
