@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
 
-from utils.data.sampling import PARTNERS, WINDOW, EpochBatchSampler, MultiScale, epoch_order, multi_scale_of
+from utils.data.sampling import (
+    PARTNERS,
+    WINDOW,
+    EpochBatchSampler,
+    MultiScale,
+    draw_repeated,
+    epoch_order,
+    multi_scale_of,
+)
 
 MULTI_SCALE = multi_scale_of((416, 416), (0.75, 1.25), 10, 5)
 ONE = MultiScale([(64, 96)])
@@ -43,6 +51,51 @@ def test_columns_of_partners_differ():
     for first in range(PARTNERS + 1):
         for second in range(first):
             assert (columns[:, first] == columns[:, second]).mean() < 0.08
+
+
+# Of 5 images in an epoch the last should be 2.5; the others share the rest.
+REPEATS = np.array([1, 1, 1, 1, 4.0])
+
+
+def test_repeated_images_are_drawn_as_often_as_they_should():
+    """Prevents an epoch of another length, and images that are drawn more or less often than their share."""
+    counts = []
+    for epoch in range(400):
+        order, partners = epoch_order(5, 3, epoch, REPEATS)
+        assert len(order) == len(set(order.tolist())) == 5  # a repeated image has choices of its own
+        for column in partners.T:
+            assert sorted(column.tolist()) == sorted((order % 5).tolist())
+        counts.append(np.bincount(order % 5, minlength=5))
+    assert {tuple(set(column)) for column in np.transpose(counts)} <= {(0, 1), (2, 3)}
+    assert np.mean(counts, axis=0) == pytest.approx([0.625] * 4 + [2.5], abs=0.08)
+
+
+def test_equal_repeats_draw_each_image_once():
+    """Prevents rounding from leaving out an image where there is nothing to balance."""
+    for count in (1, 7, 1000):
+        order, _ = epoch_order(count, 3, 0, np.full(count, 0.1))
+        assert sorted(order.tolist()) == list(range(count))
+    assert draw_repeated(np.zeros(0, int), np.zeros(0), np.random.default_rng(0)).tolist() == []
+
+
+def test_repeats_are_a_pure_function_of_seed_and_epoch():
+    """Prevents epochs that draw the same images, and a resumed run that draws others."""
+    first = epoch_order(50, 3, 1, np.arange(1, 51.0))[0].tolist()
+    assert epoch_order(50, 3, 1, np.arange(1, 51.0))[0].tolist() == first
+    assert sorted(epoch_order(50, 3, 2, np.arange(1, 51.0))[0].tolist()) != sorted(first)
+
+
+def test_ranks_and_a_resume_share_a_balanced_epoch():
+    """Prevents ranks that draw images of their own, and a continued epoch that differs from an unbroken one."""
+    single = keys(EpochBatchSampler(5, 4, 0, ONE, repeats=REPEATS), 1)
+    ranks = [keys(EpochBatchSampler(5, 4, 0, ONE, rank, 2, REPEATS), 1) for rank in range(2)]
+    assert [len(batch) for batch in single] == [4, 2]  # the last is filled up, with new parameters
+    assert len({sample.index for batch in single for sample in batch}) == 6
+    for parts, whole in zip(zip(*ranks, strict=True), single, strict=True):
+        assert set(whole) <= {sample for part in parts for sample in part}
+    rest = EpochBatchSampler(5, 4, 0, ONE, repeats=REPEATS)
+    rest.set_epoch(1, 4, 4)
+    assert list(rest) == single[1:]
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ MIN_PADDED_BOXES = 16
 PREFETCHED_BATCHES = 3
 # How many neighbours are tried where an image cannot be read.
 MAX_REPLACEMENTS = 64
+# More passes over the images than an epoch has.
+REPLACING_PASS = 1000
 
 
 class Sample(NamedTuple):
@@ -69,9 +71,9 @@ class TrainDataset(Dataset):
         unreadable, first = [], key.index
         for step in range(min(len(self.annotations), MAX_REPLACEMENTS)):
             if step:
-                # A pass further on, the neighbour has other parameters than in its own sample, so none is drawn twice.
-                # Its partners are itself: those of the key may be what cannot be read.
-                index = first + step + 2 * len(self.annotations)
+                # So many passes further on, the neighbour has other parameters than in its own samples, and none is
+                # drawn twice. Its partners are itself: those of the key may be what cannot be read.
+                index = first + step + REPLACING_PASS * len(self.annotations)
                 key = key._replace(index=index, partners=(index % len(self.annotations),) * len(key.partners))
             params = sample_parameters(self.annotations, key, self.seed, self.options)
             try:
@@ -184,15 +186,18 @@ def build_train_loader(
     options: LoaderOptions = DEFAULT,
     load_image: Callable | None = None,
     device_cache: DeviceCache | None = None,
+    repeats: np.ndarray | None = None,
 ) -> DataLoader:
     """Training batches. Before each epoch call loader.batch_sampler.set_epoch(epoch, batch_size).
 
     multi_scale: the sizes of the batches. batch_size counts all ranks together. load_image: as in TrainDataset; None
-    decodes files. device_cache: draws the images on its device. Iterating raises UserError where a worker died or
-    hangs. The batches are the same for any num_workers; persistent workers follow the epochs.
+    decodes files. device_cache: draws the images on its device. repeats: as in EpochBatchSampler. Iterating raises
+    UserError where a worker died or hangs. The batches are the same for any num_workers; persistent workers follow the
+    epochs.
     """
     load_image = load_image or ImageCache(annotations, largest_scales(annotations, multi_scale.shapes, augment))
-    sampler = EpochBatchSampler(len(annotations), batch_size, seed, multi_scale, options.rank, options.world_size)
+    ranks = options.rank, options.world_size
+    sampler = EpochBatchSampler(len(annotations), batch_size, seed, multi_scale, *ranks, repeats)
     reader = TrackedReader(load_image, options.num_workers)
     if device_cache is None:
         dataset = TrainDataset(annotations, augment, seed, reader)

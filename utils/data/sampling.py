@@ -17,18 +17,39 @@ WINDOW = 32
 PARTNERS = 7
 
 
-def epoch_order(image_count: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Order and partners of an epoch: (N,) image indices and (N, PARTNERS) image indices, in that order.
+def epoch_order(
+    image_count: int, seed: int, epoch: int, repeats: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Order and partners of an epoch: (N,) indices as in SampleKey and (N, PARTNERS) image indices, in that order.
 
     A pure function of (seed, epoch). The order is cut into windows of WINDOW images (the last one up to twice as long);
-    each column of partners is a permutation of every window, so all images are used equally often.
+    each column of partners is a permutation of every window, so partners are used as often as the images themselves:
+    all once, or as `repeats` says (see draw_repeated).
     """
     # The fourth number keeps this stream apart from those of the samples, (seed, epoch, index).
     random = np.random.default_rng((seed, epoch, 0, 1))
     order = random.permutation(image_count)
+    if repeats is not None:
+        order = draw_repeated(order, repeats, random)
     windows = np.minimum(np.arange(image_count) // WINDOW, max(image_count // WINDOW - 1, 0))
     columns = [order[np.lexsort((random.random(image_count), windows))] for _ in range(PARTNERS)]
-    return order, np.stack(columns, axis=1)
+    return order, np.stack(columns, axis=1) % max(image_count, 1)
+
+
+def draw_repeated(order: np.ndarray, repeats: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Draw as many images as there are, each as often as its share of the repeats says: (N,) indices, in random order.
+
+    order: (N,) a permutation of the images. repeats: (N,) above 0, by image. The epoch keeps its length, so schedule,
+    progress and resume need no other one; frequent classes are seen less for it. By systematic sampling an image is
+    drawn the whole part of its expected number of times, and the rest at random, to N in total. The k-th repetition of
+    image i is index i + k * N.
+    """
+    count = len(order)
+    ends = np.cumsum(repeats[order] / repeats.sum() * count)
+    ends[-1:] = count  # without what rounding left of it
+    times = np.diff(np.floor(ends + random.random()).astype(np.int64), prepend=0)
+    passes = np.arange(count) - np.repeat(np.cumsum(times) - times, times)
+    return random.permutation(np.repeat(order, times) + passes * count)
 
 
 # Sides of the input are multiples of the coarsest stride.
@@ -81,17 +102,25 @@ class EpochBatchSampler(Sampler):
     on, so the ranks' batches k together are the single process's batch k. No image is dropped: the last batch may be
     short, and where a rank would get fewer than MIN_IMAGES_PER_RANK it is filled up from the start of the order, with
     new parameters.
-    multi_scale: says how large the batches are.
+    multi_scale: says how large the batches are. repeats: (N,) how often each image is drawn relative to the others;
+    None draws each once.
     Raises ValueError where batch_size is not a positive multiple of world_size or there are no images.
     """
 
     def __init__(
-        self, image_count: int, batch_size: int, seed: int, multi_scale: MultiScale, rank: int = 0, world_size: int = 1
+        self,
+        image_count: int,
+        batch_size: int,
+        seed: int,
+        multi_scale: MultiScale,
+        rank: int = 0,
+        world_size: int = 1,
+        repeats: np.ndarray | None = None,
     ):
         if image_count < 1:
             raise UserError("There are no images to train on.")
         self.image_count, self.seed, self.multi_scale = image_count, seed, multi_scale
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.repeats = rank, world_size, repeats
         self.set_epoch(0, batch_size)
 
     def set_epoch(self, epoch: int, batch_size: int | None = None, start: int = 0) -> None:
@@ -110,7 +139,8 @@ class EpochBatchSampler(Sampler):
         return math.ceil(max(self.image_count - self.start, 0) / self.batch_size)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        order, partners = epoch_order(self.image_count, self.seed, self.epoch)
+        order, partners = epoch_order(self.image_count, self.seed, self.epoch, self.repeats)
+        passes = int(order.max()) // self.image_count + 1
         smallest = min(self.batch_size, MIN_IMAGES_PER_RANK * self.world_size)
         for start in range(self.start, self.image_count, self.batch_size):
             positions = list(range(start, min(start + self.batch_size, self.image_count)))
@@ -120,6 +150,6 @@ class EpochBatchSampler(Sampler):
             keys = []
             for position in positions[self.rank :: self.world_size]:
                 repeat, row = divmod(position, self.image_count)
-                index = int(order[row]) + repeat * self.image_count
+                index = int(order[row]) + repeat * passes * self.image_count
                 keys.append(SampleKey(self.epoch, index, shape, tuple(partners[row].tolist())))
             yield keys
