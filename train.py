@@ -49,6 +49,8 @@ from utils.training.preflight import preflight
 #                               2007_train.txt
 #                           `python tools/voc_annotation.py` splits a VOC folder, `python tools/split_data.py` all other
 #                           layouts; `python tools/check_data.py` shows what is wrong with the data, and pictures.
+#                           or a list of several of these, each read by its own format: source_weights, below
+#                               ["my_data/data.yaml", "pseudo/data.yaml"]
 #   val_annotation_path     What to validate on, in any of these forms.
 #   model_name              yolox_nano, yolox_tiny, yolox_s, yolox_m, yolox_l or yolox_x: 0.9 to 99 million parameters;
 #                           yolov4_tiny, yolov4: 6 and 64 million, with anchors; dfine_n, dfine_s, dfine_m, dfine_l,
@@ -178,6 +180,9 @@ seed = 11
 #
 #   keep_difficult  Learn boxes that are marked difficult (VOC), and crowds (COCO), too. False leaves them out, as most
 #                   do: they are hard to make out, or stand for many objects. Scores never count them.
+#   source_weights  Where train_annotation_path is a list: a number above 0 for each source, how often its images are
+#                   seen relative to those of the others, such as [1.0, 0.5]. An epoch keeps its length. [] is 1 for
+#                   all.
 #   cache           'ram' decodes every training image once, before the first epoch, and keeps it in main memory at the
 #                   size of the input, one copy for all workers. It spares a quarter to a half of the loader's work.
 #                   Training says how much it takes, and goes on without where it does not fit. Zoomed parts of images
@@ -194,6 +199,7 @@ seed = 11
 #   tile_overlap    Share of a tile that its neighbours show too. Objects up to this size are whole in one of them.
 # ----------------------------------------------------------------------------------------------------------------------
 keep_difficult = False
+source_weights = []
 cache = ""
 tile = 0
 tile_overlap = 0.2

@@ -33,6 +33,7 @@ from utils.data.formats.detect_format import read_raw_annotations
 from utils.data.image_cache import RamCache, decode, train_scales
 from utils.data.loader import LoaderOptions, TrainDataset, build_train_loader, collate
 from utils.data.sampling import MultiScale, epoch_order
+from utils.data.sources import join, paths_of
 from utils.image.opencv import cv2
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -260,12 +261,12 @@ def print_memory(annotations, shape, settings):
 def main(settings):
     """Print all tables."""
     cv2.setNumThreads(1)
-    source = read_raw_annotations(settings.train_annotation_path)
+    sources = [read_raw_annotations(path) for path in paths_of(settings.train_annotation_path)]
     try:
-        names = class_names_of([source])
+        names = class_names_of(sources)
     except ValueError:
-        names = [str(number) for number in range(max(source.classes, default=0) + 1)]
-    annotations, _ = build_annotations(source, names)
+        names = [str(number) for number in range(max(max(source.classes, default=0) for source in sources) + 1)]
+    annotations = join([build_annotations(source, names) for source in sources]).annotations
     sizes = sorted({f"{width}x{height}" for height, width in annotations.sizes_hw.tolist()})
     print(f"{len(annotations)} images ({', '.join(sizes[:3])}), {os.cpu_count()} cores, OpenCV {cv2.__version__}")
     print(f"\n{'images per CPU second':24s} {'this loader':>12s} {'ultralytics':>12s} {'ratio':>6s}")

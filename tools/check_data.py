@@ -32,17 +32,16 @@ from nets import build_model
 from utils.config.cli import read_constants, require_literals, run_script, train_constants
 from utils.config.rules import check_values
 from utils.data.anchors import choose_decode_rule
-from utils.data.annotations import build_annotations, class_names_of
-from utils.data.formats.detect_format import read_raw_annotations
 from utils.data.image_cache import UnreadableImageError, decode
 from utils.data.quality import findings as data_findings  # its tables by name would count as constants of this script
 from utils.data.quality.checks import box_sizes_at_input, class_counts, quick_findings, same_images
 from utils.data.quality.findings import Finding, by_kind, findings_table, write_findings
 from utils.data.quality.near_duplicates import join_hashes, near_duplicates, perceptual_hash
+from utils.data.sources import read_data_sets
 from utils.data.splits import split_command
 from utils.image.codec import write_image
 from utils.image.opencv import cv2
-from utils.io.class_names import read_class_names, write_class_names
+from utils.io.class_names import write_class_names
 from utils.io.errors import UserError
 from utils.io.logger import logger
 from utils.io.text import shorten_list
@@ -101,13 +100,10 @@ def check(values):
 def main(settings):
     """Check the data, print and write the report. Exits with status 1 where training would be pointless or wrong."""
     anchors_wh = anchors_of(settings)
-    paths = (settings.train_annotation_path, settings.val_annotation_path)
-    sources = [read_raw_annotations(path, split) for path, split in zip(paths, ("train", "val"), strict=True)]
-    class_names = read_class_names(settings.classes_path) if settings.classes_path else class_names_of(sources)
-    findings, sets = [], {}
-    for name, source in zip(("train", "val"), sources, strict=True):
-        sets[name], found = build_annotations(source, class_names)
-        findings += found
+    paths = {"train": settings.train_annotation_path, "val": settings.val_annotation_path}
+    class_names, read = read_data_sets(paths, settings.classes_path, strict=False)
+    sets = {name: part.annotations for name, part in read.items()}
+    findings = [finding for part in read.values() for finding in part.findings]
     findings += quick_findings(
         *sets.values(), class_names, settings.input_shape, settings.keep_difficult, settings.tile
     )

@@ -22,11 +22,9 @@ import nets
 from utils.config.cli import read_constants, require_literals, run_script, train_constants
 from utils.config.rules import check_values
 from utils.data.anchors import best_anchor_iou, shape_iou
-from utils.data.annotations import build_annotations, class_names_of
-from utils.data.formats.detect_format import read_raw_annotations
 from utils.data.quality.checks import box_sizes_at_input
-from utils.data.quality.findings import findings_table, raise_errors
-from utils.io.class_names import read_class_names
+from utils.data.quality.findings import findings_table
+from utils.data.sources import read_data_sets
 from utils.io.errors import UserError
 from utils.io.logger import logger
 
@@ -123,12 +121,8 @@ def output_paths(settings):
 
 def read_sizes(settings):
     """(M, 2) width and height of all training boxes in pixels of the input, to a tenth; sides are 1 pixel at least."""
-    path, classes_path = settings.train_annotation_path, settings.classes_path
-    source = read_raw_annotations(path)
-    class_names = read_class_names(classes_path) if classes_path else class_names_of([source])
-    annotations, findings = build_annotations(source, class_names)
-    raise_errors(path, findings, class_names)
-    logger.info(f"\n{path}: {len(annotations)} images, {len(annotations.boxes_xyxy)} boxes")
+    _, sets = read_data_sets({"train": settings.train_annotation_path}, settings.classes_path)
+    annotations, findings, _ = sets["train"]
     if findings:
         logger.info(indent(findings_table(findings), "  "))
     sizes_wh = box_sizes_at_input(annotations, settings.input_shape)

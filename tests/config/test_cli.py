@@ -65,6 +65,9 @@ def a_schedule(epoch):
         ("--model_path='", "model_path", "'"),
         ("--model_path=2007", "model_path", "2007"),
         ("--model_path=None", "model_path", "None"),
+        ("--model_path=['a b.txt', '图/data.yaml']", "model_path", ["a b.txt", "图/data.yaml"]),
+        ("--model_path=[1]", "model_path", "[1]"),
+        ("--model_path=[]", "model_path", "[]"),
         ("--model_path=", "model_path", ""),
         ("--Min_lr=1e-5", "Min_lr", 1e-5),
         ("--Min_lr=None", "Min_lr", None),
@@ -475,6 +478,14 @@ def test_paths_are_found_beside_the_script(two_folders, capsys):
     assert list(find_paths(values, home)) == list(values)
     line = f"not found from {here}, so taken from {home}: classes_path, save_dir\n"
     assert capsys.readouterr().out == line * 2
+
+
+def test_each_path_of_a_list_is_found(two_folders):
+    """Prevents a list of sources that only works from the project's folder."""
+    home, _ = two_folders
+    values = {"train_annotation_path": ["both.txt", "model_data/a.txt", "nowhere.txt"], "val_annotation_path": []}
+    found = ["both.txt", str(home / "model_data/a.txt"), "nowhere.txt"]
+    assert find_paths(values, home) == {"train_annotation_path": found, "val_annotation_path": []}
 
 
 def test_paths_that_exist_stay_without_a_word(two_folders, capsys):

@@ -109,6 +109,10 @@ BAD_VALUES = [
     ("cache", "file"),
     ("cache", True),
     *[(name, 0) for name in ("gpu_ids", "classes_path", "train_annotation_path", "val_annotation_path")],
+    *[(name, value) for name in ("train_annotation_path", "val_annotation_path") for value in ([], ["a.txt", 1], [""])],
+    ("classes_path", ["a.txt", "b.txt"]),
+    ("source_weights", [1.0, 0.0]),
+    ("source_weights", 2.0),
     *[(name, None) for name in ("model_name", "backbone", "model_path", "anchors_path", "save_dir")],
     ("pretrained", ""),
     ("pretrained", 1),
@@ -220,6 +224,21 @@ def test_an_impossible_value_is_refused(constants, name, value):
         check_training(constants | {name: value})
     assert str(error.value).startswith(f"{name} is {value!r}; expected ")
     assert str(error.value).endswith(RULES[name][1]) and len(RULES[name][1]) > 5
+
+
+def test_a_weight_for_each_source(constants):
+    """Prevents weights that belong to other sources than those they were written for."""
+    two = {"train_annotation_path": ["a.txt", "b/data.yaml"]}
+    assert check_training(constants | two | {"source_weights": [1, 0.5]}).source_weights == [1, 0.5]
+    assert check_training(constants | {"source_weights": [2.0]}).source_weights == [2.0]
+    with pytest.raises(
+        ValueError, match=r"source_weights is \[1\], and train_annotation_path names 2 sources; expected"
+    ):
+        check_training(constants | two | {"source_weights": [1]})
+    with pytest.raises(
+        ValueError, match=r"source_weights is \[1, 2\], and train_annotation_path names 1 source; expect"
+    ):
+        check_training(constants | {"source_weights": [1, 2]})
 
 
 def test_every_rule_has_a_bad_value_above():

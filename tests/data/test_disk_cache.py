@@ -209,6 +209,17 @@ def test_where_the_file_lies(tmp_path):
     assert cache_paths("images/train/", "logs", (32, 32))[0] == Path("images/train_32x32.cache").absolute()
 
 
+def test_the_file_of_several_sources_lies_beside_the_first(tmp_path):
+    """Prevents a list of sources from writing over the file of its first source, or of another list."""
+    first, second, third = (str(tmp_path / name) for name in ("a/train.txt", "b/data.yaml", "c/data.yaml"))
+    alone, both, others = (
+        cache_paths(given, str(tmp_path / "logs"), (32, 64))[0] for given in ([first], [first, second], [first, third])
+    )
+    assert alone == tmp_path / "a/train_32x64.cache"
+    assert both.parent == others.parent == tmp_path / "a" and both.name.endswith("_train_32x64.cache")
+    assert len({alone, both, others}) == 3
+
+
 def test_the_first_place_with_room_is_taken(tmp_path, monkeypatch):
     """Prevents a disk that is filled to its end, and a training that stops where data are read-only."""
     full, free, file = tmp_path / "full/a.cache", tmp_path / "free/b.cache", tmp_path / "file"

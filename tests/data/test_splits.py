@@ -60,3 +60,4 @@ def test_the_command_fits_the_layout(tmp_path):
     expected = f'`python tools/voc_annotation.py --annotation_mode=1 --VOCdevkit_path="{tmp_path}/voc"`'
     assert split_command(voc) == expected
     assert split_command("set/data.yaml") == '`python tools/split_data.py --annotation_path="set/data.yaml"`'
+    assert split_command([voc, "set/data.yaml"]) == f"{split_command(voc)} or {split_command('set/data.yaml')}"

@@ -49,11 +49,11 @@ def write_lists(train, val):
 
 def run(**changes):
     """Run the tool. Returns the rows of findings.csv without their headline, and the exit status."""
-    values = check_data.constants() | SMALL | changes
     paths = {"train_annotation_path": "data/train.txt", "val_annotation_path": "data/val.txt"}
+    values = check_data.constants() | SMALL | paths | changes
     status = 0
     try:
-        check_data.main(check_data.check(values | paths | {"classes_path": "data/classes.txt", "save_dir": "report"}))
+        check_data.main(check_data.check(values | {"classes_path": "data/classes.txt", "save_dir": "report"}))
     except SystemExit as end:
         status = end.code
     with open("report/findings.csv", encoding="utf-8-sig", newline="") as file:
@@ -70,6 +70,18 @@ def test_sound_data(data, capsys):
     assert printed.endswith("Nothing is wrong with these data. Enjoy the training.\n")
     assert sorted(os.listdir("report")) == ["boxes.png", "classes.png", "contact_sheet.jpg", "findings.csv"]
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in sorted(data.iterdir())} == before
+
+
+def test_several_sources(data, capsys):
+    """Prevents a list of sources from being refused, and the same picture in two of them from passing."""
+    write_image("data/copy.png", scene(1))
+    Path("data/more.txt").write_text(f"copy.png {BOXES}\n", "utf-8")
+    rows, status = run(train_annotation_path=["data/train.txt", "data/more.txt"])
+    assert [(row[1], os.path.basename(row[2])) for row in rows] == [("same image twice, same labels", "copy.png")]
+    assert status == 0
+    printed = capsys.readouterr().out
+    assert "data/more.txt: 1 images, 2 boxes, 2 classes\n" in printed
+    assert "train      11       22              2.0                     0                   2" in printed
 
 
 def test_what_only_the_content_shows(data, capsys):

@@ -89,8 +89,7 @@ def test_the_whole_output(settings, capsys):
     tool.main(settings)
     assert (
         capsys.readouterr().out
-        == f"""
-list.txt: 1 images, 8 boxes
+        == f"""list.txt: 1 images, 8 boxes, 1 classes
 
 anchor   width  height   boxes  share  mean IoU
      0      10      20       1  12.5%     1.000
@@ -141,6 +140,8 @@ def test_findings_are_shown_and_names_taken_from_the_data(settings, capsys):
     Path("boxes.json").write_text(text)
     settings.train_annotation_path, settings.classes_path = "boxes.json", ""
     assert tool.read_sizes(settings).tolist() == [[16, 18]]
+    settings.train_annotation_path = ["boxes.json", "boxes.json"]
+    assert tool.read_sizes(settings).tolist() == [[16, 18]] * 2
     assert "box without area inside its image" in capsys.readouterr().out
 
 

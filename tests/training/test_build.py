@@ -73,6 +73,25 @@ def test_difficult_boxes_are_learned_where_that_is_wanted(data_settings, keep_di
     assert len(val_loader.dataset.annotations.boxes_xyxy) == learned  # whose loss is that of the training
 
 
+def test_sources_are_weighed(data_settings, tmp_path, capsys):
+    """Prevents source_weights without effect on what is drawn, also where images are cut into tiles, and a training
+    that does not say how much of each source it will see."""
+    second = make_voc(tmp_path / "more", {"c": [CAT]})
+    settings = data_settings({"a": [CAT, DOG], "b": [DOG]})
+    settings.train_annotation_path, settings.source_weights = [settings.train_annotation_path, second], [1, 4]
+    for tile, repeats in ((0, [1, 1, 4]), (48, [1] * 14 + [4] * 7)):
+        settings.tile = tile
+        data = build.load_dataset(settings)
+        assert data.source_counts == (2, 1)
+        train_loader, _ = build.build_loaders(settings, data, RUNTIME, TOP_LEFT)
+        assert train_loader.batch_sampler.repeats.tolist() == repeats
+    said = capsys.readouterr().out
+    assert f"{second}: 1 images, 1 boxes, 2 classes\n" in said
+    assert f"       2.0 from {second}, which has 1\n" in said
+    settings.source_weights = []
+    assert build.weighted_repeats(settings, data) is None
+
+
 def test_without_classes_path_the_annotations_name_the_classes(data_settings):
     """Prevents a run that asks for a file of names which its annotations hold."""
     assert build.load_dataset(data_settings({"a": [DOG, CAT]}, classes_path="")).class_names == NAMES

@@ -190,14 +190,17 @@ def override(constants, changes):
 
 
 def convert(text, default):
-    """The text of one override as a value: text where the default is text, else what it says as a Python literal."""
-    if isinstance(default, str):
-        return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
+    """The text of one override as a value: text, or a list of texts, where the default is text, else what it says as a
+    Python literal."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = text
-    return _like(value, default)
+    if not isinstance(default, str):
+        return _like(value, default)
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        return value
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
 def _like(value, default):
@@ -220,13 +223,15 @@ def find_paths(values, home):
 
     Editors and schedulers start scripts in other folders than people do.
     """
+
+    def found(value):
+        if isinstance(value, list):
+            return list(map(found, value))
+        is_path = isinstance(value, str) and value and not os.path.isabs(value) and not os.path.exists(value)
+        return str(home / value) if is_path and (home / value).exists() else value
+
     names = [name for name in values if name.endswith("_path") or name in PATHS]
-    texts = {name: values[name] for name in names if isinstance(values[name], str) and values[name]}
-    moved = {
-        name: str(home / text)
-        for name, text in texts.items()
-        if not os.path.isabs(text) and not os.path.exists(text) and (home / text).exists()
-    }
+    moved = {name: found(values[name]) for name in names if found(values[name]) != values[name]}
     if moved:
         logger.info(f"not found from {Path.cwd()}, so taken from {home}: {', '.join(moved)}")
     return values | moved

@@ -38,6 +38,11 @@ def is_names(value):
     return isinstance(value, (list, tuple)) and all(isinstance(name, str) and name for name in value)
 
 
+def is_paths(value):
+    """A path, or a list of paths."""
+    return isinstance(value, str) or (is_names(value) and len(value) > 0)
+
+
 def is_milestones(value):
     return isinstance(value, (list, tuple)) and all(map(whole(1), value)) and sorted(set(value)) == list(value)
 

@@ -12,6 +12,7 @@ from utils.config.predicates import (
     is_masks,
     is_milestones,
     is_names,
+    is_paths,
     is_range,
     is_scales,
     is_weights,
@@ -110,8 +111,19 @@ def check_training(values):
             "train_only says what trains, freeze_layers and freeze_blocks what does not; use one of the two ways and "
             "set the other to [] and 0."
         )
+    _check_source_weights(config)
     _check_files(values | ({"model_path": ""} if config.resume else {}))
     return config
+
+
+def _check_source_weights(config):
+    path, weights = config.train_annotation_path, config.source_weights
+    sources = 1 if isinstance(path, str) else len(path)
+    if len(weights) not in (0, sources):
+        raise UserError(
+            f"source_weights is {weights!r}, and train_annotation_path names {sources} source{'s' * (sources > 1)}; "
+            "expected a number for each source, or [] for 1 each."
+        )
 
 
 def _check_files(values):
@@ -158,7 +170,12 @@ RULES = {
     "cache": (CACHES.__contains__, "'ram', 'disk', 'gpu', or '' for none."),
     "tile": _TILE,
     "tile_overlap": _OVERLAP,
-    **dict.fromkeys(("classes_path", "train_annotation_path", "val_annotation_path"), _TEXT),
+    "classes_path": _TEXT,
+    **dict.fromkeys(
+        ("train_annotation_path", "val_annotation_path"),
+        (is_paths, "a path in quotation marks, or a list of paths, such as ['a/data.yaml', 'b/data.yaml']."),
+    ),
+    "source_weights": (is_weights, "a list of numbers above 0, one for each source of train_annotation_path, or []."),
     **dict.fromkeys(("model_name", "backbone", "model_path", "anchors_path", "save_dir"), _TEXT),
     "gpu_ids": (is_gpu_list, "numbers with commas, such as '0' or '0,2', or '' for all GPUs."),
     **dict.fromkeys(("mosaic_prob", "mixup_prob", "copy_paste", "special_aug_ratio", "flip_prob"), _FRACTION),

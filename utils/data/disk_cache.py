@@ -19,6 +19,7 @@ import PIL
 
 from utils.data.annotations import Annotations
 from utils.data.image_cache import RESERVED_BYTES, DecodedImages, amount
+from utils.data.sources import paths_of
 from utils.image.opencv import cv2
 from utils.io.files import remove_temporaries, replace_file
 
@@ -126,13 +127,15 @@ def _digest(annotations: Annotations, sizes_hw: np.ndarray) -> bytes:
     return digest.digest()
 
 
-def cache_paths(annotation_path: str, save_dir: str, shape: tuple[int, int]) -> list[Path]:
+def cache_paths(annotation_path: str | Sequence[str], save_dir: str, shape: tuple[int, int]) -> list[Path]:
     """Where the file for the images of an annotation and (height, width) may lie, in order of preference: beside the
-    annotation, and in save_dir, where its name tells apart annotations of one name."""
-    source = Path(annotation_path).absolute()
-    name = f"{source.stem}_{shape[0]}x{shape[1]}.cache"
-    mark = hashlib.sha256(os.fsencode(source)).hexdigest()[:8]
-    return [source.with_name(name), Path(save_dir).absolute() / f"{mark}_{name}"]
+    annotation, and in save_dir, where its name tells apart annotations of one name. Of several sources beside the
+    first, by a name that tells apart what else was joined with it."""
+    sources = [Path(path).absolute() for path in paths_of(annotation_path)]
+    name = f"{sources[0].stem}_{shape[0]}x{shape[1]}.cache"
+    mark = hashlib.sha256(b"\n".join(map(os.fsencode, sources))).hexdigest()[:8]
+    joined = name if len(sources) == 1 else f"{mark}_{name}"
+    return [sources[0].with_name(joined), Path(save_dir).absolute() / f"{mark}_{name}"]
 
 
 def choose_path(paths: Sequence[Path], needed: int, images: int) -> tuple[Path | None, str]:

@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from utils.data.formats.voc import voc_root
@@ -11,8 +11,11 @@ from utils.io.logger import logger
 from utils.io.text import shorten_list
 
 
-def split_command(annotation_path: str) -> str:
-    """The command that splits a data set anew, whose training or validation part annotation_path names."""
+def split_command(annotation_path: str | Sequence[str]) -> str:
+    """The command that splits a data set anew, whose training or validation part annotation_path names; of several
+    sources that of each."""
+    if not isinstance(annotation_path, str):
+        return " or ".join(map(split_command, annotation_path))
     root = voc_root(annotation_path)
     if root is not None:
         return f'`python tools/voc_annotation.py --annotation_mode=1 --VOCdevkit_path="{root}"`'

@@ -11,18 +11,17 @@ from nets.backbones.torchvision import check_backbone
 from utils.checkpoint.resume import check_resumable, resume_summary, weights_of
 from utils.config.cli import to_plain
 from utils.data.anchors import choose_decode_rule, unused_anchors
-from utils.data.annotations import Annotations, build_annotations, class_names_of
+from utils.data.annotations import Annotations
 from utils.data.augment import AugmentOptions
 from utils.data.copy_paste import find_donors
-from utils.data.formats.detect_format import read_raw_annotations
 from utils.data.loader import LoaderOptions, build_train_loader, build_val_loader
 from utils.data.quality.checks import quick_findings
 from utils.data.quality.findings import findings_table, raise_errors
 from utils.data.sampling import MultiScale, multi_scale_of
+from utils.data.sources import path_words, paths_of, read_data_sets, source_repeats, weights_words
 from utils.data.tiles import tiled
 from utils.image.tiles import TileOptions
 from utils.inference.detector import find_weights
-from utils.io.class_names import read_class_names
 from utils.io.errors import UserError
 from utils.io.logger import logger
 from utils.io.text import shorten_list
@@ -43,7 +42,8 @@ from utils.weights.read import read_weights
 class TrainingData:
     """What a training learns from, what it validates on, and what was found wrong with both.
 
-    tiles: in which both are looked at.
+    tiles: in which both are looked at. source_counts: how many images of train each source of train_annotation_path
+    has, in the order of the images.
     """
 
     class_names: list[str]
@@ -51,6 +51,7 @@ class TrainingData:
     val: Annotations
     findings: list
     tiles: TileOptions = field(default_factory=TileOptions)
+    source_counts: tuple[int, ...] = ()
 
     @cached_property
     def entries(self):
@@ -64,23 +65,17 @@ def load_dataset(settings):
     Raises UserError for what makes them unusable.
     """
     paths = {"train": settings.train_annotation_path, "val": settings.val_annotation_path}
-    sources = [read_raw_annotations(path, split) for split, path in paths.items()]
-    class_names = read_class_names(settings.classes_path) if settings.classes_path else class_names_of(sources)
-    sets, findings = [], []
-    for path, source in zip(paths.values(), sources, strict=True):
-        annotations, found = build_annotations(source, class_names)
-        raise_errors(path, found, class_names)
-        boxes = len(annotations.boxes_xyxy)
-        logger.info(f"{path}: {len(annotations)} images, {boxes} boxes, {len(class_names)} classes")
-        sets.append(annotations)
-        findings += found
-    findings += quick_findings(*sets, class_names, settings.input_shape, settings.keep_difficult, settings.tile)
-    raise_errors(settings.train_annotation_path, findings, class_names)
+    class_names, sets = read_data_sets(paths, settings.classes_path)
+    train, val = (data_set.annotations for data_set in sets.values())
+    findings = [finding for data_set in sets.values() for finding in data_set.findings]
+    findings += quick_findings(train, val, class_names, settings.input_shape, settings.keep_difficult, settings.tile)
+    raise_errors(path_words(settings.train_annotation_path), findings, class_names)
     if findings:
         table = findings_table(findings)
         logger.info(f"\nIn the data, the worst first (python tools/check_data.py looks deeper):\n{table}\n")
     tiles = TileOptions(settings.tile, settings.tile_overlap)
-    data = TrainingData(class_names, _learned(sets[0], settings), sets[1], findings, tiles)
+    counts = tuple(sets["train"].counts)
+    data = TrainingData(class_names, _learned(train, settings), val, findings, tiles, counts)
     if settings.tile:
         count = len(data.entries)
         logger.info(f"In tiles of {settings.tile} pixels, {len(data.train)} images are {count} to train on.")
@@ -232,7 +227,10 @@ def build_loaders(settings, data, runtime, resize_rule):
     )
     batch_size = build_phases(settings, runtime.dist.world_size)[0].batch_size
     caches = build_caches(settings, data.entries, augment, multi_scale, workers > 0, runtime)
-    train_loader = build_train_loader(data.entries, augment, settings.seed, multi_scale, batch_size, options, *caches)
+    repeats = weighted_repeats(settings, data)
+    train_loader = build_train_loader(
+        data.entries, augment, settings.seed, multi_scale, batch_size, options, *caches, repeats
+    )
     val_loader = build_val_loader(
         tiled(_learned(data.val, settings), data.tiles),
         tuple(settings.input_shape),
@@ -258,6 +256,19 @@ def pasted_boxes(settings, data):
     boxes = shorten_list([f"{data.class_names[number]} {counts[number]}" for number in order])
     logger.info(f"copy_paste: boxes that may be pasted: {boxes}")
     return donors
+
+
+def weighted_repeats(settings, data):
+    """(N,) how often each entry of an epoch is drawn, as source_weights says and lines show; None: each once.
+
+    data: TrainingData.
+    """
+    entries = data.entries
+    repeats = source_repeats(data.source_counts, settings.source_weights, getattr(entries, "images", None))
+    if repeats is not None:
+        paths = paths_of(settings.train_annotation_path)
+        logger.info(weights_words(paths, data.source_counts, settings.source_weights))
+    return repeats
 
 
 def multi_scale_of_settings(settings):
