@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[1]
 ENGLISH = ["README.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
 CHINESE = [page.replace("README", "README_zh").replace("docs/", "docs/zh/") for page in ENGLISH]
 PAGES = ENGLISH + CHINESE
-MOST_LINES_OF_README, MOST_LINES_OF_PAGE = 250, 350
+# A reference is looked up, not read to its end: it may grow with the constants.
+MOST_LINES_OF_README, MOST_LINES_OF_PAGE, MOST_LINES_OF_REFERENCE = 250, 350, 400
 SCRIPTS = re.findall(r"^## (\S+\.py)$", (ROOT / "docs/constants.md").read_text(encoding="utf-8"), re.MULTILINE)
 # Drawn once for the repository, and for its writers: nobody needs their constants.
 WITHOUT_REFERENCE = {"tools/make_sample.py", "tools/generate_constants.py", "tools/__init__.py"}
@@ -234,7 +235,10 @@ def test_no_page_is_in_one_language_only():
 def test_pages_stay_short(page):
     """Prevents pages that nobody reads to their end."""
     lines = len(text_of(page).splitlines())
-    assert lines <= (MOST_LINES_OF_README if "README" in page else MOST_LINES_OF_PAGE)
+    if "constants.md" in page:
+        assert lines <= MOST_LINES_OF_REFERENCE
+    else:
+        assert lines <= (MOST_LINES_OF_README if "README" in page else MOST_LINES_OF_PAGE)
 
 
 @pytest.mark.parametrize("pages", [ENGLISH, CHINESE])

@@ -30,6 +30,7 @@ _SCRIPTS = (
         "tools/get_map.py",
         "tools/compare.py",
         "tools/label_suspects.py",
+        "tools/pseudo_label.py",
         "tools/convert_weights.py",
     ),
     "tools/summary.py",

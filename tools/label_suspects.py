@@ -11,7 +11,6 @@ A suspect is a question to a person, no answer: the detector errs as well, and t
 learned from may be asked about too, as single wrong labels among many are hardly learned by heart.
 """
 
-import csv
 import sys
 from collections import Counter
 from pathlib import Path
@@ -28,6 +27,7 @@ from utils.evaluation.label_suspects import COLUMNS, LOWEST_CONFIDENCE, find_sus
 from utils.image.codec import write_image
 from utils.inference.detector import open_detector
 from utils.io.errors import UserError
+from utils.io.files import write_csv
 from utils.io.logger import logger
 from utils.visualize.images import sheet
 from utils.visualize.suspects import suspect_tile
@@ -92,7 +92,7 @@ def main(settings):
     rows = [{"rank": rank} | row for rank, row in enumerate(rows, 1)]
     folder = Path(settings.save_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    write_rows(folder / "suspects.csv", rows)
+    write_csv(folder / "suspects.csv", _CSV_COLUMNS, rows)
     picture = folder / "suspects.jpg"
     picture.unlink(missing_ok=True)
     if rows[: settings.num_pictures]:
@@ -126,15 +126,6 @@ def look_at(path, split, detector, settings):
     suspects = find_suspects(labels, detections, len(names), settings.lowest_score)
     rows = [row_of(item, labels, detections, annotations, names) for item in suspects]
     return [row for row in rows if row["image"] not in evaluation.unreadable]
-
-
-def write_rows(path, rows):
-    """A CSV file of UTF-8 text with BOM, for spreadsheets; numbers to three digits behind the point."""
-    with open(path, "w", encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
-        writer = csv.DictWriter(file, _CSV_COLUMNS)
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()})
 
 
 def draw(row):

@@ -6,9 +6,10 @@ import pytest
 
 from nets import build_model
 from tools import label_suspects
-from tools.label_suspects import draw, sets_of, summary, write_rows
+from tools.label_suspects import draw, sets_of, summary
 from utils.config.cli import read_constants
 from utils.image.codec import write_image
+from utils.io.files import write_csv
 from utils.weights.metadata import make_metadata
 from utils.weights.save import save_weights
 
@@ -26,7 +27,7 @@ def test_the_sets_that_a_path_names(tmp_path):
 
 def test_a_csv_without_suspects(tmp_path):
     """Prevents a file without a header, and an empty message."""
-    write_rows(tmp_path / "a.csv", [])
+    write_csv(tmp_path / "a.csv", label_suspects._CSV_COLUMNS, [])
     assert (tmp_path / "a.csv").read_text(encoding="utf-8-sig").startswith("rank,score,kind,image,label,label_x1,")
     assert summary([]) == "0 suspects."
 

@@ -1,6 +1,7 @@
 """Reading, finding and writing files: what is written appears whole or not at all."""
 
 import contextlib
+import csv
 import glob
 import os
 import re
@@ -64,6 +65,18 @@ def files_below(folder: str, suffixes: tuple[str, ...]) -> list[str]:
         shown = (name for name in names if not name.startswith("."))
         found += [lead + name for name in shown if os.path.splitext(name)[1].lower() in suffixes]
     return sorted(found)
+
+
+def write_csv(path, columns, rows):
+    """A CSV file of UTF-8 text with BOM, for spreadsheets; numbers to three digits behind the point.
+
+    columns: names, in order. rows: {name: value} each.
+    """
+    with open(path, "w", encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()})
 
 
 def replace_file(path, write):
