@@ -16,7 +16,7 @@ from utils.reporting.run_logger import start_run
 from utils.runtime.device import init_runtime
 from utils.runtime.distributed import broadcast_object
 from utils.runtime.signals import StopSignals
-from utils.training import build
+from utils.training import build, dataset
 from utils.training.batch_size import choose_batch_sizes
 from utils.training.engine import LossMeter, train_one_epoch
 from utils.training.interruptions import interruptions
@@ -197,12 +197,14 @@ seed = 11
 #                   object of 20 pixels in a tile of 640 has 13 at an input of 416. Each image takes the time of its
 #                   tiles; with cache = 'ram' it is decoded once. The weights remember it. 0: whole images.
 #   tile_overlap    Share of a tile that its neighbours show too. Objects up to this size are whole in one of them.
+#   tile_empty      At most this share of an epoch are tiles without objects, other ones in each epoch; 1 takes all.
 # ----------------------------------------------------------------------------------------------------------------------
 keep_difficult = False
 source_weights = []
 cache = ""
 tile = 0
 tile_overlap = 0.2
+tile_empty = 0.5
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   MORE ON THE NETWORK
@@ -436,7 +438,7 @@ def main(settings):
     runtime = init_runtime(settings)
     checkpoint = load_checkpoint(settings.resume, runtime)
 
-    data = build.load_dataset(settings)
+    data = dataset.load_dataset(settings)
     model = build.build_detector(settings, data.class_names, runtime, checkpoint)
     criterion = build.build_loss(settings, model)
     settings = choose_batch_sizes(settings, model, criterion, runtime, data.entries)
@@ -444,7 +446,7 @@ def main(settings):
 
     phases = build_phases(settings, runtime.dist.world_size)
     schedule = LRSchedule(settings)
-    optim = build.build_optim(settings, model, criterion, phases, runtime, len(data.entries))
+    optim = build.build_optim(settings, model, criterion, phases, runtime, data.epoch_length)
 
     run_logger = start_run(settings, data, model, phases, runtime, train_loader.num_workers, checkpoint)
     order = [settings.seed, len(data.entries)]

@@ -185,6 +185,7 @@ BAD_VALUES = [
     ("mixup_prob", -0.1),
     ("special_aug_ratio", 2.0),
     ("copy_paste", 1.5),
+    ("tile_empty", -0.1),
     ("flip_prob", 1.01),
     ("scale_range", [1.5, 0.5]),
     ("scale_range", [0.0, 1.5]),

@@ -54,7 +54,7 @@ def test_columns_of_partners_differ():
 
 
 # Of 5 images in an epoch the last should be 2.5; the others share the rest.
-REPEATS = np.array([1, 1, 1, 1, 4.0])
+REPEATS = np.array([0.625] * 4 + [2.5])
 
 
 def test_repeated_images_are_drawn_as_often_as_they_should():
@@ -73,16 +73,28 @@ def test_repeated_images_are_drawn_as_often_as_they_should():
 def test_equal_repeats_draw_each_image_once():
     """Prevents rounding from leaving out an image where there is nothing to balance."""
     for count in (1, 7, 1000):
-        order, _ = epoch_order(count, 3, 0, np.full(count, 0.1))
+        order, _ = epoch_order(count, 3, 0, np.full(count, 1.0))
         assert sorted(order.tolist()) == list(range(count))
     assert draw_repeated(np.zeros(0, int), np.zeros(0), np.random.default_rng(0)).tolist() == []
 
 
+def test_few_of_many_images_make_a_short_epoch():
+    """Prevents an epoch as long as all images where most of them are to be left out; those at 1 are never left out."""
+    repeats = np.array([1, 1, 1, 0.25, 0.25, 0.25, 0.25, 0])
+    drawn = set()
+    for epoch in range(50):
+        order, partners = epoch_order(8, 3, epoch, repeats)
+        assert len(order) == len(partners) == 4 and {0, 1, 2} <= set(order.tolist())
+        drawn |= set(order.tolist())
+    assert drawn == set(range(7))
+    assert len(EpochBatchSampler(8, 3, 0, ONE, repeats=repeats)) == 2
+
+
 def test_repeats_are_a_pure_function_of_seed_and_epoch():
     """Prevents epochs that draw the same images, and a resumed run that draws others."""
-    first = epoch_order(50, 3, 1, np.arange(1, 51.0))[0].tolist()
-    assert epoch_order(50, 3, 1, np.arange(1, 51.0))[0].tolist() == first
-    assert sorted(epoch_order(50, 3, 2, np.arange(1, 51.0))[0].tolist()) != sorted(first)
+    first = epoch_order(50, 3, 1, np.arange(1, 51) / 25.5)[0].tolist()
+    assert epoch_order(50, 3, 1, np.arange(1, 51) / 25.5)[0].tolist() == first
+    assert sorted(epoch_order(50, 3, 2, np.arange(1, 51) / 25.5)[0].tolist()) != sorted(first)
 
 
 def test_ranks_and_a_resume_share_a_balanced_epoch():

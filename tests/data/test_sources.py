@@ -82,8 +82,8 @@ def test_sources_without_images_or_boxes():
 
 def test_weights_become_repeats():
     """Prevents weights of other images than those of their source; equal weights change nothing."""
-    assert source_repeats([2, 1], [1, 0.5]).tolist() == [1, 1, 0.5]
-    assert source_repeats([2, 1], [1, 0.5], images=[0, 0, 2, 2, 1]).tolist() == [1, 1, 0.5, 0.5, 1]
+    assert source_repeats([2, 1], [1, 0.5]).tolist() == pytest.approx([1.2, 1.2, 0.6])
+    assert source_repeats([2, 1], [1, 0.5], images=[0, 0, 2, 2, 1]).tolist() == [1.25, 1.25, 0.625, 0.625, 1.25]
     assert source_repeats([2, 1], []) is source_repeats([2, 1], [3, 3]) is source_repeats([2], [3]) is None
 
 

@@ -7,7 +7,7 @@ import pytest
 from runs import STEP, fault, make_data, train_images, train_with
 
 pytestmark = pytest.mark.faults
-READING = "utils.training.build:load_dataset"
+READING = "utils.training.dataset:load_dataset"
 READ_EACH_TIME = fault(READING, 1, "keep_one_image")
 
 

@@ -53,7 +53,7 @@ def test_a_second_ctrl_c_leaves_at_once(settings, tmp_path):
 def test_ctrl_c_before_the_training_begins_is_one_line(settings, tmp_path):
     """Prevents a trace of a hundred lines for a person who changed their mind while the data is read."""
     finished = train_with(
-        settings | {"save_dir": str(tmp_path)}, fault("utils.training.build:load_dataset", 1, "send", "SIGINT")
+        settings | {"save_dir": str(tmp_path)}, fault("utils.training.dataset:load_dataset", 1, "send", "SIGINT")
     )
     assert (finished.status, finished.error.strip()) == (130, "Stopped by Ctrl-C.")
     assert os.listdir(tmp_path) == []

@@ -24,7 +24,7 @@ from utils.reporting.hints import Run
 from utils.reporting.run_logger import RunLogger, Silent, epoch_line, result_row, start_run, summary_lines
 from utils.runtime.device import Precision, RuntimeContext
 from utils.runtime.distributed import DistInfo
-from utils.training.build import TrainingData
+from utils.training.dataset import TrainingData
 from utils.training.engine import EpochResult
 from utils.training.phases import Phase, build_phases
 from utils.weights import metadata

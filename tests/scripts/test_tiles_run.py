@@ -24,7 +24,7 @@ def run_in_tiles(few_images, tmp_path_factory):
 def test_a_training_learns_tiles_and_its_weights_remember_them(run_in_tiles):
     """Prevents a detector that looks at whole images for the objects that it knows from tiles."""
     folder, said, _ = run_in_tiles
-    assert "In tiles of 128 pixels, 10 images are 100 to train on.\n" in said
+    assert "In tiles of 128 pixels, 10 images are 100 to train on, 23 of them without objects.\n" in said
     assert Detector(folder / "last_epoch_weights.pth").tiles == (128, 0.25)
     assert Detector(folder / "last_epoch_weights.pth", tile=0).tiles.tile == 0
 

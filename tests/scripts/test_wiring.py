@@ -26,7 +26,7 @@ from utils.reporting import run_logger
 from utils.runtime.device import Precision, RuntimeContext
 from utils.runtime.distributed import DistInfo
 from utils.training import build, caches, phases
-from utils.training.build import TrainingData
+from utils.training.dataset import TrainingData, load_dataset
 from utils.weights.metadata import make_metadata
 from utils.weights.save import save_weights
 
@@ -314,7 +314,7 @@ def test_difficult_boxes_follow_their_constant(constants, tmp_path, keep_difficu
     path = make_voc(tmp_path, {"a": boxes})
     paths = dict.fromkeys(("train_annotation_path", "val_annotation_path"), path)
     settings = SimpleNamespace(**constants | paths | {"keep_difficult": keep_difficult, "cache": "", "num_workers": 0})
-    data = build.load_dataset(settings)
+    data = load_dataset(settings)
     _, val_loader = build.build_loaders(settings, data, RUNTIME, TOP_LEFT)
     assert data.train.classes.tolist() == val_loader.dataset.annotations.classes.tolist() == learned
     assert (data.val.classes.tolist(), data.val.difficult.tolist()) == ([0, 1, 2], [False, True, False])

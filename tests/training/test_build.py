@@ -2,130 +2,21 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from voc_folder import box_xml, make_voc
 
-import train
 from nets import build_criterion, build_model
-from utils.config.cli import read_constants
-from utils.config.optimizers import fill_in
-from utils.data.annotations import Annotations
-from utils.io.errors import MissingFileError, UserError
-from utils.runtime.device import Precision, RuntimeContext
-from utils.runtime.distributed import DistInfo
+from tests.training.tiny_settings import CAT, DOG, NAMES, RUNTIME, TOP_LEFT, settings_of
+from utils.io.errors import UserError
 from utils.training import build, caches
+from utils.training.dataset import load_dataset
 from utils.training.phases import Phase, build_phases
 from utils.weights.metadata import make_metadata, warn_weights_differ
 from utils.weights.save import save_weights
-
-RUNTIME = RuntimeContext(torch.device("cpu"), DistInfo(), Precision(torch.float32, False, ""))
-NAMES = ["cat", "dog"]
-TOP_LEFT = {"mode": "topleft", "pad": 114}
-CAT, DOG = box_xml("cat", (10, 10, 60, 40)), box_xml("dog", (30, 5, 90, 45))
-CROWD = box_xml("dog", (20, 20, 70, 45), difficult=1)
-
-
-def settings_of(**changes):
-    small = {"input_shape": [64, 64], "num_workers": 0, "classes_path": ""}
-    return SimpleNamespace(**fill_in(read_constants(vars(train)) | small | changes))
-
-
-@pytest.fixture
-def data_settings(tmp_path):
-    """A function: settings of a tiny VOC folder with these images, {id: objects}, to train and to validate on."""
-
-    def made(train_images, val_images=None, names=NAMES, **changes):
-        (tmp_path / "classes.txt").write_text("".join(f"{name}\n" for name in names))
-        paths = {
-            "train_annotation_path": make_voc(tmp_path / "train", train_images),
-            "val_annotation_path": make_voc(tmp_path / "val", val_images or {"v": [CAT, DOG]}),
-        }
-        return settings_of(**paths, **{"classes_path": str(tmp_path / "classes.txt")} | changes)
-
-    return made
 
 
 def save(path, model, **about):
     names = [f"class {number}" for number in range(model.num_classes)]
     save_weights(path, model, make_metadata(model, names, (64, 64), TOP_LEFT, **about))
     return str(path)
-
-
-def test_the_data_are_counted_and_what_is_wrong_with_them_is_said(data_settings, capsys):
-    """Prevents a training on half of the data, or on data that harm it, without a word before the time is spent."""
-    settings = data_settings({"a": [CAT, DOG], "b": [], "c": [CROWD, CAT]})
-    data = build.load_dataset(settings)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{settings.train_annotation_path}: 3 images, 4 boxes, 2 classes"
-    assert lines[1] == f"{settings.val_annotation_path}: 1 images, 2 boxes, 2 classes"
-    assert lines[3] == "In the data, the worst first (python tools/check_data.py looks deeper):"
-    assert any(line.startswith("info         1  image without boxes") for line in lines)
-    assert {finding.kind for finding in data.findings} == {"rare_class", "background", "difficult_box"}
-    assert (data.class_names, len(data.train), len(data.val)) == (NAMES, 3, 1)
-
-
-@pytest.mark.parametrize(("keep_difficult", "learned"), [(False, 3), (True, 4)])
-def test_difficult_boxes_are_learned_where_that_is_wanted(data_settings, keep_difficult, learned):
-    """Prevents keep_difficult without effect on what is trained; scores look at all boxes, and ignore these."""
-    images = {"a": [CAT, DOG], "c": [CROWD, CAT]}
-    data = build.load_dataset(data_settings(images, images, keep_difficult=keep_difficult))
-    assert (len(data.train.boxes_xyxy), len(data.val.boxes_xyxy)) == (learned, 4)
-    _, val_loader = build.build_loaders(settings_of(keep_difficult=keep_difficult), data, RUNTIME, TOP_LEFT)
-    assert len(val_loader.dataset.annotations.boxes_xyxy) == learned  # whose loss is that of the training
-
-
-def test_sources_are_weighed(data_settings, tmp_path, capsys):
-    """Prevents source_weights without effect on what is drawn, also where images are cut into tiles, and a training
-    that does not say how much of each source it will see."""
-    second = make_voc(tmp_path / "more", {"c": [CAT]})
-    settings = data_settings({"a": [CAT, DOG], "b": [DOG]})
-    settings.train_annotation_path, settings.source_weights = [settings.train_annotation_path, second], [1, 4]
-    for tile, repeats in ((0, [1, 1, 4]), (48, [1] * 14 + [4] * 7)):
-        settings.tile = tile
-        data = build.load_dataset(settings)
-        assert data.source_counts == (2, 1)
-        train_loader, _ = build.build_loaders(settings, data, RUNTIME, TOP_LEFT)
-        assert train_loader.batch_sampler.repeats.tolist() == repeats
-    said = capsys.readouterr().out
-    assert f"{second}: 1 images, 1 boxes, 2 classes\n" in said
-    assert f"       2.0 from {second}, which has 1\n" in said
-    settings.source_weights = []
-    assert build.weighted_repeats(settings, data) is None
-
-
-def test_without_classes_path_the_annotations_name_the_classes(data_settings):
-    """Prevents a run that asks for a file of names which its annotations hold."""
-    assert build.load_dataset(data_settings({"a": [DOG, CAT]}, classes_path="")).class_names == NAMES
-
-
-@pytest.mark.parametrize(
-    ("images", "names", "sentence"),
-    [
-        (
-            {"a": [CAT]},
-            ["cow"],
-            "box of a class that classes_path lacks (once): 'cat' (once). classes_path names cow. ",
-        ),
-        ({"a": [], "b": []}, NAMES, "no boxes to learn from (once): 2 training images, no box. Check that the annot"),
-        ({"a": ["<object>"]}, NAMES, "annotation cannot be read (once): "),
-    ],
-)
-def test_data_that_cannot_be_trained_on(data_settings, images, names, sentence):
-    """Prevents hours of training on nothing, or a trace, where the data are unusable."""
-    settings = data_settings(images, names=names)
-    with pytest.raises(UserError) as error:
-        build.load_dataset(settings)
-    assert str(error.value).startswith(f"{settings.train_annotation_path}: {sentence}")
-
-
-def test_images_that_are_missing(data_settings, tmp_path):
-    """Prevents a trace from the middle of the first epoch, and a missing image of the validation set from being found
-    after it."""
-    settings = data_settings({"a": [CAT, DOG]})
-    image = tmp_path / "val/JPEGImages/v"
-    image.with_suffix(".jpg").unlink()
-    with pytest.raises(MissingFileError) as error:
-        build.load_dataset(settings)
-    assert str(error.value).startswith(f"{settings.val_annotation_path}: image does not exist (once): {image}")
 
 
 def test_a_detector_from_scratch(capsys):
@@ -235,30 +126,11 @@ def test_the_sizes_of_batches(capsys):
     )
 
 
-@pytest.mark.parametrize(
-    ("classes", "rows", "words"),
-    [
-        ([0, 0, 0, 1, 1, 2], [3, 4, 5], "copy_paste: boxes that may be pasted: fox 1, dog 2\n"),
-        ([0, 1], None, "note: copy_paste is 0.5, but no class has fewer boxes than another: nothing is pasted.\n"),
-    ],
-)
-def test_what_may_be_pasted_is_said(capsys, classes, rows, words):
-    """Prevents copy_paste that pastes something else than people believe, or nothing, without a word."""
-    paths, boxes = [f"{number}.jpg" for number in classes], [(0, 0, 9, 9)] * len(classes)
-    annotations = Annotations(paths, [(50, 50)] * len(classes), [1] * len(classes), boxes, classes)
-    data = SimpleNamespace(entries=annotations, class_names=["cat", "dog", "fox"])
-    donors = build.pasted_boxes(settings_of(copy_paste=0.5), data)
-    assert (donors and donors.rows.tolist()) == rows
-    assert capsys.readouterr().out == words
-    assert build.pasted_boxes(settings_of(copy_paste=0.0), data) is None
-    assert capsys.readouterr().out == ""
-
-
 @pytest.mark.parametrize(("fits", "note"), [(True, ""), (False, "note: ")])
 def test_images_in_main_memory(data_settings, monkeypatch, capsys, fits, note):
     """Prevents a cache that fills all memory, or that is left out without a word."""
     settings = data_settings({"a": [CAT, DOG], "b": [CAT]}, cache="ram", Freeze_batch_size=2, Unfreeze_batch_size=2)
-    data = build.load_dataset(settings)
+    data = load_dataset(settings)
     capsys.readouterr()
     monkeypatch.setattr(caches, "cache_fits", lambda *_: (fits, "cache = 'ram' takes 1 MB"))
     train_loader, val_loader = build.build_loaders(settings, data, RUNTIME, TOP_LEFT)
@@ -289,7 +161,7 @@ def test_images_are_resized_as_the_weights_expect(data_settings, tmp_path, mode)
     save_weights(tmp_path / "start.pth", model, make_metadata(model, NAMES, (64, 96), rule))
     settings = data_settings({"a": [CAT, DOG]}, model_path=str(tmp_path / "start.pth"), special_aug_ratio=0)
     model = build.build_detector(settings, NAMES, RUNTIME)
-    data = build.load_dataset(settings)
+    data = load_dataset(settings)
     train_loader, val_loader = build.build_loaders(settings, data, RUNTIME, model.resize_rule)
     assert (train_loader.dataset.options.rule, val_loader.dataset.rule) == (rule, rule)
     assert build.run_metadata(settings, model, NAMES)["resize_rule"] == rule

@@ -178,7 +178,9 @@ RULES = {
     "source_weights": (is_weights, "a list of numbers above 0, one for each source of train_annotation_path, or []."),
     **dict.fromkeys(("model_name", "backbone", "model_path", "anchors_path", "save_dir"), _TEXT),
     "gpu_ids": (is_gpu_list, "numbers with commas, such as '0' or '0,2', or '' for all GPUs."),
-    **dict.fromkeys(("mosaic_prob", "mixup_prob", "copy_paste", "special_aug_ratio", "flip_prob"), _FRACTION),
+    **dict.fromkeys(
+        ("mosaic_prob", "mixup_prob", "copy_paste", "tile_empty", "special_aug_ratio", "flip_prob"), _FRACTION
+    ),
     **dict.fromkeys(
         ("Freeze_batch_size", "Unfreeze_batch_size"),
         (whole(0), "a whole number of images, such as 8 or 16, or 0 for the largest that fits."),

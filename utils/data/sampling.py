@@ -20,7 +20,7 @@ PARTNERS = 7
 def epoch_order(
     image_count: int, seed: int, epoch: int, repeats: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Order and partners of an epoch: (N,) indices as in SampleKey and (N, PARTNERS) image indices, in that order.
+    """Order and partners of an epoch: (n,) indices as in SampleKey and (n, PARTNERS) image indices, in that order.
 
     A pure function of (seed, epoch). The order is cut into windows of WINDOW images (the last one up to twice as long);
     each column of partners is a permutation of every window, so partners are used as often as the images themselves:
@@ -31,25 +31,30 @@ def epoch_order(
     order = random.permutation(image_count)
     if repeats is not None:
         order = draw_repeated(order, repeats, random)
-    windows = np.minimum(np.arange(image_count) // WINDOW, max(image_count // WINDOW - 1, 0))
-    columns = [order[np.lexsort((random.random(image_count), windows))] for _ in range(PARTNERS)]
+    count = len(order)
+    windows = np.minimum(np.arange(count) // WINDOW, max(count // WINDOW - 1, 0))
+    columns = [order[np.lexsort((random.random(count), windows))] for _ in range(PARTNERS)]
     return order, np.stack(columns, axis=1) % max(image_count, 1)
 
 
 def draw_repeated(order: np.ndarray, repeats: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Draw as many images as there are, each as often as its share of the repeats says: (N,) indices, in random order.
+    """Draw each image as often as the repeats say: (n,) indices, in random order; n as from epoch_length.
 
-    order: (N,) a permutation of the images. repeats: (N,) above 0, by image. The epoch keeps its length, so schedule,
-    progress and resume need no other one; frequent classes are seen less for it. By systematic sampling an image is
-    drawn the whole part of its expected number of times, and the rest at random, to N in total. The k-th repetition of
-    image i is index i + k * N.
+    order: (N,) a permutation of the images. repeats: (N,) from 0 on, by image. By systematic sampling an image is drawn
+    the whole part of its expected number of times, and the rest at random, to n in total. The k-th repetition of image
+    i is index i + k * N.
     """
-    count = len(order)
+    count = epoch_length(len(order), repeats)
     ends = np.cumsum(repeats[order] / repeats.sum() * count)
     ends[-1:] = count  # without what rounding left of it
     times = np.diff(np.floor(ends + random.random()).astype(np.int64), prepend=0)
     passes = np.arange(count) - np.repeat(np.cumsum(times) - times, times)
-    return random.permutation(np.repeat(order, times) + passes * count)
+    return random.permutation(np.repeat(order, times) + passes * len(order))
+
+
+def epoch_length(image_count: int, repeats: np.ndarray | None) -> int:
+    """How many samples an epoch has: the images, or the sum of their repeats, at least 1."""
+    return image_count if repeats is None else max(round(float(repeats.sum())), 1)
 
 
 # Sides of the input are multiples of the coarsest stride.
@@ -102,7 +107,7 @@ class EpochBatchSampler(Sampler):
     on, so the ranks' batches k together are the single process's batch k. No image is dropped: the last batch may be
     short, and where a rank would get fewer than MIN_IMAGES_PER_RANK it is filled up from the start of the order, with
     new parameters.
-    multi_scale: says how large the batches are. repeats: (N,) how often each image is drawn relative to the others;
+    multi_scale: says how large the batches are. repeats: (N,) how often each image is drawn in an epoch, on average;
     None draws each once.
     Raises ValueError where batch_size is not a positive multiple of world_size or there are no images.
     """
@@ -121,6 +126,7 @@ class EpochBatchSampler(Sampler):
             raise UserError("There are no images to train on.")
         self.image_count, self.seed, self.multi_scale = image_count, seed, multi_scale
         self.rank, self.world_size, self.repeats = rank, world_size, repeats
+        self.length = epoch_length(image_count, repeats)
         self.set_epoch(0, batch_size)
 
     def set_epoch(self, epoch: int, batch_size: int | None = None, start: int = 0) -> None:
@@ -136,20 +142,20 @@ class EpochBatchSampler(Sampler):
         self.epoch, self.batch_size, self.start = epoch, batch_size, start
 
     def __len__(self) -> int:
-        return math.ceil(max(self.image_count - self.start, 0) / self.batch_size)
+        return math.ceil(max(self.length - self.start, 0) / self.batch_size)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         order, partners = epoch_order(self.image_count, self.seed, self.epoch, self.repeats)
         passes = int(order.max()) // self.image_count + 1
         smallest = min(self.batch_size, MIN_IMAGES_PER_RANK * self.world_size)
-        for start in range(self.start, self.image_count, self.batch_size):
-            positions = list(range(start, min(start + self.batch_size, self.image_count)))
+        for start in range(self.start, self.length, self.batch_size):
+            positions = list(range(start, min(start + self.batch_size, self.length)))
             # Beyond the end the order begins again, with new parameters.
-            positions += range(self.image_count, self.image_count + smallest - len(positions))
+            positions += range(self.length, self.length + smallest - len(positions))
             shape = self.multi_scale.at(self.epoch, start // self.batch_size, self.seed)
             keys = []
             for position in positions[self.rank :: self.world_size]:
-                repeat, row = divmod(position, self.image_count)
+                repeat, row = divmod(position, self.length)
                 index = int(order[row]) + repeat * passes * self.image_count
                 keys.append(SampleKey(self.epoch, index, shape, tuple(partners[row].tolist())))
             yield keys

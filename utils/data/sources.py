@@ -95,7 +95,7 @@ def _box_columns(part: Annotations) -> tuple[np.ndarray, ...]:
 
 
 def source_repeats(counts: Sequence[int], weights: Sequence[float], images: np.ndarray | None = None):
-    """(N,) how often each entry of an epoch is drawn relative to the others; None where all are drawn alike.
+    """(N,) how often each entry of an epoch is drawn, 1 on average; None where all are drawn alike.
 
     counts: images of each source, in the order of the images. weights: of each source, [] for 1. images: (N,) which
     image an entry is a part of; None where the images are the entries.
@@ -103,7 +103,8 @@ def source_repeats(counts: Sequence[int], weights: Sequence[float], images: np.n
     if len(set(weights)) < 2:
         return None
     repeats = np.repeat(np.asarray(weights, np.float64), counts)
-    return repeats if images is None else repeats[images]
+    repeats = repeats if images is None else repeats[images]
+    return repeats * (len(repeats) / repeats.sum())
 
 
 def weights_words(paths: Sequence[str], counts: Sequence[int], weights: Sequence[float]) -> str:

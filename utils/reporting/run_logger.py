@@ -36,7 +36,7 @@ def start_run(settings, data, model, phases, runtime, workers, checkpoint=None):
     thousands. workers: processes that prepare images. checkpoint: of the run that goes on. Raises UserError where
     nothing can be written.
     """
-    for sentence in setting_hints(settings, phases, len(data.entries), runtime.dist.world_size):
+    for sentence in setting_hints(settings, phases, data.epoch_length, runtime.dist.world_size):
         logger.warning(sentence)
     logger.info("\n" + trainable_table(model, settings, phases))
     if not runtime.dist.is_main:

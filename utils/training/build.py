@@ -1,9 +1,5 @@
-"""From the constants of train.py to what a training is made of: data, network, loss, optimiser, loaders."""
+"""From the constants of train.py to what a training is made of: network, loss, optimiser, loaders."""
 
-from dataclasses import dataclass, field
-from functools import cached_property
-
-import numpy as np
 import torch
 
 from nets import LossOptions, build_criterion, build_model
@@ -11,22 +7,17 @@ from nets.backbones.torchvision import check_backbone
 from utils.checkpoint.resume import check_resumable, resume_summary, weights_of
 from utils.config.cli import to_plain
 from utils.data.anchors import choose_decode_rule, unused_anchors
-from utils.data.annotations import Annotations
 from utils.data.augment import AugmentOptions
-from utils.data.copy_paste import find_donors
 from utils.data.loader import LoaderOptions, build_train_loader, build_val_loader
-from utils.data.quality.checks import quick_findings
-from utils.data.quality.findings import findings_table, raise_errors
 from utils.data.sampling import MultiScale, multi_scale_of
-from utils.data.sources import path_words, paths_of, read_data_sets, source_repeats, weights_words
 from utils.data.tiles import tiled
 from utils.image.tiles import TileOptions
 from utils.inference.detector import find_weights
 from utils.io.errors import UserError
 from utils.io.logger import logger
-from utils.io.text import shorten_list
 from utils.runtime.distributed import convert_sync_bn, rank_zero_first
 from utils.training.caches import build_caches
+from utils.training.dataset import learned, pasted_boxes
 from utils.training.engine import OptimWrapper
 from utils.training.freezing import frozen_parameter_names, lr_scales, warn_untrained_frozen
 from utils.training.graphs import GraphedOptimWrapper, why_no_graphs
@@ -36,55 +27,6 @@ from utils.weights.load import load_matching, loading_table
 from utils.weights.metadata import make_metadata, warn_weights_differ
 from utils.weights.pretrained import read_pretrained
 from utils.weights.read import read_weights
-
-
-@dataclass
-class TrainingData:
-    """What a training learns from, what it validates on, and what was found wrong with both.
-
-    tiles: in which both are looked at. source_counts: how many images of train each source of train_annotation_path
-    has, in the order of the images.
-    """
-
-    class_names: list[str]
-    train: Annotations
-    val: Annotations
-    findings: list
-    tiles: TileOptions = field(default_factory=TileOptions)
-    source_counts: tuple[int, ...] = ()
-
-    @cached_property
-    def entries(self):
-        """What an epoch consists of: the images of train, or their tiles."""
-        return tiled(self.train, self.tiles)
-
-
-def load_dataset(settings):
-    """Read the annotations that the constants name, as TrainingData; what is wrong with them is logged.
-
-    Raises UserError for what makes them unusable.
-    """
-    paths = {"train": settings.train_annotation_path, "val": settings.val_annotation_path}
-    class_names, sets = read_data_sets(paths, settings.classes_path)
-    train, val = (data_set.annotations for data_set in sets.values())
-    findings = [finding for data_set in sets.values() for finding in data_set.findings]
-    findings += quick_findings(train, val, class_names, settings.input_shape, settings.keep_difficult, settings.tile)
-    raise_errors(path_words(settings.train_annotation_path), findings, class_names)
-    if findings:
-        table = findings_table(findings)
-        logger.info(f"\nIn the data, the worst first (python tools/check_data.py looks deeper):\n{table}\n")
-    tiles = TileOptions(settings.tile, settings.tile_overlap)
-    counts = tuple(sets["train"].counts)
-    data = TrainingData(class_names, _learned(train, settings), val, findings, tiles, counts)
-    if settings.tile:
-        count = len(data.entries)
-        logger.info(f"In tiles of {settings.tile} pixels, {len(data.train)} images are {count} to train on.")
-    return data
-
-
-def _learned(annotations, settings):
-    """The annotations with the boxes that are learned; scores look at all of them."""
-    return annotations if settings.keep_difficult else annotations.without_difficult()
 
 
 def build_detector(settings, class_names, runtime, checkpoint=None):
@@ -227,48 +169,17 @@ def build_loaders(settings, data, runtime, resize_rule):
     )
     batch_size = build_phases(settings, runtime.dist.world_size)[0].batch_size
     caches = build_caches(settings, data.entries, augment, multi_scale, workers > 0, runtime)
-    repeats = weighted_repeats(settings, data)
     train_loader = build_train_loader(
-        data.entries, augment, settings.seed, multi_scale, batch_size, options, *caches, repeats
+        data.entries, augment, settings.seed, multi_scale, batch_size, options, *caches, data.repeats
     )
     val_loader = build_val_loader(
-        tiled(_learned(data.val, settings), data.tiles),
+        tiled(learned(data.val, settings), data.tiles),
         tuple(settings.input_shape),
         augment.rule,
         val_batch_size(settings, runtime.dist.world_size),
         options._replace(num_workers=min(workers, 2)),
     )
     return train_loader, val_loader
-
-
-def pasted_boxes(settings, data):
-    """The Donors of copy_paste, which a line names; None where it is 0 or there are none. data: TrainingData."""
-    if not settings.copy_paste:
-        return None
-    donors = find_donors(data.entries)
-    if donors is None:
-        logger.warning(
-            f"copy_paste is {settings.copy_paste}, but no class has fewer boxes than another: nothing is pasted."
-        )
-        return None
-    counts = np.bincount(data.entries.classes[donors.rows], minlength=len(data.class_names))
-    order = [number for number in np.argsort(counts, kind="stable") if counts[number]]
-    boxes = shorten_list([f"{data.class_names[number]} {counts[number]}" for number in order])
-    logger.info(f"copy_paste: boxes that may be pasted: {boxes}")
-    return donors
-
-
-def weighted_repeats(settings, data):
-    """(N,) how often each entry of an epoch is drawn, as source_weights says and lines show; None: each once.
-
-    data: TrainingData.
-    """
-    entries = data.entries
-    repeats = source_repeats(data.source_counts, settings.source_weights, getattr(entries, "images", None))
-    if repeats is not None:
-        paths = paths_of(settings.train_annotation_path)
-        logger.info(weights_words(paths, data.source_counts, settings.source_weights))
-    return repeats
 
 
 def multi_scale_of_settings(settings):
