@@ -35,7 +35,7 @@ from utils.data.quality.findings import findings_table
 from utils.data.sources import paths_of
 from utils.evaluation.evaluate import ground_truth
 from utils.evaluation.thresholds import class_thresholds
-from utils.evaluation.views import COUNTS, detect_views, doubts_of
+from utils.evaluation.views import COUNTS, detect_views, doubts_of, rows_of, seen_by_all
 from utils.inference.base import Detections, NMSOptions
 from utils.inference.detector import open_detector
 from utils.io.errors import UserError
@@ -131,28 +131,40 @@ def main(settings):
     if views.unreadable:
         logger.warning(f"{len(views.unreadable)} pictures cannot be decoded: {shorten_list(views.unreadable)}")
 
-    written, linked, rows = np.zeros(len(thresholds), int), [], []
-    with LabelFiles(target, detector.class_names, yolo_txt=True) as label_files:
-        for index, name in enumerate(names):
-            at = np.flatnonzero(views.found.image_ids == index)
-            sure = at[views.found.scores[at] >= np.nan_to_num(confidences, nan=np.inf)[views.found.classes[at]]]
-            is_written = len(sure) > 0 and can_have_labels(label_files, name)
-            if is_written:
-                label_files.add(name, annotations.sizes_hw[index].tolist(), as_detections(views.found, sure, detector))
-                linked.append(link_picture(folder / name, target / "images" / name))
-                written += np.bincount(views.found.classes[sure], minlength=len(written))
-            labels = f"labels/{Path(name).with_suffix('.txt').as_posix()}" if is_written else ""
-            about = {"image": str(folder / name), "labels": labels, "boxes": len(sure)}
-            doubts = doubts_of(views, at, confidences, detector.class_names)
-            rows += [about | doubts] if doubts else []
-    rows.sort(key=lambda row: -row["doubt"])
-    rows = [{"rank": rank} | row for rank, row in enumerate(rows, 1)]
+    linked, rows, written = write_labels(views, annotations, names, confidences, detector.class_names, settings)
     write_csv(target / "review.csv", _REVIEW, rows)
     content = f"train: images\nnames: {json_text(detector.class_names)}\n"
     (target / "data.yaml").write_text(content, encoding="utf-8")
     logger.info(f"\n{threshold_table(detector.class_names, thresholds, written)}\n")
     logger.info(summary(len(names), linked, rows, thresholds, detector.class_names, settings))
     return rows
+
+
+def write_labels(views, annotations, names, confidences, class_names, settings):
+    """Write labels, pictures and detections.json.
+
+    views: of the pictures of annotations, whose names these are. confidences: (C,) the thresholds, NaN for none.
+    Returns (of each picture that was written whether it is a link, the rows of review.csv, (C,) boxes written).
+    """
+    folder, target = Path(settings.dir_origin_path), Path(settings.dir_save_path)
+    is_seen, table = seen_by_all(views, len(class_names)), views.found
+    is_sure = table.scores >= np.nan_to_num(confidences, nan=np.inf)[table.classes]
+    written, linked, rows = np.zeros(len(class_names), int), [], []
+    with LabelFiles(target, class_names, yolo_txt=True) as label_files:
+        for index, name in enumerate(names):
+            at = np.flatnonzero(table.image_ids == index)
+            sure, labels = rows_of(table, at[is_sure[at]]), ""
+            if len(sure.scores) and can_have_labels(label_files, name):
+                found = Detections(*sure[1:], np.array(class_names)[sure.classes])
+                label_files.add(name, annotations.sizes_hw[index].tolist(), found)
+                linked.append(link_picture(folder / name, target / "images" / name))
+                written += np.bincount(sure.classes, minlength=len(written))
+                labels = f"labels/{Path(name).with_suffix('.txt').as_posix()}"
+            about = {"image": str(folder / name), "labels": labels, "boxes": len(sure.scores)}
+            doubts = doubts_of(rows_of(table, at), is_seen[at], confidences, class_names)
+            rows += [about | doubts] if doubts else []
+    rows.sort(key=lambda row: -row["doubt"])
+    return linked, [{"rank": rank} | row for rank, row in enumerate(rows, 1)], written
 
 
 def unlabelled(folder, names, settings):
@@ -210,12 +222,6 @@ def can_have_labels(label_files, name):
         logger.warning(str(error))
         return False
     return True
-
-
-def as_detections(table, rows, detector):
-    """Rows of a DetectionTable, which are of one picture, as Detections."""
-    classes = table.classes[rows]
-    return Detections(table.boxes_xyxy[rows], table.scores[rows], classes, np.array(detector.class_names)[classes])
 
 
 def link_picture(source, target):

@@ -7,7 +7,7 @@ from torch import nn
 from nets.base import Decoded
 from tests.evaluation.tables import found
 from utils.data.annotations import Annotations
-from utils.evaluation.views import Views, detect_views, doubts_of, seen_by
+from utils.evaluation.views import Views, detect_views, doubts_of, seen_by, seen_by_all
 from utils.image.codec import write_image
 from utils.image.tiles import TileOptions
 from utils.inference import postprocess
@@ -63,12 +63,13 @@ def test_each_view_finds_its_own(tmp_path):
 
 
 def test_one_view_alone(tmp_path):
-    """Prevents a failure without tta_flip; then nothing can disagree."""
+    """Prevents a failure without tta_flip, where nothing can disagree, and boxes of the grey that stands for an
+    unreadable image."""
     annotations = images(tmp_path, [8, 24])
     (tmp_path / "1.png").write_bytes(b"no image")
     views = detect_views(detector(False), annotations, 2, 0, NMSOptions(0.5))
     assert views.single == () and views.unreadable == [str(tmp_path / "1.png")]
-    assert doubts_of(views, np.array([0]), np.array([0.9]), ["cat"]) == {}
+    assert seen_by_all(views, 1).tolist() == [True]
 
 
 def test_boxes_of_tiles_become_those_of_the_image(tmp_path):
@@ -92,7 +93,10 @@ def test_doubts_are_counted_and_named():
     sure, single = (0, 0, 0, 10, 10, 0.9, 0), (0, 20, 0, 30, 10, 0.9, 0)
     all_views = found(sure, single, (0, 40, 0, 50, 10, 0.6, 0), (0, 60, 0, 70, 10, 0.3, 1))
     views = Views(all_views, (all_views, found(sure)), [])
-    doubts = doubts_of(views, np.arange(4), np.array([0.8, np.nan]), ["猫", "dog"])
+    confidences, names = np.array([0.8, np.nan]), ["猫", "dog"]
+    is_seen = seen_by_all(views, 2)
+    assert is_seen.tolist() == [True, False, False, False]
+    doubts = doubts_of(all_views, is_seen, confidences, names)
     assert round(doubts.pop("doubt"), 6) == 0.75 + 1 + 0.3
     assert doubts == {
         "below_threshold": 1,
@@ -100,5 +104,5 @@ def test_doubts_are_counted_and_named():
         "class_left_out": 1,
         "what": "below the threshold: 猫 0.60; in one view only: 猫 0.90; class left out: dog 0.30",
     }
-    assert doubts_of(views, np.array([0]), np.array([0.8, np.nan]), ["猫", "dog"]) == {}
-    assert doubts_of(Views(NOTHING, (NOTHING, NOTHING), []), np.zeros(0, int), np.array([0.8]), ["cat"]) == {}
+    assert doubts_of(found(sure), np.array([True]), confidences, names) == {}
+    assert doubts_of(NOTHING, np.zeros(0, bool), confidences, names) == {}

@@ -41,18 +41,26 @@ def detect_views(detector, annotations, batch_size, num_workers, options):
     workers = LoaderOptions(num_workers)
     loader = build_val_loader(entries, detector.input_shape, detector.resize_rule, batch_size, workers)
     has_views = isinstance(model, TestTimeAugmentation) and model.flip
-    tables, unreadable = [[] for _ in range(3 if has_views else 1)], []
+    tables, unreadable = [[] for _ in range(3 if has_views else 1)], set()
     for batch in tqdm(loader, desc="detecting", leave=False, disable=None):
         raw = model(batch.images.to(detector.device))
         parts = [raw, *_by_mirror(raw)] if has_views else [raw]
-        unreadable += batch.unreadable
+        unreadable.update(batch.unreadable)
         for table, part in zip(tables, parts, strict=True):
             results = zip(detect(model, part, options), batch.placements, batch.indices, strict=True)
             table += [(index, to_image(result, placed, entries.sizes_hw[index])) for result, placed, index in results]
     found, *single = map(join_detections, tables)
     if detector.tiles.tile:
         found, *single = (join_images(table, entries, options) for table in (found, *single))
-    return Views(found, tuple(single), sorted(set(unreadable)))
+    # In the place of an unreadable image the network saw a grey one.
+    grey = [index for index in range(len(annotations)) if annotations.path(index) in unreadable] if unreadable else []
+    found, *single = (rows_of(table, ~np.isin(table.image_ids, grey)) for table in (found, *single))
+    return Views(found, tuple(single), sorted(unreadable))
+
+
+def rows_of(table, rows):
+    """Some rows of a DetectionTable, by their numbers or as a mask."""
+    return DetectionTable(*(column[rows] for column in table))
 
 
 def _by_mirror(views):
@@ -69,16 +77,20 @@ def seen_by(table, other, num_classes, iou=0.5):
     return seen
 
 
-def doubts_of(views, rows, confidences, class_names):
+def seen_by_all(views, num_classes):
+    """(D,) bool: which boxes of views.found each single view shows."""
+    seen = [seen_by(views.found, view, num_classes) for view in views.single]
+    return np.all([np.ones(len(views.found.scores), bool), *seen], axis=0)
+
+
+def doubts_of(table, is_seen, confidences, class_names):
     """What is doubtful about one image: {"doubt", each of COUNTS, "what" in words}; {} where nothing is.
 
-    rows: of views.found, those of the image. confidences: (C,) from which on a class is sure, NaN for one that is left
-    out. The doubt is the sum over doubtful boxes: how near one below its threshold comes to it, the score of one whose
-    class is left out, and 1 for one that is sure and that one of the views does not show.
+    table: a DetectionTable of its boxes. is_seen: (D,) bool, of seen_by_all. confidences: (C,) from which on a class is
+    sure, NaN for one that is left out. The doubt is the sum over doubtful boxes: how near one below its threshold comes
+    to it, the score of one whose class is left out, and 1 for one that is sure and that one of the views does not show.
     """
-    table = DetectionTable(*(column[rows] for column in views.found))
     limits = confidences[table.classes]
-    is_seen = np.all([seen_by(table, view, len(class_names)) for view in views.single], axis=0)
     is_left_out, is_sure = np.isnan(limits), table.scores >= limits
     is_below = ~is_left_out & ~is_sure
     chosen = dict(zip(COUNTS, (is_below, is_sure & ~is_seen, is_left_out), strict=True))
