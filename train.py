@@ -347,6 +347,7 @@ freeze_whole_run = True
 #   lr_decay_type   How the rate falls. Every schedule begins with a warm-up, and again for layers that are unfrozen;
 #                   the log folder gets a picture of it, planned_lr.png.
 #                       'cos'        a half cosine, then a flat end: the one to choose
+#                       'flat_cos'   stays for the first 55 % of the epochs, then a half cosine: better for dfine
 #                       'step'       times lr_gamma every lr_step_size epochs
 #                       'multistep'  times lr_gamma at each of lr_milestones
 #                       'exp'        times lr_gamma every epoch

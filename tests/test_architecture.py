@@ -50,7 +50,7 @@ MOST_LINES_OF_CODE = {
     "utils.weights": 680,
     "utils.inference": 450,
     "utils.checkpoint": 420,
-    "utils.training": 1440,
+    "utils.training": 1450,
     "utils.evaluation": 970,
     "utils.export": 290,
     "utils.modes": 715,

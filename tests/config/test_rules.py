@@ -263,9 +263,9 @@ def test_a_constant_that_is_missing_is_named(constants, tmp_path):
     with pytest.raises(ValueError) as error:
         check_training(left)
     assert str(error.value) == (
-        "train.py has no constant lr_decay_type; expected one of cos, step, multistep, exp, plateau, constant, or a "
-        "function epoch -> factor that stands in the script. A function of your own needs another name, which is then "
-        "given to the constant: lr_decay_type = that name."
+        "train.py has no constant lr_decay_type; expected one of cos, flat_cos, step, multistep, exp, plateau, "
+        "constant, or a function epoch -> factor that stands in the script. A function of your own needs another "
+        "name, which is then given to the constant: lr_decay_type = that name."
     )
     with pytest.raises(ValueError, match=r"^train\.py has no constant "):
         check_training({})

@@ -147,6 +147,14 @@ def test_schedules_that_change_between_epochs(kind, epochs, changes, expected):
     assert rates_of(settings_of(kind, epochs, **changes), epochs) == pytest.approx(expected, rel=1e-6)
 
 
+def test_shape_of_the_flat_cosine():
+    """Prevents a rate that falls from the start, or that does not reach the lowest one at the end."""
+    schedule = LRSchedule(settings_of("flat_cos", 100))
+    shares = [schedule.rate(progress, 1.0, 0.0) for progress in (0, 30, 55, 77.5, 100)]
+    assert shares == pytest.approx([1, 1, 1, 0.5, 0], abs=1e-9)
+    assert schedule.rate(100, 1.0, 0.01) == pytest.approx(0.01)
+
+
 @pytest.mark.parametrize(("minimum", "lowest"), [(None, 5e-5), (2e-4, 1e-4)])
 def test_the_exponential_ends_at_the_lowest_rate(minimum, lowest):
     """Prevents a last epoch above Min_lr, or several of them at it: 20 epochs, a batch of half the nominal size."""

@@ -22,7 +22,7 @@ from utils.config.predicates import (
 )
 from utils.io.errors import UserError
 
-LR_DECAY_TYPES = ("cos", "step", "multistep", "exp", "plateau", "constant")
+LR_DECAY_TYPES = ("cos", "flat_cos", "step", "multistep", "exp", "plateau", "constant")
 # Names that stand in utils/weights/ too, which is no lower layer; a test compares them.
 WEIGHTS_FORMATS = ("", "yolox", "yolox_rgb", "flat_yolox", "flat_yolov4", "darknet", "dfine", "deim", "torchvision")
 RELEASE_NAMES = (

@@ -21,6 +21,7 @@ LR_LIMITS = {
 }
 WARMUP_FRACTION, WARMUP_EPOCHS = 0.05, (1, 3)
 FINAL_FRACTION, FINAL_EPOCHS = 0.05, (1, 15)
+FLAT_FRACTION = 0.55
 # Where the steps lie unless the constants say it, as fractions of all epochs; and what a step leaves of the rate.
 STEP_FRACTION, MILESTONE_FRACTIONS, STEP_FACTOR = 1 / 3, (0.7, 0.9), 0.1
 PLATEAU_STATE = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
@@ -71,11 +72,24 @@ def cosine(progress, epochs):
     return 0.5 * (1 + math.cos(math.pi * min(max(share, 0.0), 1.0)))
 
 
+def flat_cosine(progress, epochs):
+    """The 'flat_cos' schedule, 1 to 0: 1 for FLAT_FRACTION of the epochs, then half a cosine.
+
+    progress, epochs: as in cosine. Source: the schedule of DEIM (Huang et al. 2025).
+    """
+    share = (progress - FLAT_FRACTION * epochs) / ((1 - FLAT_FRACTION) * epochs)
+    return 0.5 * (1 + math.cos(math.pi * min(max(share, 0.0), 1.0)))
+
+
+# The schedules that change with every step: name -> function of progress and epochs.
+SMOOTH = {"cos": cosine, "flat_cos": flat_cosine}
+
+
 class LRSchedule:
     """The schedule that lr_decay_type names, from the highest rate down to the lowest, for one training.
 
-    'cos' falls with every step. All others change between epochs and are torch's own schedulers, which drive a rate of
-    their own that starts at 1: every parameter group of the training takes its share of it.
+    'cos' and 'flat_cos' fall with every step. All others change between epochs and are torch's own schedulers, which
+    drive a rate of their own that starts at 1: every parameter group of the training takes its share of it.
     settings: with lr_decay_type, lr_step_size, lr_milestones, lr_gamma, lr_factor, lr_patience, lr_cooldown, Init_lr,
     Min_lr, Init_Epoch, UnFreeze_Epoch, optimizer_type, accumulate. Raises UserError where a function of the user
     returns no factor.
@@ -84,7 +98,7 @@ class LRSchedule:
     def __init__(self, settings):
         self.settings = settings
         self.epochs = settings.UnFreeze_Epoch
-        self.is_smooth = settings.lr_decay_type == "cos"
+        self.smooth = None if callable(settings.lr_decay_type) else SMOOTH.get(settings.lr_decay_type)
         # A function says all there is to say; the other schedules end at the lowest rate.
         self.has_floor = not callable(settings.lr_decay_type)
         self._driven = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
@@ -122,8 +136,8 @@ class LRSchedule:
 
     def rate(self, progress, highest, lowest):
         """The learning rate after so many epochs, before warm-up. highest, lowest: from scale_lr."""
-        if self.is_smooth:
-            return lowest + (highest - lowest) * cosine(progress, self.epochs)
+        if self.smooth:
+            return lowest + (highest - lowest) * self.smooth(progress, self.epochs)
         rate = highest * self._driven.param_groups[0]["lr"]
         return max(rate, min(lowest, highest)) if self.has_floor else rate
 
