@@ -345,9 +345,10 @@ freeze_whole_run = True
 #   weight_decay    Pull of the weights to zero against learning by heart. None takes 5e-2 for adamw, 5e-4 for sgd and 0
 #                   for the others, where it acts wrongly. BatchNorm and biases are left out.
 #   lr_decay_type   How the rate falls. Every schedule begins with a warm-up, and again for layers that are unfrozen;
-#                   the log folder gets a picture of it, planned_lr.png.
-#                       'cos'        a half cosine, then a flat end: the one to choose
-#                       'flat_cos'   stays for the first 55 % of the epochs, then a half cosine: better for dfine
+#                   the log folder gets a picture of it, planned_lr.png. None takes what suits the network: 'cos', and
+#                   'flat_cos' for dfine.
+#                       'cos'        a half cosine, then a flat end
+#                       'flat_cos'   stays for the first 55 % of the epochs, then a half cosine
 #                       'step'       times lr_gamma every lr_step_size epochs
 #                       'multistep'  times lr_gamma at each of lr_milestones
 #                       'exp'        times lr_gamma every epoch
@@ -378,7 +379,7 @@ Init_lr = None
 Min_lr = None
 momentum = None
 weight_decay = None
-lr_decay_type = "cos"
+lr_decay_type = None
 lr_step_size = None
 lr_milestones = []
 lr_gamma = None

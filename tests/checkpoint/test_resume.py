@@ -129,6 +129,7 @@ def test_a_new_run_keeps_its_settings():
         ({"UnFreeze_Epoch": 30, "seed": 3}, {}, {"UnFreeze_Epoch": 60}, {"UnFreeze_Epoch": 60, "seed": 3}),
         ({}, {}, {}, {}),
         ({"Init_lr": 0.01}, {"lr_decay_type": "step"}, {}, {"Init_lr": 0.01, "lr_decay_type": "step"}),
+        ({}, {"lr_decay_type": None}, {}, {}),  # an update of the project leaves open what was 'cos'
     ],
 )
 def test_which_of_three_settings_counts(tmp_path, first_given, file_now, given, expected):

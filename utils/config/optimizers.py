@@ -40,8 +40,9 @@ DFINE = {
     "dfine_l": (0.125, 0.05),
     "dfine_x": (0.125, 0.01),
 }
-# Queries are learned with gradients cut much shorter than cells are.
-CLIP, DFINE_CLIP = 10.0, 0.1
+# Queries are learned with gradients cut much shorter than cells are, and at the highest rate for longer.
+CELLS = {"clip_grad_norm": 10.0, "lr_decay_type": "cos"}
+QUERIES = {"clip_grad_norm": 0.1, "lr_decay_type": "flat_cos"}
 
 
 def rate_scale(optimizer_type, model_name, backbone=""):
@@ -62,6 +63,6 @@ def fill_in(values):
     suitable = SUITABLE[values["optimizer_type"]]._asdict()
     suitable["Init_lr"] *= rate_scale(*(values[name] for name in ("optimizer_type", "model_name", "backbone")))
     is_dfine = values["model_name"] in DFINE
-    suitable["clip_grad_norm"] = DFINE_CLIP if is_dfine else CLIP
+    suitable |= QUERIES if is_dfine else CELLS
     suitable["lr_scale"] = {"backbone": DFINE[values["model_name"]][1]} if is_dfine else {}
     return values | {name: value for name, value in suitable.items() if values[name] is None}

@@ -242,8 +242,9 @@ RULES = {
     "Min_lr": (lambda value: value is None or number(0)(value), "a learning rate, or None for Init_lr / 100."),
     "optimizer_type": (SUITABLE.__contains__, f"one of {', '.join(SUITABLE)}."),
     "lr_decay_type": (
-        lambda value: callable(value) or value in LR_DECAY_TYPES,
-        f"one of {', '.join(LR_DECAY_TYPES)}, or a function epoch -> factor that stands in the script.",
+        lambda value: value is None or callable(value) or value in LR_DECAY_TYPES,
+        f"one of {', '.join(LR_DECAY_TYPES)}, None for what suits, or a function epoch -> factor that stands in the "
+        "script.",
     ),
     "momentum": (
         lambda value: value is None or number(0, 0.9999)(value),
