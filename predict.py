@@ -17,16 +17,18 @@ from utils.weights.download import is_release
 # ----------------------------------------------------------------------------------------------------------------------
 #   WHAT TO DO
 #
-#   mode            'predict'      draw boxes on one picture, or, with image = '', on each path that you type.
-#                   'dir_predict'  draw boxes on every picture of a folder and its sub-folders, write the boxes down.
-#                   'video'        draw boxes on a video or on what a camera sees.
-#                   'web'          show a page in the browser on which pictures are dropped.
-#                   'fps'          measure how long a picture takes: preprocessing, network and post-processing apart.
-#                   'heatmap'      show where on a picture the network sees objects.
-#                   'export_onnx'  write the network as an ONNX file, for programs without torch.
-#                   'predict_onnx' as 'predict', or with a video as 'video', from such a file and without torch.
+#   mode            What to do:
+#                       'predict'       draw boxes on one picture, or, with image = '', on each path that you type
+#                       'dir_predict'   draw boxes on every picture of a folder and its sub-folders, write them down
+#                       'video'         draw boxes on a video or on what a camera sees
+#                       'web'           show a page in the browser on which pictures are dropped
+#                       'fps'           measure how long a picture takes: preprocessing, network, post-processing
+#                       'heatmap'       show where on a picture the network sees objects
+#                       'export_onnx'   write the network as an ONNX file, for programs without torch
+#                       'predict_onnx'  as 'predict', 'dir_predict' or 'video', by what image names, from such a file
+#                                       and without torch
 #   image           The picture of the modes 'predict', 'fps', 'heatmap' and 'predict_onnx'. '' asks for paths, one
-#                   after another. Mode 'predict_onnx' takes a video or the number of a camera here too.
+#                   after another. Mode 'predict_onnx' takes a folder, a video or the number of a camera here too.
 #   dir_save_path   Folder to which all modes but 'web' and 'export_onnx' write. Pictures keep their names; those of
 #                   mode 'dir_predict' go to pictures/ in it.
 #   max_megapixels  Larger pictures are refused before they fill the memory; each million pixels takes 3 MB.

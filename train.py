@@ -47,17 +47,17 @@ from utils.training.preflight import preflight
 #                           or a folder of images with the XML file of VOC, or the JSON file of LabelMe, beside each
 #                           or a list file with lines `path x1,y1,x2,y2,class x1,y1,x2,y2,class ...`
 #                               2007_train.txt
-#                           `python tools/voc_annotation.py` splits a VOC folder, `python tools/split_data.py` all other
-#                           layouts; `python tools/check_data.py` shows what is wrong with the data, and pictures.
 #                           or a list of several of these, each read by its own format: source_weights, below
 #                               ["my_data/data.yaml", "pseudo/data.yaml"]
+#                           `python tools/voc_annotation.py` splits a VOC folder, `python tools/split_data.py` all other
+#                           layouts; `python tools/check_data.py` shows what is wrong with the data, and pictures.
 #   val_annotation_path     What to validate on, in any of these forms.
 #   model_name              yolox_nano, yolox_tiny, yolox_s, yolox_m, yolox_l or yolox_x: 0.9 to 99 million parameters;
 #                           yolov4_tiny, yolov4: 6 and 64 million, with anchors; dfine_n, dfine_s, dfine_m, dfine_l,
 #                           dfine_x: 4 to 63 million, without suppression. Larger is more accurate and slower; on a CPU
 #                           stay with nano or one of the tiny ones, on a weak GPU with yolox_s or dfine_n.
 #   model_path              Weights to start from, of the same network: a .pth that a training wrote into logs/, an
-#                           official YOLOX release, a state dict of YOLOX or YOLOv4 of another PyTorch repo, a
+#                           official YOLOX or D-FINE file, a state dict of YOLOX or YOLOv4 of another PyTorch repo, a
 #                           backbone's, a Darknet file such as yolov4.weights; the content says which it is. Or the name
 #                           of a release, which is fetched once into model_data/: yolox_nano, yolox_tiny, yolox_s,
 #                           yolox_m, yolox_l, yolox_x, dfine_n and so on, yolov4, yolov4_tiny and more. ''
@@ -109,7 +109,7 @@ Unfreeze_batch_size = 8
 #
 #   Your own pictures, and a whole model's weights from COCO (everyday things in photographs):
 #   few, and similar to COCO           train_only = ['head']
-#   few, and different                 as above; freeze_blocks = 3 saves time
+#   few, and different                 freeze_blocks = 3: all behind the first blocks learns
 #   many, and similar                  lr_scale = {'backbone': 0.1, 'neck': 0.1}: what is trained already goes on at a
 #                                      tenth of the rate
 #   many, and different                from scratch; or from the weights, with twice the epochs
@@ -216,7 +216,8 @@ tile_empty = 0.5
 #                   'IMAGENET1K_V2' from others. They are fetched once. Neck and head then start from no weights.
 #   weights_format  How a foreign file's weights expect their images, where its content cannot tell: 'yolox' (BGR,
 #                   0-255), 'yolox_rgb' (YOLOX before release 0.1.1), 'flat_yolox', 'flat_yolov4' (other PyTorch repos),
-#                   'darknet'. '' decides by the content, and the lines at the start say what was decided.
+#                   'darknet', 'dfine', 'deim' (D-FINE with other activations), 'torchvision'. '' decides by the
+#                   content, and the lines at the start say what was decided.
 #   allow_partial_backbone  True also takes weights that do not fill the whole backbone. They rarely help.
 #   anchors_path    Only for yolov4 and yolov4_tiny: a file of box sizes, width,height, in pixels of the input. '' takes
 #                   those of the weights, else the usual ones, which are those of model_data/yolo_anchors.txt and
@@ -299,7 +300,9 @@ ignore_iou = 0.7
 map_weights = []
 
 # ----------------------------------------------------------------------------------------------------------------------
-#   WHAT IS FROZEN, AND HOW BATCHES BECOME STEPS. After set-up a table shows what trains in which phase, and how fast.
+#   WHAT IS FROZEN, AND HOW BATCHES BECOME STEPS
+#
+#   After set-up a table shows what trains in which phase, and how fast.
 #
 #   Freeze_Train        True: up to Freeze_Epoch the backbone keeps its pretrained weights. Such an epoch takes half the
 #                       time and little memory; but where all trains from the first epoch on, the detector became better
