@@ -97,8 +97,10 @@ Unfreeze_batch_size = 8
 #   (nearly always the right one)      UnFreeze_Epoch = 30 for hundreds of images, 50 to 100 for thousands. The name
 #                                      yolox_nano alone fetches the file. YOLOv4-tiny: model_name and model_path =
 #                                      'yolov4_tiny'
-#       the same, frozen first         Freeze_Train = True, Freeze_Epoch = 10: a sixth less time for 30 epochs
-#       the same with sgd              optimizer_type = 'sgd'
+#       on a GPU                       model_name = model_path = 'yolox_s' or 'dfine_s', input_shape = [640, 640],
+#                                      Unfreeze_batch_size = 16: more accurate
+#       frozen at the start            Freeze_Train = True, Freeze_Epoch = 10: a sixth less time for 30 epochs
+#       with sgd                       optimizer_type = 'sgd'
 #   From a backbone alone              model_path = its file, input_shape = [416, 416], Freeze_Train = True,
 #                                      Freeze_Epoch = 50, UnFreeze_Epoch = 200: neck and head have everything to learn
 #   YOLOv4 from Darknet's backbone     model_name = 'yolov4', model_path = 'yolov4.conv.137', and as in the line above
@@ -339,7 +341,8 @@ freeze_whole_run = True
 #                   64 * Init_lr), again at the unfreeze epoch, and kept within 1e-4..2e-3 (adamw, adam; the upper end
 #                   falls with the width of the network), 5e-4..5e-2 (sgd), 1e-4..5e-4 (rmsprop) or 1e-3..2e-2
 #                   (adagrad). None takes what suits:
-#                       adamw, adam         8e-3 for yolox_nano, 4e-3 for yolox_s and yolov4_tiny, 2e-3 for yolox_l
+#                       adamw, adam         8e-3 for yolox_nano, 4e-3 for yolox_s and yolov4_tiny, 2e-3 for yolox_l;
+#                                           4e-3 for dfine_n, 2e-3 for dfine_s, 1e-3 for dfine_m, l and x
 #                       sgd                 1e-2
 #                       rmsprop, adagrad    1e-3, 8e-2
 #                   Where the loss jumps or becomes NaN: a tenth.
