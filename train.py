@@ -113,7 +113,7 @@ Unfreeze_batch_size = 8
 #   few, and similar to COCO           train_only = ['head']
 #   few, and different                 freeze_blocks = 3: all behind the first blocks learns
 #   many, and similar                  lr_scale = {'backbone': 0.1, 'neck': 0.1}: what is trained already goes on at a
-#                                      tenth of the rate
+#                                      tenth of the rate (YOLOX and YOLOv4; dfine has such factors by itself)
 #   many, and different                from scratch; or from the weights, with twice the epochs
 #
 #   A weak GPU, or a CPU               Freeze_Train = True, Freeze_Epoch = 30, UnFreeze_Epoch = 30: only the frozen
@@ -338,8 +338,8 @@ freeze_whole_run = True
 #   optimizer_type  'adamw', or 'sgd', 'adam', 'rmsprop', 'adagrad'. adamw won on all data sets that were tried, sgd is
 #                   the usual choice for thousands of images and hundreds of epochs.
 #   Init_lr         Highest learning rate for a batch of 64 images. It is scaled to the real batch (batch * accumulate /
-#                   64 * Init_lr), again at the unfreeze epoch, and kept within 1e-4..2e-3 (adamw, adam; the upper end
-#                   falls with the width of the network), 5e-4..5e-2 (sgd), 1e-4..5e-4 (rmsprop) or 1e-3..2e-2
+#                   64 * Init_lr), again at the unfreeze epoch, and kept within 1e-4..2e-3 (adamw, adam; both fall with
+#                   the width of the network), 5e-4..5e-2 (sgd), 1e-4..5e-4 (rmsprop) or 1e-3..2e-2
 #                   (adagrad). None takes what suits:
 #                       adamw, adam         8e-3 for yolox_nano, 4e-3 for yolox_s and yolov4_tiny, 2e-3 for yolox_l;
 #                                           4e-3 for dfine_n, 2e-3 for dfine_s, 1e-3 for dfine_m, l and x

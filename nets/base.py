@@ -60,6 +60,9 @@ class DetectorBase(nn.Module):
         """Sentences on what an input of (height, width) means for this network; none for most."""
         return ()
 
+    def adapt_to(self, state):
+        """Make layers as the weights {key: tensor} that come next need them, {} for none: training calls it first."""
+
     def extractor_prefix(self):
         """How the names of the feature extractor's parameters begin."""
         return next(name for name, part in self.named_modules() if part is self.feature_extractor) + "."

@@ -26,7 +26,8 @@ class Criterion(nn.Module):
     def extra_inputs(self, targets, images):
         """What the network gets beside the images in a training step on these targets: a tuple of tensors (B, ...).
 
-        Empty for YOLO. A detector that learns to denoise boxes gets its queries here.
+        targets: on the device of the images, or in the host's memory; the result is on that of the images. Empty for
+        YOLO. A detector that learns to denoise boxes gets its queries here.
         """
         return ()
 

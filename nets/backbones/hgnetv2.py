@@ -128,7 +128,7 @@ class HGNetV2(nn.Module):
     """Images (B, 3, H, W) -> maps of the last `levels` stages, whose strides are 4, 8, 16 and 32.
 
     size: a key of SIZES. has_affine: an Affine follows each ReLU. is_norm_frozen: BatchNorm keeps the statistics and
-    factors of the weight file, as the authors train the larger ones. channels: of the maps.
+    factors of the weight file, as the authors train the larger ones; see learn_norms. channels: of the maps.
     """
 
     def __init__(self, size, levels, has_affine, is_norm_frozen):
@@ -142,6 +142,12 @@ class HGNetV2(nn.Module):
             for number, (channels, stage) in enumerate(zip(inputs, stages, strict=False))
         )
         self.levels, self.channels = levels, [stage[1] for stage in stages][-levels:]
+
+    def learn_norms(self):
+        """Put a fresh BatchNorm that learns in the place of each frozen one."""
+        for unit in self.modules():
+            if isinstance(unit, ConvUnit) and isinstance(unit.bn, FrozenBatchNorm2d):
+                unit.bn = nn.BatchNorm2d(len(unit.bn.weight))
 
     def forward(self, images):
         x, maps = self.stem(images), []

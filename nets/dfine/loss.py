@@ -31,7 +31,8 @@ class Layer(NamedTuple):
 
 
 class Truth(NamedTuple):
-    """The boxes to be learned: classes (B, G), -1 for padding behind them, boxes (B, G, 4) as shares; how many."""
+    """The boxes to be learned: classes (B, G), -1 for padding behind them, boxes (B, G, 4) as shares; how many, at
+    least 1."""
 
     classes: torch.Tensor
     boxes: torch.Tensor
@@ -62,7 +63,8 @@ class DFINELoss(Criterion):
         truth = truth_of(targets, targets.new_tensor([width, height, width, height]).expand(len(targets), 4))
         if not truth.classes.shape[1]:
             return ()
-        return tuple(denoising_queries(truth.classes, truth.boxes, self.num_classes))
+        queries = denoising_queries(truth.classes, truth.boxes, self.num_classes)
+        return tuple(part.to(images.device, non_blocking=True) for part in queries)
 
     def forward(self, raw, targets):
         truth = truth_of(targets, raw.size)
@@ -74,9 +76,9 @@ class DFINELoss(Criterion):
             losses[part] = sum(value for name, value in plain.items() if name.split("_")[0] in kinds)
         # Also where a batch has no box, so that all steps have the same parts.
         losses["dn"] = losses["loss"] - sum(plain.values())
-        # Each term divides by the number of boxes: so must the sum over several batches.
-        count = torch.stack([truth.number, torch.ones_like(truth.number)]).float()
-        return losses | {"count": count}
+        # Each term divides by the number of boxes: so must the sum over several batches. One without any adds none.
+        number = (truth.classes >= 0).sum()
+        return losses | {"count": torch.stack([number, torch.ones_like(number)]).float()}
 
     def terms(self, raw, truth):
         """{name of the term in the original: scalar}, not weighted."""

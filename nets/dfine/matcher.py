@@ -31,7 +31,7 @@ def match(outputs, classes, boxes):
     boxes: (B, G, 4) centre and size. Both in the unit of the outputs' boxes. Returns (list of Pairs, Pairs).
     """
     costs = torch.stack([assignment_cost(logits, found, classes, boxes) for logits, found in outputs])
-    # The one place where the host waits: all outputs and images at once.
+    # Here the host waits for the device, for all outputs and images at once.
     costs, is_box = costs.nan_to_num(nan=1.0).cpu().numpy(), (classes >= 0).cpu().numpy()
     chosen = [
         [_assign(costs[output, image][:, is_box[image]], is_box[image]) for image in range(len(classes))]

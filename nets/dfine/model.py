@@ -62,6 +62,13 @@ class DFINE(DetectorBase):
         act = ACTIVATIONS[self.decode_rule["activation"]]
         self.decoder = DFINEDecoder(num_classes, channels, *sizes, QUERIES, reg_scale, act)
 
+    def adapt_to(self, state):
+        """BatchNorm of the backbone learns where it learned in the file, and without one: then it has nothing to keep,
+        and without statistics the maps would fade to zero."""
+        prefix = self.extractor_prefix()
+        if not state or any(key.startswith(prefix) and key.endswith("num_batches_tracked") for key in state):
+            self.backbone.learn_norms()
+
     def remarks(self, input_shape):
         height, width = input_shape
         tokens = sum((height // stride) * (width // stride) for stride in self.strides)

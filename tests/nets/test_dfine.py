@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nets import build_criterion, build_model
@@ -193,8 +194,36 @@ def test_a_batch_without_boxes():
     assert criterion.extra_inputs(targets, images) == ()
     losses = criterion(model(images), targets)
     assert losses["loss"].isfinite() and losses["box"] == 0 == losses["dn"]
+    assert losses["count"].tolist() == [0, 1]  # it has no share of a step that has boxes elsewhere
     losses["loss"].backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_norms_that_no_file_fills_learn():
+    """Prevents a large network from scratch that sees nothing: behind frozen norms without statistics the maps fade."""
+    torch.manual_seed(0)
+    model = build_model("dfine_l", 1).train()
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    faded = [level.std() for level in model.feature_extractor(model.normalize(images))]
+    model.adapt_to({})
+    maps = [level.std() for level in model.feature_extractor(model.normalize(images))]
+    assert max(faded) < 1e-3 and min(maps) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("key", "learns"),
+    [
+        ("backbone.stem.stem1.bn.num_batches_tracked", True),
+        ("backbone.stem.stem1.bn.running_mean", False),
+        ("encoder.input_proj.0.norm.num_batches_tracked", False),
+    ],
+)
+def test_norms_learn_where_they_learned_in_the_file(key, learns):
+    """Prevents a resumed training, or one from weights of DEIM, whose BatchNorm stands still."""
+    with torch.device("meta"):
+        model = build_model("dfine_x", 1)
+        model.adapt_to({key: torch.zeros(1)})
+    assert isinstance(model.backbone.stem.stem1.bn, nn.BatchNorm2d) == learns
 
 
 def test_released_rules_reach_the_network():

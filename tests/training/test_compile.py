@@ -127,6 +127,15 @@ def test_ctrl_c_is_no_failure_of_the_compiler(monkeypatch):
         compiled_by(monkeypatch, interrupted)
 
 
+def test_a_network_of_queries_is_not_compiled(monkeypatch, capsys):
+    """Prevents a translation for every number of boxes, which ends the training once there were too many."""
+    monkeypatch.setattr(MeanLoss, "needs_host", True)
+    calls = []
+    network, compiled = compiled_by(monkeypatch, counting(calls))
+    assert compiled is network and calls == []
+    assert capsys.readouterr().out.startswith("note: compile is 'default', but this network has another number of")
+
+
 def test_data_parallel_is_not_compiled(monkeypatch, capsys):
     """Prevents a compiled network inside DataParallel, which copies it for every step."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

@@ -427,6 +427,15 @@ def test_a_criterion_may_feed_the_network():
     assert losses["loss"].item() == (1 + 4 + 2 + 5) / 2
 
 
+def test_what_a_criterion_feeds_is_made_of_the_targets_in_host_memory(monkeypatch):
+    """Prevents a step of a detector with queries that cannot begin before a GPU has ended the last one."""
+    monkeypatch.setattr(engine, "on_device", lambda loader, _: ((b, b.images, b.targets.clone()) for b in loader))
+    seen, batch, optim = [], batch_of([1.0]), make_optim(linear())
+    optim.criterion.extra_inputs = lambda targets, images: seen.append(targets is batch.targets) or ()
+    run_epoch(optim, [batch])
+    assert seen == [True]
+
+
 def test_the_average_follows_every_step():
     """Prevents an average of weights that misses steps, or follows batches instead of steps."""
     network = linear()

@@ -34,6 +34,19 @@ def test_backbones_alone_are_recognised(model_name):
     assert recognise(bare) == Recognised(family, model_name, True, None)
 
 
+@pytest.mark.parametrize(
+    ("model_name", "expected"),
+    [("dfine_n", ""), ("dfine_s", ""), ("dfine_m", "dfine_m"), ("dfine_l", "dfine_l"), ("dfine_x", "dfine_x")],
+)
+def test_backbones_of_dfine_are_recognised(model_name, expected):
+    """Prevents the published HGNetV2 files from being unknown: n and s have one and the same."""
+    whole = shapes_only(build_model, model_name, 3)
+    part = {key: value for key, value in whole.items() if key.startswith("backbone.")}
+    assert recognise(part) == Recognised("dfine", expected, False, None)
+    bare = {key.removeprefix("backbone."): value for key, value in part.items()}
+    assert recognise(bare) == Recognised("dfine", expected, True, None)
+
+
 @pytest.mark.parametrize("name", BACKBONES)
 def test_torchvision_is_recognised(name):
     """Prevents a downloaded file of one of the backbones on offer from being unknown."""

@@ -55,6 +55,7 @@ def build_detector(settings, class_names, runtime, checkpoint=None):
     logger.info(f"{network} {'from ' + weights.path if weights else 'from scratch'}")
     for sentence in model.remarks(settings.input_shape):
         logger.warning(sentence)
+    model.adapt_to(weights.state if weights else {})
     uninitialised = set(model.state_dict())
     if weights:
         result = load_matching(model, weights, class_names, settings.allow_partial_backbone)

@@ -49,6 +49,12 @@ def compile_network(network, optim, shape):
             "or choose one by gpu_ids."
         )
         return network
+    if optim.criterion.needs_host:
+        logger.warning(
+            "compile is 'default', but this network has another number of queries for each number of boxes, and would "
+            "be translated for each; training goes on without it."
+        )
+        return network
     images = torch.full(shape, 114, dtype=torch.uint8, device=runtime.device)
     batch = images.contiguous(memory_format=torch.channels_last), torch.zeros(shape[0], 16, 5, device=runtime.device)
     before, reason = {name: value.clone() for name, value in model.named_buffers()}, ""

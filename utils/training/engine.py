@@ -141,22 +141,23 @@ class OptimWrapper:
         elif self.ema:
             self.ema.model.load_state_dict(self.model.state_dict())
 
-    def train_step(self, network, images, targets, ends_window=True):
+    def train_step(self, network, images, targets, ends_window=True, host_targets=None):
         """Learn from a batch. Returns what step() does where the batch ends its window, else None.
 
-        network: the model as wrap_model gives it. images, targets: on the device.
+        network: the model as wrap_model gives it. images, targets: on the device. host_targets: see compute_loss.
         """
         with nullcontext() if ends_window else no_sync(network):
-            self.backward(self.compute_loss(network, images, targets))
+            self.backward(self.compute_loss(network, images, targets, host_targets))
         return self.step() if ends_window else None
 
-    def compute_loss(self, network, images, targets):
+    def compute_loss(self, network, images, targets, host_targets=None):
         """Forward in the run's precision, loss in float32. Returns {part: scalar tensor} and "count", see backward.
 
-        network: the model as wrap_model gives it.
+        network: the model as wrap_model gives it. host_targets: the targets in the host's memory, where they are known
+        there: what a criterion makes of them then waits for no step.
         """
-        raw = network(images, *self.criterion.extra_inputs(targets, images))
-        return self.criterion(raw, targets)
+        extra = self.criterion.extra_inputs(targets if host_targets is None else host_targets, images)
+        return self.criterion(network(images, *extra), targets)
 
     def backward(self, losses):
         """Add the gradient of a batch to those gathered since the last step, as if all were one batch.
@@ -258,7 +259,7 @@ def train_one_epoch(network, loader, optim, set_lr, meter, first=0, title="", af
             meter.truncated += batch.truncated
             if ends_window:
                 meter.learning_rate = set_lr(done / batches)
-            stepped = optim.train_step(network, images, targets, ends_window)
+            stepped = optim.train_step(network, images, targets, ends_window, batch.targets)
             if ends_window:
                 is_skipped, losses = stepped
                 meter.skipped += is_skipped

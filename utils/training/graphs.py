@@ -58,7 +58,7 @@ class GraphedOptimWrapper(OptimWrapper):
         rates_on_device(self.optimizer)
         self._graphs, self._seen, self._pool = {}, Counter(), None
 
-    def train_step(self, network, images, targets, ends_window=True):
+    def train_step(self, network, images, targets, ends_window=True, host_targets=None):
         shape = tuple(images.shape), tuple(targets.shape)
         self._seen[shape] += 1
         with self._own_stream():
@@ -66,7 +66,7 @@ class GraphedOptimWrapper(OptimWrapper):
                 self._capture(shape, network, images, targets)
             graph = self._graphs.get(shape)
             if graph is None:
-                return super().train_step(network, images, targets, ends_window)
+                return super().train_step(network, images, targets, ends_window, host_targets)
             graph.images.copy_(images)
             graph.targets.copy_(targets)
             if self.ema:

@@ -11,7 +11,7 @@ from utils.training.optim import set_rate
 
 # Batch size for which Init_lr is written; other batches scale it in proportion.
 NOMINAL_BATCH = 64
-# Bounds of the scaled learning rate, the upper ones times rate_scale; those of Min_lr are a hundredth of them.
+# Bounds of the scaled learning rate, times rate_scale; those of Min_lr are a hundredth of them.
 LR_LIMITS = {
     "sgd": (5e-4, 5e-2),
     "adam": (1e-4, 2e-3),
@@ -29,8 +29,8 @@ PLATEAU_STATE = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
 
 def lr_limits(settings):
     """(lowest, highest) learning rate that the optimiser may have in this network, whatever the batch size."""
-    low, high = LR_LIMITS[settings.optimizer_type]
-    return low, high * rate_scale(settings.optimizer_type, settings.model_name, settings.backbone)
+    scale = rate_scale(settings.optimizer_type, settings.model_name, settings.backbone)
+    return tuple(limit * scale for limit in LR_LIMITS[settings.optimizer_type])
 
 
 def scale_lr(initial, minimum, limits, batch_size):

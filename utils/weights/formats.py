@@ -11,9 +11,11 @@ from utils.io.errors import UserError
 _RGB_1 = {"channels": "RGB", "mean": [0.0, 0.0, 0.0], "std": [255.0, 255.0, 255.0]}
 _RGB_IMAGENET = {"channels": "RGB", "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
 _CENTRED, _STRETCHED = {"mode": "center", "pad": 128}, {"mode": "stretch", "pad": 0}
-# Width of the first convolution, by which a YOLOX tells its size.
-# Kernel of the first map's projection, by which a D-FINE tells its size.
+# Kernel of the first map's projection, by which a D-FINE tells its size, and width of the stem of its backbone, which
+# sizes may share.
 _DFINE_SIZES = {(128, 512): "n", (256, 256): "s", (256, 384): "m", (256, 512): "l", (384, 512): "x"}
+_HGNETV2_SIZES = {16: "", 32: "dfine_m", 48: "dfine_l", 64: "dfine_x"}
+# Width of the first convolution, by which a YOLOX tells its size.
 _YOLOX_SIZES = {16: "nano", 24: "tiny", 32: "s", 48: "m", 64: "l", 80: "x"}
 
 
@@ -84,7 +86,8 @@ FITTING = {
 
 
 class Recognised(NamedTuple):
-    """family: a key of FITTING. model_name: '' for a torchvision backbone. num_classes: None where none are predicted.
+    """family: a key of FITTING. model_name: '' for a backbone that several networks may have. num_classes: None where
+    none are predicted.
 
     is_backbone: the keys lack the backbone's prefix, and nothing else is held.
     """
@@ -105,6 +108,9 @@ def recognise(state):
     projection, classes = _kernel(state, "encoder.input_proj.0.conv.weight"), state.get("decoder.enc_score_head.weight")
     if projection is not None and classes is not None and tuple(projection.shape[:2]) in _DFINE_SIZES:
         return Recognised("dfine", f"dfine_{_DFINE_SIZES[tuple(projection.shape[:2])]}", False, len(classes))
+    stem = _kernel(state, "backbone.stem.stem4.conv.weight", "stem.stem4.conv.weight")
+    if stem is not None and len(stem) in _HGNETV2_SIZES:
+        return Recognised("dfine", _HGNETV2_SIZES[len(stem)], "stem.stem4.conv.weight" in state, None)
     for model_name, key, head in (
         ("yolov4", "stages.0.downsample_conv.conv.weight", "yolo_head3.1.weight"),
         ("yolov4_tiny", "resblock_body1.conv1.conv.weight", "yolo_headP5.1.weight"),

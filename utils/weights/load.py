@@ -62,7 +62,11 @@ def load_matching(model, weights, class_names, allow_partial_backbone=False):
         )
     model.load_state_dict(taken, strict=False)
     whole = [key for key in taken if key not in by_class]
-    return LoadResult(whole, by_class, missing, [key for key in state if key not in own])
+    return LoadResult(whole, by_class, missing, _without_place(state, own))
+
+
+def _without_place(state, own):
+    return [key for key in state if key not in own and not key.endswith(COUNTER)]
 
 
 def _state_for(model, weights):

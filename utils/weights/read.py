@@ -184,7 +184,7 @@ def foreign_metadata(format_name, model_name, num_classes):
     if rules.scale_x_y:
         maps = 2 if model_name == "yolov4_tiny" else 3
         metadata["decode_rule"] = {"scale_x_y": [rules.scale_x_y] * maps}
-    if rules.decode_rule:
+    if rules.decode_rule and num_classes:
         metadata["decode_rule"] = dict(rules.decode_rule)
     if num_classes:
         metadata["num_classes"] = num_classes
