@@ -37,7 +37,8 @@ class DetectorBase(nn.Module):
     parameters begin. The network takes uint8 RGB (B, 3, H, W) and owns its normalisation. extra: what its criterion's
     extra_inputs gives in training. decode_rule: plain values that decode needs beyond the weights. backbone_name: of
     torchvision, '' for the network's own. has_nms: whether suppression has to choose among its boxes, as it has where
-    several places learn one object. takes_backbone: whether one of torchvision may stand in the place of its own.
+    several places learn one object; without, raw has tokens (B, N), which places became queries. takes_backbone:
+    whether one of torchvision may stand in the place of its own.
     """
 
     parts = ("backbone", "neck", "head")

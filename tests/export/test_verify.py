@@ -2,6 +2,7 @@ import copy
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 onnx = pytest.importorskip("onnx", reason="needs requirements-export.txt")
@@ -123,12 +124,24 @@ def test_the_words_of_a_report():
     """Prevents a report that says nothing about how many detections differ, and one on detections of a file that holds
     no NMS."""
     report = {"score": 1e-6, "pixels": 1e-3, "pictures": ["a"], "detections": {"pytorch": 9, "onnx": 10, "both": 8}}
+    report["other_queries"] = 0
     assert verify.report_words(report).splitlines() == [
         "PyTorch and ONNX Runtime on 1 pictures: largest difference of a score 1.0e-06 (bound 0.001), of a box 1.0e-03 "
         "pixels (bound 0.5)",
         "detections from a score of 0.05 on: 9 of PyTorch, 10 of ONNX, 8 the same (bound 2% others, or one)",
     ]
     assert len(verify.report_words(report | {"detections": None}).splitlines()) == 1
+    assert verify.report_words(report | {"other_queries": 2}).splitlines()[1] == (
+        "on 2 of them the two chose other queries, whose scores differ in the last digit: these are left out"
+    )
+
+
+def test_queries_are_compared_by_their_tokens():
+    """Prevents a correct file from being deleted where two tokens of equal scores change places, or the last one is
+    another."""
+    tokens, others = np.array([[5, 2, 9], [1, 2, 3]]), np.array([[9, 5, 2], [1, 2, 4]])
+    (boxes,), is_same = verify.in_order_of(tokens, others, [np.arange(24.0).reshape(2, 3, 4)])
+    assert boxes[0, :, 0].tolist() == [4, 8, 0] and is_same.tolist() == [True, False]
 
 
 @pytest.mark.slow
