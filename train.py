@@ -44,7 +44,7 @@ from utils.training.preflight import preflight
 #                               coco/annotations/instances_train2017.json    (the images in coco/train2017/)
 #                           or YOLO's layout: its data.yaml or obj.data for both constants, or a folder of images
 #                               my_data/images/train                         (the boxes in my_data/labels/train/)
-#                           or a folder of images with the XML file of VOC, or the JSON file of LabelMe, beside each
+#                           or a folder of images with the XML file of VOC or the JSON file of LabelMe beside each,
 #                           or a list file with lines `path x1,y1,x2,y2,class x1,y1,x2,y2,class ...`
 #                               2007_train.txt
 #                           or a list of several of these, each read by its own format: source_weights, below
@@ -302,9 +302,7 @@ ignore_iou = 0.7
 map_weights = []
 
 # ----------------------------------------------------------------------------------------------------------------------
-#   WHAT IS FROZEN, AND HOW BATCHES BECOME STEPS
-#
-#   After set-up a table shows what trains in which phase, and how fast.
+#   WHAT IS FROZEN, AND HOW BATCHES BECOME STEPS. After set-up a table shows what trains in which phase, and how fast.
 #
 #   Freeze_Train        True: up to Freeze_Epoch the backbone keeps its pretrained weights. Such an epoch takes half the
 #                       time and little memory; but where all trains from the first epoch on, the detector became better

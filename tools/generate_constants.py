@@ -62,8 +62,9 @@ def script_tables(name):
     defaults = {key: ast.unparse(value) for key, value in assignments(path.read_text(encoding="utf-8"))}
     lines = [f"\n## {name}\n"]
     for section in read_sections(path):
-        title = section.title.capitalize().rstrip(".")
-        lines += [f"\n### {name}: {title}\n"] if len(read_sections(path)) > 1 else []
+        title, _, remark = section.title.rstrip(".").partition(". ")
+        lines += [f"\n### {name}: {title.capitalize()}\n"] if len(read_sections(path)) > 1 else []
+        lines += [f"\n{remark}.\n"] if remark else []
         lines += ["\n| Constant | Default | Meaning |\n|---|---|---|\n"]
         for constant, text in section.constants.items():
             lines.append(f"| `{constant}` | `{defaults[constant]}` | {_cell(text)} |\n")

@@ -90,38 +90,17 @@ def compare(onnx_path, detector, pictures):
     which the two chose other queries, as the last digit of a score decides; these are not compared. "agrees": all is
     within the bounds, and at least half of the pictures were compared.
     """
-    proto = onnx.load(onnx_path)
-    has_nms = proto.graph.output[0].name == DETECTIONS
-    suppresses = has_nms and detector.model.has_nms
-    inside = head_names(suppresses)
-    if has_nms:  # what the file keeps inside is looked at too
-        types = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
-        proto.graph.output.extend(map(onnx.helper.make_tensor_value_info, inside, types, [None] * 3))
-    names = [*inside, DETECTIONS] if has_nms else [*inside]
-    if not detector.model.has_nms:
-        names.append(_output_tokens(proto))
-    session = open_session(proto.SerializeToString())
-    options = NMSOptions(LOWEST_SCORE)
-    inputs = graph_options(options, len(detector.class_names)) if has_nms else {}
+    session, names = _open_inside(onnx_path, detector)
     differences, counts, others, images_rgb = [(0.0, 0.0)], np.zeros(3, int), 0, list(pictures.values())
     for part in (images_rgb[:1], *(images_rgb[start : start + BATCH] for start in range(1, len(images_rgb), BATCH))):
-        batch, _ = detector.preprocess(part)
-        raw = detector.forward(batch)
-        decoded = detector.model.decode(raw)
-        got = session.run(names, {"images": np.ascontiguousarray(batch.transpose(0, 3, 1, 2))} | inputs)
-        expected, found = [part.numpy() for part in head_outputs(decoded, suppresses)[:2]], got[:2]
-        is_same = np.ones(len(part), bool)
-        if not detector.model.has_nms:
-            found, is_same = in_order_of(raw.tokens.numpy(), got[-1], found)
-        others += int((~is_same).sum())
-        for number in np.flatnonzero(is_same):
-            one = [[values[number] for values in side] for side in (expected, found)]
-            differences.append(_largest_differences(*one, detector.input_shape))
-        if has_nms:
-            counts += _count_detections(select(detector.model, decoded, options), got[len(inside)], is_same)
+        found = _compare_batch(session, names, detector, part)
+        differences += found[0]
+        counts += found[1]
+        others += found[2]
     score, pixels = np.max(differences, axis=0).tolist()
     lost = counts[:2].max() - counts[2]
     is_close = score <= MAX_SCORE_ERROR and pixels <= MAX_PIXEL_ERROR and 2 * others <= len(pictures)
+    has_nms = DETECTIONS in names
     return {
         "agrees": bool(is_close and lost <= max(1, MAX_LOST * counts[1])),
         "score": score,
@@ -132,6 +111,48 @@ def compare(onnx_path, detector, pictures):
         "pictures": [str(path) for path in pictures],
         "versions": {name: packages(name)[0].__version__ for name in ("torch", "onnx", "onnxruntime")},
     }
+
+
+def _open_inside(onnx_path, detector):
+    """A session of an exported file that also gives what the file keeps inside, and the names of its outputs: boxes and
+    scores first, and last, where the network has queries, which tokens these are."""
+    proto = onnx.load(onnx_path)
+    has_nms = proto.graph.output[0].name == DETECTIONS
+    names = [*head_names(has_nms and detector.model.has_nms)]
+    if has_nms:
+        types = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
+        inside = map(onnx.helper.make_tensor_value_info, names, types, [None] * 3)
+        proto.graph.output.extend(inside)
+        names.append(DETECTIONS)
+    if not detector.model.has_nms:
+        # Which tokens became queries, (B, N) int64: the decoder's first choice of the highest scores.
+        names.append(next(node.output[1] for node in proto.graph.node if node.op_type == "TopK"))
+        proto.graph.output.append(onnx.helper.make_tensor_value_info(names[-1], onnx.TensorProto.INT64, [None, None]))
+    return open_session(proto.SerializeToString()), names
+
+
+def _compare_batch(session, names, detector, images_rgb):
+    """([(score, pixels)] of the images that count, their detections as in _count_detections, how many do not count)."""
+    has_nms, suppresses = DETECTIONS in names, "class_ids" in names
+    options = NMSOptions(LOWEST_SCORE)
+    inputs = graph_options(options, len(detector.class_names)) if has_nms else {}
+    batch, _ = detector.preprocess(images_rgb)
+    raw = detector.forward(batch)
+    decoded = detector.model.decode(raw)
+    got = session.run(names, {"images": np.ascontiguousarray(batch.transpose(0, 3, 1, 2))} | inputs)
+    expected, found = [part.numpy() for part in head_outputs(decoded, suppresses)[:2]], got[:2]
+    counts_image = np.ones(len(images_rgb), bool)
+    if not detector.model.has_nms:
+        found, counts_image = in_order_of(raw.tokens.numpy(), got[-1], found)
+    differences = [
+        _largest_differences(*([values[number] for values in side] for side in (expected, found)), detector.input_shape)
+        for number in np.flatnonzero(counts_image)
+    ]
+    counts = np.zeros(3, int)
+    if has_nms:
+        detections = got[names.index(DETECTIONS)]
+        counts = _count_detections(select(detector.model, decoded, options), detections, counts_image)
+    return differences, counts, int((~counts_image).sum())
 
 
 def report_words(report):
@@ -153,14 +174,6 @@ def report_words(report):
             f"{found['both']} the same (bound {MAX_LOST:.0%} others, or one)"
         )
     return "\n".join(lines)
-
-
-def _output_tokens(proto):
-    """Let a network of queries also give which tokens became queries: the name of that output, (B, N) int64."""
-    # The decoder's first choice of the highest scores.
-    name = next(node.output[1] for node in proto.graph.node if node.op_type == "TopK")
-    proto.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, [None, None]))
-    return name
 
 
 def in_order_of(tokens, other_tokens, parts):
