@@ -8,12 +8,14 @@ and no packages beyond requirements.txt. On a CPU the same runs with small sizes
 
 import copy
 import json
+import math
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -338,6 +340,31 @@ def training(bench):
     bench.report(
         "as if never stopped (deterministic)", f"validation losses {ends}", bool(ends[0]) and ends[0] == ends[1]
     )
+
+
+@item
+def queries(bench):
+    """D-FINE, whose step is no graph: its time in each precision, and a training whose batch size is measured."""
+    for case in (("dfine_n", 16, 416), ("dfine_s", 16, 640)) if bench.large else (("dfine_n", 2, 64),):
+        for name, dtype in bench.precisions.items():
+            optim, network, batch = make(bench, case, dtype, optimizer_type="adamw")
+            step = partial(optim.train_step, network, *batch, host_targets=batch[1].cpu())
+            total, host = milliseconds(bench, step)
+            loss = step()[1]["loss"].item()
+            memory = torch.cuda.max_memory_allocated() / 2**30 if bench.large else 0
+            text = f"{total:.1f} ms (host {host:.1f}), {case[1] / total * 1e3:.0f} images/s, {memory:.1f} GiB, "
+            bench.report("{} b{}@{} {}".format(*case, name), f"{text}loss {loss:.2f}", math.isfinite(loss))
+            del optim, network, batch, step
+            if bench.large:
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+    folder, side = bench.folder / "queries", 256 if bench.large else 96
+    arguments = [f"--save_dir={folder}", "--model_name=dfine_n", "--Unfreeze_batch_size=0", "--UnFreeze_Epoch=2"]
+    done = run(bench.command("train.py", *arguments, f"--input_shape=[{side},{side}]"))
+    for pattern in (r"Unfreeze_batch_size is 0 .*", r"epoch +2/2.*"):
+        for text in re.findall(pattern, done.stdout):
+            bench.report("it says", text[:220])
+    bench.report("a training of dfine_n", f"exit status {done.returncode}", done.returncode == 0)
 
 
 def run(command):

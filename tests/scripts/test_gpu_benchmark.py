@@ -7,7 +7,7 @@ import pytest
 from tests.scripts.programs import run
 
 QUICK_ITEMS = "versions,graphs,steps,waits,not_finite,overflow,against_cpu,compiled"
-TRAININGS = "training,devices,launcher,loading,marked_tests"
+TRAININGS = "training,queries,devices,launcher,loading,marked_tests"
 
 
 def rows_of(folder, items):
