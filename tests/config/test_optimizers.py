@@ -7,7 +7,7 @@ from utils.config.rules import RELEASE_NAMES
 
 
 def filled(**changes):
-    values = {"optimizer_type": "adamw", "model_name": "yolox_nano", "backbone": "", "seed": 3}
+    values = {"optimizer_type": "adamw", "model_name": "yolox_nano", "backbone": "", "model_path": "", "seed": 3}
     values |= dict.fromkeys(("Init_lr", "momentum", "weight_decay", "lr_decay_type", "lr_scale", "clip_grad_norm"))
     return fill_in(values | changes)
 
@@ -44,8 +44,9 @@ def test_each_optimiser_and_network_has_its_values():
 
 def test_queries_learn_with_short_gradients_a_slow_backbone_and_their_own_schedule():
     """Prevents a network with queries from training with the safeguard of one with cells, and the reverse."""
-    yolox, dfine = filled(), filled(model_name="dfine_m")
+    yolox, dfine = filled(), filled(model_name="dfine_m", model_path="dfine_m")
     assert (yolox["clip_grad_norm"], yolox["lr_scale"], yolox["lr_decay_type"]) == (10.0, {}, "cos")
     assert (dfine["clip_grad_norm"], dfine["lr_scale"], dfine["lr_decay_type"]) == (0.1, {"backbone": 0.1}, "flat_cos")
+    assert filled(model_name="dfine_x")["lr_scale"] == {"backbone": 0.5}  # from scratch it has as much to learn
     assert filled(model_name="dfine_m", lr_decay_type="step")["lr_decay_type"] == "step"
     assert filled(model_name="dfine_m", clip_grad_norm=0.0, lr_scale={})["lr_scale"] == {}

@@ -31,8 +31,8 @@ WIDTHS = {
 }
 # The width for which the rates of the adams stand above.
 MEASURED_WIDTH = 0.25
-# D-FINE: factor of the adams' rate, and of that the backbone's. Source: Peterande/D-FINE, configs/dfine/custom, for the
-# ratios; the rate of n was measured here on the drawn sample alone.
+# D-FINE: factor of the adams' rate, and of that the backbone's, which is pretrained. Source: Peterande/D-FINE,
+# configs/dfine/custom, for the ratios; the rate of n was measured here on the drawn sample alone.
 DFINE = {
     "dfine_n": (0.5, 0.5),
     "dfine_s": (0.25, 0.5),
@@ -40,6 +40,8 @@ DFINE = {
     "dfine_l": (0.125, 0.05),
     "dfine_x": (0.125, 0.01),
 }
+# Of the backbone from scratch, which has as much to learn as the rest.
+FROM_SCRATCH = 0.5
 # Queries are learned with gradients cut much shorter than cells are, and at the highest rate for longer.
 CELLS = {"clip_grad_norm": 10.0, "lr_decay_type": "cos"}
 QUERIES = {"clip_grad_norm": 0.1, "lr_decay_type": "flat_cos"}
@@ -64,5 +66,7 @@ def fill_in(values):
     suitable["Init_lr"] *= rate_scale(*(values[name] for name in ("optimizer_type", "model_name", "backbone")))
     is_dfine = values["model_name"] in DFINE
     suitable |= QUERIES if is_dfine else CELLS
-    suitable["lr_scale"] = {"backbone": DFINE[values["model_name"]][1]} if is_dfine else {}
+    suitable["lr_scale"] = {}
+    if is_dfine:
+        suitable["lr_scale"] = {"backbone": DFINE[values["model_name"]][1] if values["model_path"] else FROM_SCRATCH}
     return values | {name: value for name, value in suitable.items() if values[name] is None}
