@@ -26,8 +26,10 @@ from utils.evaluation.evaluate import EvalOptions, evaluate_detector, ground_tru
 from utils.evaluation.matching import match_voc
 from utils.evaluation.scores import format_scores, score_detections
 from utils.inference.detector import open_detector
+from utils.io.class_names import one_line
 from utils.io.errors import MissingFileError, UserError
 from utils.io.logger import logger
+from utils.io.lookup import canonical
 from utils.io.text import json_text
 from utils.visualize.curves import draw_curves
 
@@ -150,23 +152,27 @@ def detect(settings):
     names = [Path(annotations.path(number)).name for number in range(len(annotations))]
     image_ids, category_ids = list(range(1, len(names) + 1)), list(range(1, len(detector.class_names) + 1))
     if settings.annotation_path.lower().endswith(".json"):
-        # DetectionTable with the ids of the user's own file can be scored against it by any tool.
-        content = json.loads(Path(settings.annotation_path).read_text(encoding="utf-8-sig"))
-        id_of = {Path(image["file_name"].replace("\\", "/")).name: image["id"] for image in content["images"]}
-        if len(id_of) == len(content["images"]):
-            image_ids = [id_of[name] for name in names]
-        else:
+        own_ids, category_ids = ids_of_coco(settings.annotation_path, names, detector.class_names)
+        if own_ids is None:
             notes.append(f"{settings.annotation_path} names pictures alike: detections.json has ids of its own")
-        notes.append(
-            "small, medium and large go by the size of the box; by the area of the outline, where the file says it, "
-            f"with --gt={settings.annotation_path} --det={Path(settings.map_out_path) / 'detections.json'}"
-        )
-        id_of = {category["name"].strip(): category["id"] for category in content["categories"]}
-        free = max([number for number in id_of.values() if isinstance(number, int)], default=0)
-        category_ids = [id_of.get(name, free + 1 + place) for place, name in enumerate(detector.class_names)]
+        image_ids = own_ids or image_ids
     return Labelled(
         ground_truth(annotations), evaluation.detections, detector.class_names, names, image_ids, category_ids, notes
     )
+
+
+def ids_of_coco(path, image_names, class_names):
+    """The ids that a COCO file gives, so that detections can be scored against it by any tool.
+
+    image_names: of files, without folder. Returns (ids of these images, None where the file names several alike; ids of
+    these classes, new ones for those that it lacks).
+    """
+    content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    id_of = {canonical(image["file_name"]).rpartition("/")[2]: image["id"] for image in content["images"]}
+    image_ids = [id_of[canonical(name)] for name in image_names] if len(id_of) == len(content["images"]) else None
+    id_of = {one_line(category["name"]): category["id"] for category in content["categories"]}
+    free = max([number for number in id_of.values() if isinstance(number, int)], default=0)
+    return image_ids, [id_of.get(name, free + 1 + place) for place, name in enumerate(class_names)]
 
 
 def read_files(settings):
@@ -208,8 +214,8 @@ def write_detections(folder, data):
         lines[image].append(f"{data.class_names[class_id]} {score:.6g} {' '.join(f'{value:.6g}' for value in box)}\n")
     stems = [Path(name).stem for name in data.image_names]
     if len(set(stems)) < len(stems):
-        logger.warning(f"pictures are named alike, so the files in {text_folder} are named by their image ids")
-        stems = data.image_ids
+        logger.warning(f"pictures are named alike, so the names of the files in {text_folder} begin with numbers")
+        stems = [f"{number}_{stem}" for number, stem in enumerate(stems, 1)]
     for stem, text in zip(stems, lines, strict=True):
         (text_folder / f"{stem}.txt").write_text("".join(text), encoding="utf-8")
 

@@ -41,7 +41,7 @@ anchors_path = "model_data/my_anchors.txt"
 overwrite = False
 seed = 0
 
-_OF_TRAIN = ("train_annotation_path", "classes_path", "model_name", "input_shape")
+_OF_TRAIN = ("train_annotation_path", "classes_path", "model_name", "input_shape", "tile")
 
 # More of these gain less than 0.001 of mean IoU, and take long.
 _RESTARTS, _MOST_ROUNDS, _MOST_BOXES = 10, 100, 20_000
@@ -120,12 +120,13 @@ def output_paths(settings):
 
 
 def read_sizes(settings):
-    """(M, 2) width and height of all training boxes in pixels of the input, to a tenth; sides are 1 pixel at least."""
+    """(M, 2) width and height of all training boxes in pixels of the input, or of its tiles, to a tenth; sides are 1
+    pixel at least."""
     _, sets = read_data_sets({"train": settings.train_annotation_path}, settings.classes_path)
     annotations, findings, _ = sets["train"]
     if findings:
         logger.info(indent(findings_table(findings), "  "))
-    sizes_wh = box_sizes_at_input(annotations, settings.input_shape)
+    sizes_wh = box_sizes_at_input(annotations, settings.input_shape, settings.tile)
     small = (sizes_wh < 1).any(axis=1).sum()
     if small:
         height, width = settings.input_shape

@@ -12,10 +12,10 @@ pytest.importorskip("onnxruntime", reason="needs requirements-export.txt")
 from nets.base import Decoded  # noqa: E402
 from tests.nets.decoded import decoded_rows, packed, unpacked  # noqa: E402
 from tests.tiny_detector import NAMES, OPTIONS, TinyNetwork, exported, random_pictures, tiny_detector  # noqa: E402
-from utils.export.onnx import HEAD_OUTPUTS, SUPPRESSION, head_outputs, write_onnx  # noqa: E402
+from utils.export.onnx import HEAD_OUTPUTS, SELECTION, SUPPRESSION, head_outputs, write_onnx  # noqa: E402
 from utils.inference.base import NMSOptions  # noqa: E402
 from utils.inference.onnx import OnnxDetector, graph_options, open_session  # noqa: E402
-from utils.inference.postprocess import nms  # noqa: E402
+from utils.inference.postprocess import nms, top_scores  # noqa: E402
 from utils.weights.metadata import check_metadata  # noqa: E402
 
 
@@ -26,12 +26,13 @@ def random_decoded(images, count, classes=4):
     return unpacked(torch.cat((boxes_xyxy, 2 * torch.randn(images, count, 1 + classes)), -1))
 
 
-def run_nms(decoded, options):
+def run_nms(decoded, options, has_nms=True):
     """What the graph makes of a Decoded: (n, 7)."""
+    template = SUPPRESSION if has_nms else SELECTION
     session = open_session(
-        onnx.parser.parse_model(SUPPRESSION.format(ir_version=10, opset=18, most=3000)).SerializeToString()
+        onnx.parser.parse_model(template.format(ir_version=10, opset=18, most=3000)).SerializeToString()
     )
-    given = dict(zip(HEAD_OUTPUTS, map(torch.Tensor.numpy, head_outputs(decoded, True)), strict=True))
+    given = dict(zip(HEAD_OUTPUTS, map(torch.Tensor.numpy, head_outputs(decoded, has_nms)), strict=False))
     return session.run(None, given | graph_options(options, decoded.class_logits.shape[-1]))[0]
 
 
@@ -65,6 +66,18 @@ def test_the_graph_does_nms_as_pytorch_does(count, options):
     got = run_nms(decoded, options)
     assert got.dtype == np.float32 and got.shape == expected.shape
     assert in_order(got) == pytest.approx(in_order(expected), abs=1e-4)
+
+
+def test_what_counts_is_chosen_before_the_best():
+    """Prevents the loss of boxes whose class needs a low score, behind many of a class that needs a high one."""
+    options = NMSOptions([0.8, 0.3], 0.5, 4)
+    logits = torch.tensor([[[0.6, 0.0]] * 3200 + [[0.0, 0.4]] * 5]).logit(eps=1e-6)
+    corners = torch.arange(3205.0)[:, None] * torch.tensor([100.0, 0.0])
+    decoded = Decoded(torch.cat((corners, corners + 50), -1)[None], logits, None)
+    for has_nms, choose in ((True, nms), (False, top_scores)):
+        got = run_nms(decoded, options, has_nms)
+        assert got[:, 6].tolist() == [1, 1, 1, 1]
+        assert in_order(got) == pytest.approx(in_order(as_rows(choose(decoded, options))), abs=1e-4)
 
 
 def test_head_outputs_literal_values():

@@ -231,6 +231,28 @@ def test_files_of_the_user_stay(folders):
     assert own.read_text() == "mine"
 
 
+def test_ids_of_a_coco_file(tmp_path):
+    """Prevents the loss of a finished evaluation where a file is named in another spelling, and new ids for known
+    classes."""
+    images = [{"id": 42, "file_name": "train/IMG_1.JPG"}, {"id": "b", "file_name": "C:\\data\\b%20c.jpg"}]
+    categories = [{"id": 18, "name": "big  cat "}, {"id": 3, "name": "car"}]
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps({"images": images, "categories": categories}))
+    found = get_map.ids_of_coco(path, ["img_1.jpg", "b c.jpg"], ["car", "big cat", "dog"])
+    assert found == ([42, "b"], [3, 18, 21])
+    path.write_text(json.dumps({"images": [*images, {"id": 1, "file_name": "val/img_1.jpg"}], "categories": []}))
+    assert get_map.ids_of_coco(path, ["img_1.jpg"], []) == (None, [])
+
+
+def test_pictures_that_are_named_alike(tmp_path):
+    """Prevents one file for two pictures, and files outside of the folder by an id that is a path."""
+    changes = {"truth__images__0": {"id": "../../evil", "file_name": "x/a.jpg"}, "found__0__image_id": "../../evil"}
+    changes |= {"truth__images__1": {"id": 7, "file_name": "y/a.jpg"}, "truth__annotations__0__image_id": "../../evil"}
+    get_map.main(coco(tmp_path, **changes))
+    assert sorted(path.name for path in (tmp_path / "out/detections").iterdir()) == ["1_a.txt", "2_a.txt"]
+    assert not list(tmp_path.glob("**/evil*"))
+
+
 def test_other_class_names_are_an_error(folders):
     """Prevents a score of 0 where one side writes numbers and the other names."""
     for path in (folders / "det").iterdir():

@@ -132,6 +132,12 @@ def test_boxes_below_a_pixel(settings, capsys):
     assert "1 boxes have a side below 1 pixel at 104x416, which counts as 1 here." in capsys.readouterr().out
 
 
+def test_tiles_show_larger_boxes(settings):
+    """Prevents anchors for whole pictures where training sees their tiles, of 52 of the 208 pixels."""
+    settings.tile = 52
+    assert tool.read_sizes(settings)[0].tolist() == [5 * 8, 10 * 8]
+
+
 def test_findings_are_shown_and_names_taken_from_the_data(settings, capsys):
     """Prevents boxes from being dropped without a word, and an error where classes_path is ''."""
     image = '{"id": 1, "file_name": "a.png", "width": 208, "height": 104}'

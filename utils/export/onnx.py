@@ -45,23 +45,23 @@ suppression (float[batch, cells, 4] boxes_xyxy, float[batch, cells] scores, int6
 <int64[1] most = {{{most}}}, int64 zero = {{0}}, int64 one = {{1}}, int64[1] axis_0 = {{0}}, int64[1] axis_1 = {{1}},
  int64[1] axis_2 = {{2}}, int64[2] image_and_candidate = {{0, 2}}, float out = {{-1.0}}, float[1] lowest = {{0.0}}>
 {{
+    needed = Gather (confidence, class_ids)
+    is_sure = GreaterOrEqual (scores, needed)
+    sure_scores = Where (is_sure, scores, out)
     cells = Shape <start = 1, end = 2> (scores)
     count = Min (cells, most)
-    best_scores, best = TopK <axis = 1> (scores, count)
+    best_scores, best = TopK <axis = 1> (sure_scores, count)
     best_places = Unsqueeze (best, axis_2)
     best_boxes = GatherND <batch_dims = 1> (boxes_xyxy, best_places)
     best_classes = GatherElements <axis = 1> (class_ids, best)
 
-    needed = Gather (confidence, best_classes)
-    is_sure = GreaterOrEqual (best_scores, needed)
-    sure_scores = Where (is_sure, best_scores, out)
     classes_shape = Shape (confidence)
     classes = Squeeze (classes_shape, axis_0)
     numbers = Range (zero, classes, one)
     number_of_row = Unsqueeze (numbers, axis_1)
     class_of_column = Unsqueeze (best_classes, axis_1)
     is_class = Equal (class_of_column, number_of_row)
-    score_of_column = Unsqueeze (sure_scores, axis_1)
+    score_of_column = Unsqueeze (best_scores, axis_1)
     class_scores = Where (is_class, score_of_column, out)
     selected = NonMaxSuppression (best_boxes, class_scores, max_boxes, nms_iou, lowest)
 
@@ -90,9 +90,12 @@ SELECTION = (
 <ir_version: {ir_version}, opset_import: ["" : {opset}]>
 selection (float[batch, queries, 4] boxes_xyxy, float[batch, queries, classes] scores,
            float[classes] confidence, float[1] nms_iou, int64[1] max_boxes) => (float[found, 7] detections)
-<int64[2] flat_shape = {{0, -1}}, int64[1] axis_0 = {{0}}, int64[1] axis_1 = {{1}}, int64[1] axis_2 = {{2}}>
+<int64[2] flat_shape = {{0, -1}}, int64[1] axis_0 = {{0}}, int64[1] axis_1 = {{1}}, int64[1] axis_2 = {{2}},
+ float out = {{-1.0}}, float zero = {{0.0}}>
 {{
-    flat = Reshape (scores, flat_shape)
+    is_high = GreaterOrEqual (scores, confidence)
+    high_scores = Where (is_high, scores, out)
+    flat = Reshape (high_scores, flat_shape)
     total = Shape <start = 1, end = 2> (flat)
     count = Min (total, max_boxes)
     best_scores, best = TopK <axis = 1> (flat, count)
@@ -102,8 +105,7 @@ selection (float[batch, queries, 4] boxes_xyxy, float[batch, queries, classes] s
     best_places = Unsqueeze (best_queries, axis_2)
     best_boxes = GatherND <batch_dims = 1> (boxes_xyxy, best_places)
 
-    needed = Gather (confidence, best_classes)
-    is_sure = GreaterOrEqual (best_scores, needed)
+    is_sure = GreaterOrEqual (best_scores, zero)
     stays = Cast <to = 1> (is_sure)
     kept_columns = NonZero (stays)
     kept = Transpose <perm = [1, 0]> (kept_columns)
