@@ -3,11 +3,14 @@
 python tools/split_data.py --annotation_path=my_data [--train_percent=0.9 "--group_pattern=(.+)_[0-9]+" ...]
 
 annotation_path is what train.py takes: a folder of images with their label files, a data.yaml, a COCO file, or a list.
-It writes two files that train.py reads, for train_annotation_path and val_annotation_path, and changes no other:
+It writes files that train.py reads, says which to name for train_annotation_path and val_annotation_path, and changes
+no other:
 
     a COCO file a.json      a_train.json and a_val.json beside it
     a list a.txt            a_train.txt and a_val.txt beside it, with the boxes that it holds
-    all others              train.txt and val.txt, lists of the images, in the folder
+    a.yaml or a.data        a_train.txt and a_val.txt beside it, lists of the images, and a_split.yaml, which names both
+                            lists and the classes
+    a folder                train.txt and val.txt, lists of the images, in it
 
 Folders of the VOC format have tools/voc_annotation.py.
 """
@@ -26,9 +29,10 @@ from utils.data.formats.voc import voc_root
 from utils.data.quality.findings import raise_errors
 from utils.data.splits import make_splits, refuse_overwriting, split_command
 from utils.io.errors import UserError
-from utils.io.files import read_lines
+from utils.io.files import is_inside, read_lines
 from utils.io.logger import logger
 from utils.io.text import is_text, json_text
+from utils.io.yaml_files import load_yaml
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   annotation_path   The data set as a whole.
@@ -51,7 +55,7 @@ DESCRIPTIONS = (".yaml", ".yml", ".data")
 
 
 def main(settings):
-    """Write the two files, and say how to use them. Nothing is written where ValueError is raised for a mistake."""
+    """Write the files, and say how to use them. Nothing is written where ValueError is raised for a mistake."""
     if not 0 < settings.train_percent < 1:
         raise UserError(f"train_percent is {settings.train_percent}; expected a share between 0 and 1, as 0.9.")
     path = Path(settings.annotation_path)
@@ -62,7 +66,8 @@ def main(settings):
         refuse_overwriting(texts)
     for target, text in texts.items():
         target.write_text(text, encoding="utf-8")
-    constants = zip(("train_annotation_path", "val_annotation_path"), texts, strict=True)
+    named = [target for target in texts if target.suffix == ".yaml"] * 2 or texts
+    constants = zip(("train_annotation_path", "val_annotation_path"), named, strict=True)
     logger.info("For train.py:\n" + "\n".join(f'{name} = "{target.as_posix()}"' for name, target in constants))
 
 
@@ -78,13 +83,19 @@ def parts_of(names, settings):
 
 
 def split_coco(path, settings):
-    """{path: content} of the two COCO files: each has all that belongs to its images, and what belongs to none."""
+    """{path: content} of the two COCO files: each has all that belongs to its images, and what belongs to none.
+
+    Where the reader looks for images depends on the name of the file, so the new ones name the folders of theirs.
+    """
     source = read_raw_annotations(path)
     raise_errors(str(path), source.findings)
     content = json.loads(path.read_text(encoding="utf-8-sig"))
     texts, parts = {}, parts_of([item["file_name"] for item in content["images"]], settings)
+    found = list(zip(content["images"], source.paths, strict=True))
     for part, names in zip(("train", "val"), map(set, parts), strict=True):
-        images = [item for item in content["images"] if item["file_name"] in names]
+        images = [
+            item | {"file_name": name_from(path.parent, image)} for item, image in found if item["file_name"] in names
+        ]
         ids = {item["id"] for item in images}
         boxes = [item for item in content["annotations"] if item["image_id"] in ids]
         text = json_text(content | {"images": images, "annotations": boxes})
@@ -92,13 +103,20 @@ def split_coco(path, settings):
     return texts
 
 
+def name_from(folder, image):
+    """The path of an image from a folder, or, where it lies elsewhere, from the folder above, as COCO files name it."""
+    name = os.path.relpath(image, folder)
+    return Path(name if is_inside(name) else os.path.relpath(image, folder / "..")).as_posix()
+
+
 def split_paths(path, settings):
-    """{path: content} of two lists: of the images, or, for a list with boxes, of its lines."""
+    """{path: content} of two lists: of the images, or, for a list with boxes, of its lines; and of a description."""
     if voc_root(str(path)) is not None:
         raise UserError(f"{path} is a split of a VOC data set; {split_command(str(path))} makes all of them anew.")
     source = read_raw_annotations(path)
     raise_errors(str(path), source.findings)
-    is_list = path.is_file() and path.suffix.lower() not in DESCRIPTIONS
+    is_description = path.is_file() and path.suffix.lower() in DESCRIPTIONS
+    is_list = path.is_file() and not is_description
     if not is_list:
         refuse_parts(path, source.paths)
     images = list(map(os.path.normpath, source.paths))
@@ -108,12 +126,23 @@ def split_paths(path, settings):
         # An image may stand on several lines, which must not be divided.
         for image, line in zip(images, lines, strict=True):
             lines_of[image].append(line)
-    folder, stem = (path.parent, f"{path.stem}_") if is_list else (path if path.is_dir() else path.parent, "")
+    folder, stem = (path, "") if path.is_dir() else (path.parent, f"{path.stem}_")
     parts = zip(("train", "val"), parts_of(list(lines_of), settings), strict=True)
-    return {
+    texts = {
         folder / f"{stem}{part}.txt": "".join(f"{line}\n" for image in images for line in lines_of[image])
         for part, images in parts
     }
+    return texts | ({folder / f"{stem}split.yaml": description(path, source.names)} if is_description else {})
+
+
+def description(path, names):
+    """The content of a data.yaml of the two lists, with what the lists do not say: the names of the classes, and the
+    shape of key points, of the description that was split."""
+    lines = [f"{part}: {json_text(f'{path.stem}_{part}.txt')}" for part in ("train", "val")]
+    lines.append(f"names: {json_text(names)}")
+    if path.suffix.lower() != ".data" and (shape := load_yaml(str(path)).get("kpt_shape")):
+        lines.append(f"kpt_shape: {json_text(list(map(int, shape)))}")
+    return "\n".join([*lines, ""])
 
 
 def lines_with_boxes(path):

@@ -8,6 +8,7 @@ from tests.voc_folder import box_xml, make_voc
 from tests.yolo_folder import make_yaml, make_yolo
 from tools import split_data
 from utils.data.annotations import read_annotations
+from utils.data.formats.detect_format import read_raw_annotations
 
 LABELS = {f"{group}_{number}": "0 0.5 0.5 0.2 0.2" for group in "ab" for number in range(5)}
 
@@ -39,9 +40,34 @@ def test_yolo(tmp_path, capsys, kind):
     path = path or make_yaml(tmp_path, "train: images\nval: images\nnames: [cat]\n")
     split(path)
     place = tmp_path / "images" if kind == "folder" else tmp_path
-    names = [f"all_{part}.txt" if kind == "list" else f"{part}.txt" for part in ("train", "val")]
+    lead = {"list": "all_", "yaml": "data_"}.get(kind, "")
+    names = [f"{lead}{part}.txt" for part in ("train", "val")]
     check_parts(*(place / name for name in names))
-    assert f'val_annotation_path = "{place / names[1]}"' in capsys.readouterr().out
+    named = "data_split.yaml" if kind == "yaml" else names[1]
+    assert f'val_annotation_path = "{place / named}"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["pets.yaml", "obj.data"])
+def test_names_of_a_description_are_kept(tmp_path, name):
+    """Prevents numbers from being taken for other classes: here 0 is dog for the data set, and cat for train.py. A list
+    that the description names must not be replaced, either."""
+    make_yolo(tmp_path, dict.fromkeys(LABELS, "0 0.5 0.5 0.2 0.2 0.5 0.5 2"))
+    content = "train: images\nval: images\nkpt_shape: [1, 3]\nnames: ['no', 我]\n"
+    if name == "obj.data":
+        content = "train = train.txt\nvalid = train.txt\nnames = obj_list\n"
+        (tmp_path / "obj_list").write_text("no\n我\n", encoding="utf-8")
+        (tmp_path / "train.txt").write_text("".join(f"images/{stem}.jpg\n" for stem in LABELS))
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    split(tmp_path / name)
+    stem = name.partition(".")[0]
+    texts = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.glob(f"{stem}_*")}
+    lines = [f'train: "{stem}_train.txt"', f'val: "{stem}_val.txt"', 'names: ["no", "我"]']
+    lines += ["kpt_shape: [1, 3]"] * (name == "pets.yaml")
+    assert texts[f"{stem}_split.yaml"].splitlines() == lines
+    for part, count in (("train", 8), ("val", 2)):
+        annotations, _ = read_annotations(str(tmp_path / f"{stem}_split.yaml"), ["我", "no"], part)
+        assert (len(annotations), annotations.classes.tolist()) == (count, [1] * count)
+        assert len(texts[f"{stem}_{part}.txt"].splitlines()) == count
 
 
 @pytest.mark.parametrize("name", ["all.txt", "all.lst"])
@@ -91,6 +117,23 @@ def test_coco(tmp_path):
     split(tmp_path / "images/all.json")
     check_parts(tmp_path / "images/all_train.json", tmp_path / "images/all_val.json")
     assert json.loads((tmp_path / "images/all_val.json").read_text(encoding="utf-8"))["info"] == "我"
+
+
+@pytest.mark.parametrize(("place", "name"), [("images/default", "instances_default"), ("val2017", "instances_val2017")])
+def test_coco_files_with_images_in_a_folder_of_the_split(tmp_path, place, name):
+    """Prevents files that cannot be read, as their names no longer end in that of the folder, and ones that lead to
+    images of the same names in a folder that is called as the new part."""
+    for folder in (place, "train"):
+        make_yolo(tmp_path, LABELS, folder)
+    images = [{"id": number, "file_name": f"{stem}.jpg"} for number, stem in enumerate(LABELS)]
+    content = {"images": images, "annotations": [], "categories": [{"id": 3, "name": "cat"}]}
+    path = tmp_path / f"annotations/{name}.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(content))
+    split(path)
+    parts = [read_raw_annotations(str(path.with_name(f"{name}_{part}.json"))) for part in ("train", "val")]
+    assert [(len(part.paths), part.findings) for part in parts] == [(8, []), (2, [])]
+    assert sorted(parts[0].paths + parts[1].paths) == [str(tmp_path / place / f"{stem}.jpg") for stem in LABELS]
 
 
 def test_xml_beside_images(tmp_path):
