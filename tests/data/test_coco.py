@@ -79,6 +79,7 @@ def test_no_annotations(tmp_path):
     ("folder", "name", "expected"),
     [
         ("annotations", "instances_val2017", "annotations/a.jpg"),
+        ("annotations/images", "detections", "annotations/images/a.jpg"),
         ("images", "instances_val2017", "images/a.jpg"),
         ("val2017", "instances_val2017", "val2017/a.jpg"),
         ("images/val2017", "instances_val2017", "images/val2017/a.jpg"),
@@ -120,7 +121,8 @@ def test_missing_images(tmp_path, ending):
         (tmp_path / f"set/images/i{number:02d}.jpg").unlink()
     with pytest.raises(FileNotFoundError) as caught:
         read_annotations(str(path), NAMES)
-    folders = ", ".join(str(tmp_path / "set" / name) for name in ("annotations", "val2017", "images/val2017", "images"))
+    names = ("annotations", "annotations/images", "val2017", "images/val2017", "images")
+    folders = ", ".join(str(tmp_path / "set" / name) for name in names)
     assert "image does not exist (12 times): i00.jpg, i01.jpg, " in str(caught.value)
     assert f"i09.jpg and 2 more (looked for in {folders}, {tmp_path / 'set'})." in str(caught.value)
 

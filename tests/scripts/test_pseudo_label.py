@@ -87,6 +87,10 @@ def test_a_data_set_that_training_takes(settings, tmp_path, monkeypatch, capsys)
     assert names == NAMES and sets["train"].findings == []
     assert [Path(annotations.path(index)).name for index in range(len(annotations))] == ["a.png", "b.png"]
     assert annotations.boxes_xyxy.round(3).tolist() == [[0, 0, 20, 20]] * 2 and annotations.classes.tolist() == [0, 0]
+    (annotations,) = (
+        part.annotations for part in read_data_sets({"train": str(target / "detections.json")}, "")[1].values()
+    )
+    assert (len(annotations), annotations.boxes_xyxy.tolist()) == (2, [[0, 0, 20, 20]] * 2)
     lines = said.splitlines()
     assert "cat        0.800      1.000  0.924 to 1.000        20   1.000              2" in lines
     assert "dog            -          -               -         0       -       left out" in lines

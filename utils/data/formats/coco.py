@@ -61,10 +61,10 @@ RULES = {
 def read_coco_json(annotation_path: str) -> RawAnnotations:
     """What a COCO annotation file says. Crowds (iscrowd) become difficult boxes; names come in the order of their ids.
 
-    Images are looked for in the file's folder, and beside that in the folder of the split (val2017/ for
-    instances_val2017.json), in images/<split>/, in images/, and in the folder above. Raises ValueError for what is no
-    COCO annotation, and where no image is named. Items that are broken, contradict others or lead outside become
-    findings.
+    Images are looked for in the file's folder and in images/ in it, and beside that folder in the one of the split
+    (val2017/ for instances_val2017.json), in images/<split>/, in images/, and in the folder above. Raises ValueError
+    for what is no COCO annotation, and where no image is named. Items that are broken, contradict others or lead
+    outside become findings.
     """
     content = _Content(annotation_path)
     _read_parts(annotation_path, content.add)
@@ -209,7 +209,7 @@ def _find_images(annotation_path: str, file_names: Sequence[str], findings: list
     folder = os.path.dirname(annotation_path)
     split = os.path.splitext(os.path.basename(annotation_path))[0].rpartition("_")[2]
     # The split before images/: an image of another split there may have the same name.
-    around = ("", f"../{split}", f"../images/{split}", "../images", "..")
+    around = ("", "images", f"../{split}", f"../images/{split}", "../images", "..")
     folders = [os.path.normpath(os.path.join(folder, part)) for part in around]
     looked_for, paths = f"looked for in {', '.join(folders)}", []
     folders = [place for place in folders if os.path.isdir(place)]
