@@ -209,10 +209,7 @@ def test_byte_order_mark(tmp_path):
         ({"annotations": [BOX | {"bbox": [1, 2, 3, True]}]}, r"annotations\[0\] has the bbox"),
         ({"annotations": [BOX | {"bbox": [1, 2, float("nan"), 4]}]}, r"annotations\[0\] has the bbox \[1, 2, nan, 4\]"),
         ({"annotations": [BOX | {"bbox": [1, 2, float("inf"), 4]}]}, r"annotations\[0\] has the bbox \[1, 2, inf, 4\]"),
-        (
-            {"annotations": [BOX | {"bbox": [1, 2, 10**400, 4]}]},
-            r"annotations\[0\] has the bbox \[\]",
-        ),
+        ({"annotations": [BOX | {"bbox": [1, 2, 10**400, 4]}]}, r"annotations\[0\] has the bbox \[1, 2, 1000+"),
         ({"annotations": [BOX | {"iscrowd": "0"}]}, r"annotations\[0\] has the iscrowd '0'; expected 0 or 1"),
     ],
 )

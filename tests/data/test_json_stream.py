@@ -37,6 +37,12 @@ def test_outlines_are_emptied(monkeypatch, chunk):
     box = [0.12345678901234567, 1234.1234567890123, 123.12345678901234, 1234.1234567890123]
     item = {"segmentation": [[1.5, 2.25] * 40, [3, 4]], "bbox": box, "name": f"[{'long ' * 40}]"}
     assert read(json.dumps([item])) == [item | {"segmentation": [[], [3, 4]]}]
+    assert read(json.dumps([item], indent=30)) == [item | {"segmentation": [[], [3, 4]]}]
+
+
+def test_boxes_with_numbers_too_many_are_shown():
+    """Prevents `has the bbox []` for a box that has seven numbers."""
+    assert read("[[1, 2, 3, 4, 5, 6, 7]]") == [[1, 2, 3, 4, 5, 6, 7]]
 
 
 @pytest.mark.parametrize("text", ["", "[", "[1", "[1 2]", "[1,]", "{1}", '{"a" 1}', '{"a": }', '["\n"]'])

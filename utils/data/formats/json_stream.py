@@ -11,15 +11,16 @@ CHUNK = 2**22  # characters
 DECODER, BLANK = json.JSONDecoder(), " \t\r\n"
 BLANKS, COMMA = re.compile(f"[{BLANK}]*"), re.compile(f"[{BLANK}]*,[{BLANK}]*")
 AFTER_VALUES = {*",:]}", *BLANK}
-# Outlines take most of a COCO file: lists of numbers that are longer than any box, emptied before they are decoded.
-OUTLINE = re.compile(r"\[[^]\[\"{}a-zA-Z]{150,}+\]")
+# Outlines take most of a COCO file: lists of more numbers than any box has, emptied before they are decoded. Short ones
+# stay, as they may be a box with numbers too many, which the message shows.
+OUTLINE = re.compile(r"\[(?:[^]\[\"{}a-zA-Z,]*+,){5}[^]\[\"{}a-zA-Z]{100,}+\]")
 
 
 class JsonStream:
     """Takes the values of a JSON text one after another, and holds no more of it than the largest of them.
 
-    Lists of 150 or more characters that hold nothing but numbers come out empty. Everything raises ValueError where the
-    text is not valid JSON.
+    Lists that hold nothing but numbers, six or more of them, come out empty where 100 or more characters follow the
+    fifth. Everything raises ValueError where the text is not valid JSON.
     """
 
     def __init__(self, file: TextIO):
