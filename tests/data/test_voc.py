@@ -291,6 +291,16 @@ def test_a_line_gets_no_image_of_another_line(tmp_path):
     assert (len(raw.paths), [finding.kind for finding in raw.findings]) == (1, ["missing_image"])
 
 
+@pytest.mark.parametrize("flag", ["-1", "0", "1"])
+def test_only_a_flag_may_follow_an_id(tmp_path, flag):
+    """Prevents another picture from being learned where the one of a name with a number behind a blank is missing."""
+    split = make_voc(tmp_path, {"street": [], "my street": []}, [f"my street  {flag}", "street 25", "street 0.5"])
+    raw = read_raw_annotations(split)
+    images = [finding.image for finding in raw.findings]
+    assert raw.paths == [str(tmp_path / "JPEGImages/my street.jpg")]
+    assert images == [str(tmp_path / "JPEGImages" / name) for name in ("street 25", "street 0.5")]
+
+
 @pytest.mark.parametrize(
     ("image", "xml", "line", "kinds"),
     [

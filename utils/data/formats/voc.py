@@ -13,6 +13,7 @@ from utils.io.files import IMAGE_SUFFIXES, files_below, is_inside, read_lines
 from utils.io.lookup import FileIndex, words_on_near
 from utils.io.text import shorten_list
 
+FLAGS = ("-1", "0", "1")  # of an image in the devkit's split of one class: without it, difficult, with it
 WITH_ENDING = "it is there, but a split must name images without their ending"
 
 
@@ -49,8 +50,10 @@ def read_voc(root: Path, lines: Sequence[str], annotation_path: str) -> RawAnnot
         image_id = line.replace("\\", "/")
         image_name = images.find(image_id, owned=written)
         if image_name is None and xml_files.find(image_id) is None:
-            image_id = image_id.split()[0]
-            image_name = images.find(image_id, owned=written)
+            stem, *flag = image_id.rsplit(maxsplit=1)
+            if flag and flag[0] in FLAGS:
+                image_id = stem
+                image_name = images.find(image_id, owned=written)
         if image_name is None:
             path = os.path.join(root, "JPEGImages", image_id)
             is_named = os.path.splitext(image_id)[0] in images.exact
