@@ -57,7 +57,7 @@ def read_raw_annotations(annotation_path: str, split: str = "train") -> RawAnnot
         return read_voc_split(annotation_path)
     if not os.path.isfile(annotation_path):
         raise MissingFileError(
-            f"{annotation_path} does not exist. Check train_annotation_path and val_annotation_path."
+            f"{annotation_path} does not exist; correct the path, or name another annotation file or folder."
         )
     if suffix == ".json":
         return read_coco_json(annotation_path)

@@ -114,5 +114,5 @@ def _missing_split_message(annotation_path: str, root: Path) -> str:
         )
     return (
         f"{annotation_path} does not exist, and {root} has no Annotations folder. Copy your data set there "
-        f"(Annotations, JPEGImages), or point train_annotation_path and val_annotation_path at it."
+        "(Annotations, JPEGImages), or name a split of the folder where it is."
     )
