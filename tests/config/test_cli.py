@@ -488,6 +488,21 @@ def test_each_path_of_a_list_is_found(two_folders):
     assert find_paths(values, home) == {"train_annotation_path": found, "val_annotation_path": []}
 
 
+def test_each_path_between_commas_is_found(two_folders):
+    """Prevents tools that take several paths from finding none of them from another folder, and a text of paths that
+    are nowhere from being changed."""
+    home, _ = two_folders
+    (home / "a,b.txt").write_text("")
+    values = {
+        "annotation_path": "model_data/a.txt, both.txt",
+        "gt": "none.txt, no.txt",
+        "det": "a,b.txt",
+        "source": ",",
+    }
+    moved = {"annotation_path": f"{home / 'model_data/a.txt'},both.txt", "det": str(home / "a,b.txt")}
+    assert find_paths(values, home) == values | moved
+
+
 def test_paths_that_exist_stay_without_a_word(two_folders, capsys):
     """Prevents a line on every start, and paths on the screen that nobody wrote."""
     home, _ = two_folders

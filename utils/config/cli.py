@@ -221,14 +221,20 @@ def _nearest(name, known):
 def find_paths(values, home):
     """The values, with relative paths that do not exist here and do in `home`, the project, as absolute ones.
 
-    Editors and schedulers start scripts in other folders than people do.
+    Of a list, and of a text with commas between paths, each is looked for. Editors and schedulers start scripts in
+    other folders than people do.
     """
 
     def found(value):
         if isinstance(value, list):
             return list(map(found, value))
-        is_path = isinstance(value, str) and value and not os.path.isabs(value) and not os.path.exists(value)
-        return str(home / value) if is_path and (home / value).exists() else value
+        if not isinstance(value, str) or not value or os.path.exists(value):
+            return value
+        if (home / value).exists():
+            return str(home / value)
+        parts = list(map(str.strip, value.split(",")))
+        moved = list(map(found, parts)) if len(parts) > 1 else parts
+        return value if moved == parts else ",".join(moved)
 
     names = [name for name in values if name.endswith("_path") or name in PATHS]
     moved = {name: found(values[name]) for name in names if found(values[name]) != values[name]}
