@@ -7,9 +7,11 @@ import os
 import re
 import secrets
 import time
+from functools import cache
 from pathlib import Path, PureWindowsPath
 
 from utils.io.errors import UserError
+from utils.io.logger import logger
 
 PROJECT = Path(__file__).resolve().parents[2]
 # In order of preference where one name has several files.
@@ -50,10 +52,11 @@ def files_below(folder: str, suffixes: tuple[str, ...]) -> list[str]:
 
     Returns their paths from that folder, with forward slashes, in alphabetical order. Hidden files and folders, whose
     names start with a dot, do not count: systems and editors leave copies there. Links to folders are followed, each
-    folder once.
+    folder once. A warning names each folder that cannot be read.
     """
     found, seen = [], set()
-    for place, folders, names in os.walk(folder, followlinks=True):
+    walk = os.walk(folder, onerror=lambda error: _warn_of(error.filename or folder, error.strerror), followlinks=True)
+    for place, folders, names in walk:
         identity = os.path.realpath(place)
         if identity in seen:
             folders.clear()
@@ -65,6 +68,12 @@ def files_below(folder: str, suffixes: tuple[str, ...]) -> list[str]:
         shown = (name for name in names if not name.startswith("."))
         found += [lead + name for name in shown if os.path.splitext(name)[1].lower() in suffixes]
     return sorted(found)
+
+
+@cache
+def _warn_of(folder, reason):
+    """Say once that a folder cannot be read, however often it is looked into."""
+    logger.warning(f"{folder} cannot be read ({reason}), so its files are left out; correct the rights of the folder.")
 
 
 def write_csv(path, columns, rows):
