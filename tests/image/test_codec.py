@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, features
 
-from utils.image.codec import read_header, read_image, read_image_with_gaps, write_image
+from utils.image.codec import encode_image, is_writable, read_header, read_image, read_image_with_gaps, write_image
 from utils.image.opencv import cv2
 from utils.io.files import IMAGE_SUFFIXES
 
@@ -176,6 +176,22 @@ def test_write_image(tmp_path):
     for name in ("picture.xyz", "picture"):
         with pytest.raises(ValueError, match=r"Use \.jpg or \.png"):
             write_image(str(tmp_path / name), image)
+
+
+@pytest.mark.parametrize(("suffix", "size_hw"), [(".jpg", (2, 66000)), (".webp", (20000, 2)), (".jp2", (3, 5))])
+def test_a_picture_that_does_not_fit_its_format(suffix, size_hw):
+    """Prevents a sentence that blames the ending, which OpenCV knows, for the size."""
+    height, width = size_hw
+    sentence = rf"^a\{suffix} cannot be written: \{suffix} takes no picture of {width} x {height} pixels .* as \.png"
+    with pytest.raises(ValueError, match=sentence):
+        encode_image(f"a{suffix}", np.zeros((height, width, 3), np.uint8))
+
+
+def test_endings_that_are_no_text():
+    """Prevents a segmentation fault: OpenCV cannot take text that is no UTF-8."""
+    assert not is_writable("a.\udce9") and not is_writable("a") and is_writable("\udce9.PNG")
+    with pytest.raises(ValueError, match="OpenCV knows no image format"):
+        encode_image("a.\udce9", np.zeros((2, 3, 3), np.uint8))
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])

@@ -1,13 +1,11 @@
 """Writing files beside the training: one thread, one file after the other."""
 
-import errno
 from collections import deque
 from concurrent import futures
 
 from utils.io.errors import UserError
+from utils.io.files import DISK_IS_FULL
 from utils.io.logger import logger
-
-_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class BackgroundWriter:
@@ -66,7 +64,7 @@ class BackgroundWriter:
         except OSError as error:
             path = self._failed[name] = str(error.filename or name)
             advice = "see that its folder is there and can be written to"
-            if error.errno in _DISK_IS_FULL:
+            if error.errno in DISK_IS_FULL:
                 advice = "free space on that disk by removing old runs, or keep fewer files with keep_checkpoints"
             logger.warning(
                 f"{path} could not be written: {error.strerror or error}. What was saved before is kept, and the "

@@ -187,18 +187,37 @@ def stretch(image: np.ndarray) -> np.ndarray:
     return np.rint((image.astype(np.float32) - low).clip(0, high - low) * (255 / (high - low))).astype(np.uint8)
 
 
+def is_writable(path: str) -> bool:
+    """Whether OpenCV writes the image format that a path's ending names."""
+    suffix = os.path.splitext(path)[1]
+    # A name that is no UTF-8 would end the process in OpenCV.
+    return suffix.isascii() and cv2.haveImageWriter(f"a{suffix}")
+
+
 def write_image(path: str, image_rgb: np.ndarray) -> None:
-    """Write (h, w, 3) uint8 RGB in the format that the path's ending names. Raises ValueError where OpenCV has none."""
-    encode_image(path, image_rgb).tofile(path)
+    """Write (h, w, 3) uint8 RGB in the format that the path's ending names.
+
+    Raises ValueError where OpenCV has none, and where the format takes no image of this size; OSError, with its number,
+    which numpy's own writing leaves out, where the disk does not take it.
+    """
+    encoded = encode_image(path, image_rgb)
+    with open(path, "wb") as file:
+        file.write(encoded)
 
 
 def encode_image(path: str, image_rgb: np.ndarray) -> np.ndarray:
     """What write_image writes to a path, as (n,) uint8."""
     suffix = os.path.splitext(path)[1]
+    if not is_writable(path):
+        raise UserError(f"{path} cannot be written: OpenCV knows no image format {suffix!r}. Use .jpg or .png.")
     try:
         written, encoded = cv2.imencode(suffix, cv2.cvtColor(image_rgb, cv2.COLOR_RGB2BGR))
     except cv2.error:
         written = False
     if not written:
-        raise UserError(f"{path} cannot be written: OpenCV knows no image format {suffix!r}. Use .jpg or .png.")
+        height, width = image_rgb.shape[:2]
+        raise UserError(
+            f"{path} cannot be written: {suffix} takes no picture of {width} x {height} pixels (width x height). Save "
+            "the picture as .png, or with other sides."
+        )
     return encoded

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import glob
 import os
 import re
@@ -14,6 +15,7 @@ from utils.io.errors import UserError
 from utils.io.logger import logger
 
 PROJECT = Path(__file__).resolve().parents[2]
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 # In order of preference where one name has several files.
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"),
