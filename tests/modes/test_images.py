@@ -1,6 +1,7 @@
 import io
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,8 @@ from utils.image.codec import read_image, write_image
 from utils.inference.base import BaseDetector, Boxes
 from utils.modes import images
 from utils.modes.images import predict_folder, predict_image, save_crops
+
+FULL = Path("/dev/full")  # a disk without room, on Linux
 
 
 class Fake(BaseDetector):
@@ -153,6 +156,60 @@ def test_a_folder_keeps_its_structure_and_goes_on_after_a_failure(tree, capsys):
     out = capsys.readouterr().out
     assert f"note: {tree / 'in'} also holds files that are no pictures known here: 1 .txt\n" in out
     assert f"5 pictures, 10 objects; saved in {tree / 'out'}\n  cat    5\n  a/dog  5\n" in out
+
+
+def test_endings_that_opencv_reads_and_does_not_write(tmp_path):
+    """Prevents one .jfif from ending a folder, and its result from taking the place of another picture's."""
+    for name in ("a.png", "b.png", "b.mpo.png", "c.png"):
+        picture(tmp_path / "in" / name)
+    (tmp_path / "in/a.png").rename(tmp_path / "in/a.jfif")
+    (tmp_path / "in/b.png").rename(tmp_path / "in/b.mpo")
+    predict_folder(Fake(), settings(tmp_path, batch_size=1))
+    drawn = ["a.jfif.png", "b.mpo.png", "b.mpo_2.png", "c.png"]
+    assert files_in(tmp_path / "out") == ["classes.txt", "detections.json", *(f"pictures/{name}" for name in drawn)]
+    content = json.loads((tmp_path / "out/detections.json").read_text(encoding="utf-8"))
+    assert [image["file_name"] for image in content["images"]] == ["a.jfif", "b.mpo", "b.mpo.png", "c.png"]
+
+
+def test_a_name_that_is_no_utf8():
+    """Prevents a segmentation fault: OpenCV cannot take such text."""
+    assert images._target_of(Path("caf\udce9.jpg"), set()).name == "caf\udce9.jpg"
+    assert images._target_of(Path("a.caf\udce9"), set()).name == "a.caf\udce9.png"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows limits whole paths")
+def test_results_that_cannot_be_written_are_listed(tmp_path):
+    """Prevents the loss of a folder's boxes for one picture, whose objects get names that are too long."""
+    for name in ("a.png", "x" * 250 + ".png", "z.png"):
+        picture(tmp_path / "in" / name)
+    with pytest.raises(ValueError, match=r"^1 of 3 pictures failed:\n  x+\.png: .*_cat_1\.png cannot be written: "):
+        predict_folder(Fake(), settings(tmp_path, crop=True))
+    content = json.loads((tmp_path / "out/detections.json").read_text(encoding="utf-8"))
+    assert [image["file_name"] for image in content["images"]] == ["a.png", "z.png"]
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
+def test_a_full_disk_ends_a_folder(tmp_path):
+    """Prevents a sentence for each of thousands of pictures, hours after the disk was full, and a trace."""
+    for name in ("a.png", "b.png", "c.png"):
+        picture(tmp_path / "in" / name)
+    (tmp_path / "out/pictures").mkdir(parents=True)
+    (tmp_path / "out/pictures/b.png").symlink_to(FULL)
+    with pytest.raises(ValueError, match=r"^dir_save_path is .*, where a result cannot be written: No space left on"):
+        predict_folder(Fake(), settings(tmp_path, batch_size=1))
+    assert not (tmp_path / "out/pictures/c.png").exists()
+    content = json.loads((tmp_path / "out/detections.partial.json").read_text(encoding="utf-8"))
+    assert [image["file_name"] for image in content["images"]] == ["a.png"]
+
+
+def test_a_place_that_is_no_folder_is_told_at_once(tmp_path):
+    """Prevents hours of detections that are lost at the end."""
+    picture(tmp_path / "in/a.png")
+    (tmp_path / "out").write_text("a file")
+    detector = Fake()
+    with pytest.raises(ValueError, match=r"^dir_save_path is .*out', where .*out cannot be written: "):
+        predict_folder(detector, settings(tmp_path))
+    assert detector.batch_sizes == []
 
 
 def test_labels_and_crops_of_a_folder(tree):

@@ -3,17 +3,17 @@
 import os
 import re
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from utils.image.codec import write_image
+from utils.image.codec import is_writable, write_image
 from utils.image.draw import draw_boxes
-from utils.image.opencv import cv2
 from utils.inference.base import open_picture
 from utils.io.errors import UserError
-from utils.io.files import IMAGE_SUFFIXES, files_below
+from utils.io.files import DISK_IS_FULL, IMAGE_SUFFIXES, files_below
 from utils.io.logger import logger
 from utils.modes.label_files import LabelFiles
 from utils.modes.window import Window
@@ -45,7 +45,7 @@ def predict_image(detector, settings):
 
 def _predict_one(detector, settings, path, written):
     """Detect on one picture, print and save. Returns what is drawn, uint8 RGB; written: see _target_of."""
-    target = _target_of(path, settings.dir_save_path, written)
+    target = _target_of(Path(settings.dir_save_path, Path(path).name), written)
     refuse_overwriting({target}, {Path(path)})
     picture = open_picture(path, settings.max_megapixels)
     found = detector(picture, settings.confidence, settings.nms_iou, settings.max_boxes)
@@ -63,12 +63,10 @@ def _predict_one(detector, settings, path, written):
     return drawn
 
 
-def _target_of(path, folder, written):
-    """Where a picture's result goes: under its own name, with a number where one of `written`, a set of paths, has it,
-    and as .png where OpenCV writes no such files."""
-    name = Path(path).name
-    name = name if cv2.haveImageWriter(name) else f"{name}.png"
-    first = target = Path(folder) / name
+def _target_of(place, written):
+    """The Path of a picture's result: `place`, with a number where one of `written`, a set of paths, has it, and as
+    .png where OpenCV writes no such files."""
+    first = target = place if is_writable(place.name) else place.with_name(f"{place.name}.png")
     number = 1
     while target in written:
         number += 1
@@ -87,13 +85,14 @@ def _typed_paths():
 def predict_folder(detector, settings):
     """Every picture of the tree settings.dir_origin_path, into the same tree below pictures/ in dir_save_path.
 
-    detector: a BaseDetector. settings: predict.py's constants. Raises ValueError where there are no pictures, and,
-    after all others are done, one that lists the pictures that failed.
+    detector: a BaseDetector. settings: predict.py's constants. Raises ValueError where there are no pictures, where the
+    results cannot be written, and, after all others are done, one that lists the pictures that failed.
     """
     folder, target_folder = Path(settings.dir_origin_path), Path(settings.dir_save_path)
     names = pictures_below(folder, target_folder)
-    places = (target_folder, target_folder / PICTURES)
-    refuse_overwriting({place / name for place in places for name in names}, {folder / name for name in names})
+    targets = _targets_of(names, target_folder / PICTURES)
+    places = {target_folder / name for name in names} | set(targets.values())
+    refuse_overwriting(places, {folder / name for name in names})
     if taken := [name for name in names if (target_folder / name).exists()]:
         logger.warning(
             f"{target_folder} holds {taken[0]} already. A training that reads detections.json there would take "
@@ -101,6 +100,7 @@ def predict_folder(detector, settings):
         )
     counts, failed, full = Counter(), [], 0
     with (
+        _told_of_the_disk(target_folder),
         LabelFiles(target_folder, detector.class_names, settings.voc_xml, settings.yolo_txt) as label_files,
         tqdm(total=len(names), desc="pictures", disable=None) as bar,
     ):
@@ -115,12 +115,13 @@ def predict_folder(detector, settings):
             options = settings.confidence, settings.nms_iou, settings.max_boxes
             results = detector(list(pictures.values()), *options, batch_size=settings.batch_size)
             for (name, picture), found in zip(pictures.items(), results, strict=True):
-                save_picture(picture, found, target_folder / PICTURES / name, detector.class_names)
-                if settings.crop:
-                    save_crops(picture, found, target_folder / CROPS / name, folder_of_its_own=False)
-                label_files.add(name, picture.shape[:2], found)
-                counts.update(found.names.tolist())
-                full += len(found.scores) >= settings.max_boxes
+                with _listed(failed, name):
+                    save_picture(picture, found, targets[name], detector.class_names)
+                    if settings.crop:
+                        save_crops(picture, found, target_folder / CROPS / name, folder_of_its_own=False)
+                    label_files.add(name, picture.shape[:2], found)
+                    counts.update(found.names.tolist())
+                    full += len(found.scores) >= settings.max_boxes
             bar.update(len(batch))
     logger.info(f"{len(names) - len(failed)} pictures, {counts.total()} objects; saved in {target_folder}")
     if full:
@@ -129,6 +130,40 @@ def predict_folder(detector, settings):
         logger.info(count_table(counts))
     if failed:
         raise UserError(f"{len(failed)} of {len(names)} pictures failed:\n  " + "\n  ".join(failed))
+
+
+def _targets_of(names, folder):
+    """{name: Path of the drawn picture} of the pictures of a folder."""
+    targets, written = {}, set()
+    for name in names:
+        targets[name] = _target_of(folder / name, written)
+        written.add(targets[name])
+    return targets
+
+
+@contextmanager
+def _listed(failed, name):
+    """What goes wrong with the results of one picture becomes a sentence of a list, but for a disk that takes none."""
+    try:
+        yield
+    except ValueError as error:
+        failed.append(str(error))
+    except OSError as error:
+        if error.errno in DISK_IS_FULL:
+            raise
+        failed.append(f"{name}: {error.filename} cannot be written: {error.strerror}.")
+
+
+@contextmanager
+def _told_of_the_disk(folder):
+    """A folder that cannot be written to, or whose disk is full, as one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"dir_save_path is {str(folder)!r}, where {error.filename or 'a result'} cannot be written: "
+            f"{error.strerror}. Free space there, or choose a folder that can be written to."
+        ) from error
 
 
 def pictures_below(folder, without):

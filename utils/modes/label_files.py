@@ -12,7 +12,7 @@ from utils.io.text import json_text
 class LabelFiles:
     """Writes down what was detected on the pictures of a folder.
 
-    folder: gets classes.txt and detections.json when the `with` block ends; where an error or Ctrl-C ends it,
+    folder: gets classes.txt at once, and detections.json when the `with` block ends; where an error or Ctrl-C ends it,
     detections.partial.json, so that the whole file of an earlier run stays. voc_xml, yolo_txt: also write
     Annotations/NAME.xml and labels/NAME.txt, each at once; NAME keeps the picture's sub-folder. Raises ValueError where
     such a folder is there already, and where classes.txt has other names.
@@ -38,18 +38,18 @@ class LabelFiles:
                 f"{path} is there already, and has other names than the {len(self.class_names)} classes of this "
                 "detector: move it away, or let dir_save_path name another folder."
             )
+        # At once, so that a folder that cannot be written to is noticed before all the pictures are looked at.
+        for place in (self.folder, *([self.folder / "labels"] * self.yolo_txt)):
+            place.mkdir(parents=True, exist_ok=True)
+            write_class_names(str(place / "classes.txt"), self.class_names)
         return self
 
     def __exit__(self, error, *_):
-        self.folder.mkdir(parents=True, exist_ok=True)
         categories = [{"id": number, "name": name} for number, name in enumerate(self.class_names, 1)]
         content = {"images": self.images, "categories": categories, "annotations": self.annotations}
         temporary = self.folder / "detections.json.tmp"
         temporary.write_text(json_text(content) + "\n", encoding="utf-8")
         os.replace(temporary, self.folder / f"detections{'.partial' if error else ''}.json")
-        for place in (self.folder, *([self.folder / "labels"] * self.yolo_txt)):
-            place.mkdir(exist_ok=True)
-            write_class_names(str(place / "classes.txt"), self.class_names)
 
     def check(self, name):
         """Raise ValueError where a picture's label file would take the place of another's; name: as for add."""
@@ -64,6 +64,11 @@ class LabelFiles:
         Detections.
         """
         height, width = size_hw
+        # First what may fail: a picture that did has no entry.
+        if self.voc_xml:
+            self._write("Annotations", f"{_stem(name)}.xml", voc_text(name, size_hw, found))
+        if self.yolo_txt:
+            self._write("labels", f"{_stem(name)}.txt", yolo_text(size_hw, found))
         self.images.append({"id": len(self.images) + 1, "file_name": name, "height": height, "width": width})
         for box_xyxy, score, class_id in zip(found.boxes_xyxy.tolist(), found.scores, found.class_ids, strict=True):
             x1, y1, x2, y2 = (round(value, 2) for value in box_xyxy)
@@ -75,10 +80,6 @@ class LabelFiles:
             annotation |= {"bbox": [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)], "iscrowd": 0, "segmentation": []}
             annotation |= {"area": round((x2 - x1) * (y2 - y1), 2), "score": round(float(score), 4)}
             self.annotations.append(annotation)
-        if self.voc_xml:
-            self._write("Annotations", f"{_stem(name)}.xml", voc_text(name, size_hw, found))
-        if self.yolo_txt:
-            self._write("labels", f"{_stem(name)}.txt", yolo_text(size_hw, found))
 
     def _write(self, folder, name, text):
         path = self.folder / folder / name
