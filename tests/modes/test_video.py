@@ -1,4 +1,6 @@
+import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -55,6 +57,25 @@ def test_a_video_keeps_its_rate_size_and_frames(tmp_path, capsys):
     assert np.abs(np.median(detector.seen[6], (0, 1)) - (120, 128, 10)).max() < 12
     assert (np.abs(written[3][40:, 80:].astype(int) - (60, 128, 10)) < 40).all()  # no box there
     assert "7 frames, " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("rate", "expected"), [(239.7614, 239.76), (100.123456, 100.12), (29.97003, 29.97), (0.001, 0.01)]
+)
+def test_rates_that_the_format_does_not_know(tmp_path, capfd, rate, expected):
+    """Prevents slow-motion videos from being refused, with a sentence that blames the folder."""
+    write_video(tmp_path / "in.mp4", 2, rate)
+    written, found, _ = read_video(tmp_path / "in.mp4")
+    assert (len(written), found) == (2, pytest.approx(expected, abs=0.0005))
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no name holds a colon there")
+def test_a_colon_in_a_name(tmp_path, monkeypatch):
+    """Prevents a time in a name from being taken for a protocol such as http."""
+    monkeypatch.chdir(tmp_path)
+    write_video(Path("10:30.mp4"), 2)
+    assert len(read_video("10:30.mp4")[0]) == 2
 
 
 @pytest.mark.parametrize("size_hw", [(97, 129), (33, 16)])

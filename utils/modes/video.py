@@ -78,11 +78,9 @@ def opened(video_path, constant="video_path"):
     camera = video_path.isdecimal()
     if not camera and not Path(video_path).is_file():
         raise MissingFileError(f"{constant} is {video_path!r}, and there is no such file; correct the path.")
-    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    try:
-        capture = cv2.VideoCapture(int(video_path) if camera else video_path)
-    finally:
-        cv2.utils.logging.setLogLevel(level)
+    with _silent():
+        # The whole path: FFmpeg takes what stands before a colon, as in 10:30.mp4, for a protocol.
+        capture = cv2.VideoCapture(int(video_path) if camera else os.path.abspath(video_path))
     try:
         if not capture.isOpened():
             expected = "the number of a camera that is connected and free" if camera else "a video that OpenCV can open"
@@ -96,6 +94,16 @@ def opened(video_path, constant="video_path"):
         capture.release()
 
 
+@contextmanager
+def _silent():
+    """Without OpenCV's own messages, which sentences of ours replace."""
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+
+
 def frames(capture):
     """The frames of a cv2.VideoCapture, (H, W, 3) uint8 RGB."""
     while True:
@@ -106,14 +114,20 @@ def frames(capture):
 
 
 class FrameWriter:
-    """Writes (H, W, 3) uint8 RGB frames as an .mp4. Raises ValueError where OpenCV cannot."""
+    """Writes (H, W, 3) uint8 RGB frames as an .mp4, of a rate within 0.01. Raises ValueError where OpenCV cannot."""
 
     def __init__(self, path, rate, size_hw):
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.rate, self.size_wh, self.written = rate, tuple(size_hw[::-1]), 0
-        self.writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, self.size_wh)
-        if not self.writer.isOpened():
-            raise UserError(f"{path} cannot be written as a video: expected a folder to write to, and OpenCV's FFmpeg.")
+        self.size_wh, self.written = tuple(size_hw[::-1]), 0
+        # MPEG-4 counts time in units of which a second has at most 65535: 239.7614 frames a second do not fit in them,
+        # but all rates up to HIGHEST_RATE with two digits do.
+        for self.rate in (rate, max(round(rate, 2), 0.01)):
+            with _silent():
+                code = cv2.VideoWriter.fourcc(*"mp4v")
+                self.writer = cv2.VideoWriter(os.path.abspath(path), code, self.rate, self.size_wh)
+            if self.writer.isOpened():
+                return
+        raise UserError(f"{path} cannot be written as a video: expected a folder to write to, and OpenCV's FFmpeg.")
 
     def write(self, frame_rgb, until=None):
         """Write a frame once, or, with `until`, as often as fills the video to this many seconds."""
