@@ -245,6 +245,27 @@ def test_orientation_outside_exif_is_not_followed(tmp_path):
     assert read_image(path).shape[:2] == (20, 40)
 
 
+@pytest.mark.parametrize(
+    ("orientations", "expected"),
+    [((None, 6), (40, 20)), (("broken", 6), (40, 20)), ((3, 6), (20, 40)), ((6, 1), (40, 20))],
+)
+def test_several_segments_of_exif_data(tmp_path, orientations, expected):
+    """Prevents photographs with a second segment, which editors add, from counting as unreadable. None: without an
+    orientation."""
+    segments = b""
+    for orientation in orientations:
+        exif = Image.Exif()
+        exif[274 if isinstance(orientation, int) else 271] = orientation or "a maker"
+        data = exif.tobytes().removeprefix(b"Exif\0\0") if orientation != "broken" else b"nonsense"
+        data = b"Exif\0\0" + data
+        segments += b"\xff\xe1" + (len(data) + 2).to_bytes(2, "big") + data
+    path = tmp_path / "image.jpg"
+    Image.new("RGB", (40, 20)).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[:2] + segments + content[2:])
+    assert read_header(str(path)).size_hw == read_image(str(path)).shape[:2] == expected
+
+
 def test_the_size_with_damaged_exif_data(tmp_path):
     """Prevents images that OpenCV reads from being left out."""
     path = str(tmp_path / "image.jpg")

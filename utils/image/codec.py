@@ -74,11 +74,14 @@ def _orientation(image: Image.Image) -> int:
     if image.format == "TIFF":
         orientation = image.tag_v2.get(EXIF_ORIENTATION, 1)
     else:
-        # Not image.getexif(): it decodes PNG files, and follows XMP data, which OpenCV does not.
-        tags = Image.Exif()
-        with contextlib.suppress(Exception):  # damaged EXIF data does not stop OpenCV either
-            tags.load(image.info.get("exif"))
-            orientation = tags.get(EXIF_ORIENTATION, 1)
+        # Not image.getexif(): it decodes PNG files, and follows XMP data, which OpenCV does not. Of a JPEG's segments,
+        # which Pillow joins, the first with an orientation counts.
+        segments = [data for _, data in getattr(image, "applist", ()) if data.startswith(b"Exif\0\0")]
+        for segment in reversed(segments or [image.info.get("exif")]):
+            tags = Image.Exif()
+            with contextlib.suppress(Exception):  # damaged EXIF data does not stop OpenCV either
+                tags.load(segment)
+                orientation = tags.get(EXIF_ORIENTATION, orientation)
     return orientation if orientation in range(1, 9) else 1
 
 
