@@ -43,7 +43,7 @@ MOST_LINES_OF_CODE = {
     "predict": 115,
     "nets": 1700,
     "utils.io": 375,
-    "utils.image": 350,
+    "utils.image": 365,
     "utils.runtime": 360,
     "utils.config": 575,
     "utils.data": 3130,
@@ -53,7 +53,7 @@ MOST_LINES_OF_CODE = {
     "utils.training": 1450,
     "utils.evaluation": 970,
     "utils.export": 310,
-    "utils.modes": 715,
+    "utils.modes": 775,
     "utils.visualize": 570,
     "utils.reporting": 880,
 }

@@ -1,9 +1,12 @@
 """The page of mode 'web': from an uploaded picture to what it shows, and the server behind it."""
 
 import base64
+import contextlib
 import http.client
 import json
+import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -14,6 +17,7 @@ import pytest
 from tests.modes.test_images import Fake
 from utils.image.codec import encode_image
 from utils.image.opencv import cv2
+from utils.modes.web import upload
 from utils.modes.web.server import MOST_BYTES, MOST_WAITING, open_server, serve
 from utils.modes.web.upload import detect_upload, options_of
 
@@ -91,7 +95,7 @@ def test_a_picture_comes_back_with_boxes_table_and_files():
     files = found["files"]
     assert list(files) == [
         *("pictures/street_boxes.png", "labels/street.txt", "Annotations/street.xml"),
-        *("crops/street.png_cat_1.png", "crops/street.png_a_dog_2.png"),
+        *("crops/street.png_cat_1.jpg", "crops/street.png_a_dog_2.jpg"),
     ]
     drawn = decoded(files, "pictures/street_boxes.png")
     assert drawn.shape == (20, 40, 3) and (drawn != 128).any()
@@ -99,7 +103,26 @@ def test_a_picture_comes_back_with_boxes_table_and_files():
         "0 0.250000 0.500000 0.500000 1.000000\n1 0.950000 0.900000 0.100000 0.200000\n"
     )
     assert "<xmax>20</xmax>" in text(files, "Annotations/street.xml")
-    assert decoded(files, "crops/street.png_a_dog_2.png").shape == (4, 4, 3)
+    assert decoded(files, "crops/street.png_a_dog_2.jpg").shape == (4, 4, 3)
+
+
+def test_cut_out_objects_have_a_bound(monkeypatch):
+    """Prevents an answer of gigabytes, small objects lost behind a large one, and objects missing without a word."""
+    monkeypatch.setattr(upload, "MOST_CROP_MEGAPIXELS", 0.0004)
+    for size_hw, expected, note in (
+        ((20, 38), ["cat_1", "a_dog_2"], ""),
+        ((20, 60), ["a_dog_2"], "1 of 2 objects are cut out, as"),
+    ):
+        found = detect_upload(Fake(), settings(), picture(size_hw=size_hw), "a.png", with_crops=True)
+        crops = [path for path in found["files"] if path.startswith("crops/")]
+        assert crops == [f"crops/a.png_{name}.jpg" for name in expected]
+        assert found["note"].startswith(note) and bool(found["note"]) == bool(note)
+
+
+def test_objects_of_a_very_wide_picture():
+    """Prevents a crop that is too wide for a JPEG from failing with all the rest."""
+    found = detect_upload(Fake(), settings(), picture(size_hw=(4, 132_000)), "a.png", with_crops=True)
+    assert decoded(found["files"], "crops/a.png_cat_1.png").shape == (4, 66_000, 3)
 
 
 def test_only_the_chosen_classes_are_shown():
@@ -226,6 +249,25 @@ def test_a_full_queue_is_told(server):
     for _ in range(MOST_WAITING):
         server.waiting.release()
     assert {ask(*request)[0] for _ in range(MOST_WAITING + 4)} == {200}
+
+
+def test_uploads_that_stall_make_room(server, monkeypatch):
+    """Prevents uploads that never end, and send a byte now and then, from keeping all others out."""
+    monkeypatch.setattr("utils.modes.web.server.SECONDS_OF_UPLOAD", 0.4)
+    head = b"POST /detect?name=a.png HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        stalled = [stack.enter_context(socket.create_connection(server.server_address)) for _ in range(MOST_WAITING)]
+        for part in (head, b"x", b"x", b"x"):
+            for connection in stalled:
+                connection.sendall(part)
+            time.sleep(0.1)
+        answer = http.client.HTTPResponse(stalled[0])
+        answer.begin()
+        assert answer.status == 422
+        assert json.loads(answer.read())["error"] == "Only a part of the picture arrived in time; try again."
+        assert server.waiting.acquire(timeout=1)
+        server.waiting.release()
+        assert ask(server, "POST", "/detect?name=a.png", picture())[0] == 200
 
 
 def test_refused_uploads(server):

@@ -90,14 +90,7 @@ def predict_folder(detector, settings):
     """
     folder, target_folder = Path(settings.dir_origin_path), Path(settings.dir_save_path)
     names = pictures_below(folder, target_folder)
-    targets = _targets_of(names, target_folder / PICTURES)
-    places = {target_folder / name for name in names} | set(targets.values())
-    refuse_overwriting(places, {folder / name for name in names})
-    if taken := [name for name in names if (target_folder / name).exists()]:
-        logger.warning(
-            f"{target_folder} holds {taken[0]} already. A training that reads detections.json there would take "
-            f"it for {folder / taken[0]}: move detections.json away first."
-        )
+    targets = _targets_of(names, folder, target_folder)
     counts, failed, full = Counter(), [], 0
     with (
         _told_of_the_disk(target_folder),
@@ -132,12 +125,19 @@ def predict_folder(detector, settings):
         raise UserError(f"{len(failed)} of {len(names)} pictures failed:\n  " + "\n  ".join(failed))
 
 
-def _targets_of(names, folder):
-    """{name: Path of the drawn picture} of the pictures of a folder."""
+def _targets_of(names, folder, target_folder):
+    """{name: Path of the drawn picture} of the pictures of a folder. Raises as refuse_overwriting does, and warns of
+    what a later training would mistake for them."""
     targets, written = {}, set()
     for name in names:
-        targets[name] = _target_of(folder / name, written)
+        targets[name] = _target_of(target_folder / PICTURES / name, written)
         written.add(targets[name])
+    refuse_overwriting(written | {target_folder / name for name in names}, {folder / name for name in names})
+    if taken := [name for name in names if (target_folder / name).exists()]:
+        logger.warning(
+            f"{target_folder} holds {taken[0]} already. A training that reads detections.json there would take "
+            f"it for {folder / taken[0]}: move detections.json away first."
+        )
     return targets
 
 
@@ -216,7 +216,7 @@ def save_crops(picture, found, target, folder_of_its_own=True):
     return len(found.scores)
 
 
-def crops(picture, found, picture_name):
+def crops(picture, found, picture_name, suffix=".png"):
     """Yield (file name, (h, w, 3) uint8 RGB) of every object: street.jpg_car_2.png is the second object of street.jpg,
     counted from the surest."""
     height, width = picture.shape[:2]
@@ -224,7 +224,7 @@ def crops(picture, found, picture_name):
         # Whole pixels, at least one: what the box touches.
         x1, y1 = np.minimum(np.floor(box_xyxy[:2]), (width - 1, height - 1)).astype(int)
         x2, y2 = np.maximum(np.ceil(box_xyxy[2:]), (x1 + 1, y1 + 1)).astype(int)
-        yield f"{picture_name}_{file_name_of(name)}_{number}.png", picture[y1:y2, x1:x2]
+        yield f"{picture_name}_{file_name_of(name)}_{number}{suffix}", picture[y1:y2, x1:x2]
 
 
 def file_name_of(text):

@@ -25,6 +25,7 @@ function clear(card) {
 const counted = (number, name) => `${number} ${name}${number === 1 ? "" : "s"}`;
 const listed = counts => counts.map(([name, number]) => `${name} ${number}`).join(", ");
 const nameOf = path => path.split("/").at(-1);
+const typeOf = path => ({ jpg: "image/jpeg", jpeg: "image/jpeg", webp: "image/webp" })[path.split(".").at(-1).toLowerCase()] || "image/png";
 
 function showError(card, sentence) {
   clear(card);
@@ -36,8 +37,7 @@ function show(card, found) {
   clear(card);
   card.counts = found.counts;
   const [[drawnPath, drawnData], ...labels] = Object.entries(found.files).filter(([path]) => !path.startsWith("crops/"));
-  const type = { jpg: "image/jpeg", jpeg: "image/jpeg", webp: "image/webp" }[drawnPath.split(".").at(-1).toLowerCase()] || "image/png";
-  const drawn = addressOf(card, drawnData, type);
+  const drawn = addressOf(card, drawnData, typeOf(drawnPath));
   make(card.root, "img", "", { class: "drawn", src: drawn, alt: `${card.file.name} with boxes` });
   const side = make(card.root, "div");
   make(side, "h2", card.file.name);
@@ -55,7 +55,7 @@ function show(card, found) {
   const crops = Object.entries(found.files).filter(([path]) => path.startsWith("crops/"));
   const cut = crops.length ? make(card.root, "div", "", { class: "cut" }) : null;
   for (const [path, data] of crops) {
-    const address = addressOf(card, data, "image/png");
+    const address = addressOf(card, data, typeOf(path));
     make(make(cut, "a", "", { href: address, download: nameOf(path) }), "img", "", { src: address, alt: nameOf(path), title: nameOf(path) });
   }
 }

@@ -11,6 +11,7 @@ import re
 import socket
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingTCPServer
@@ -22,7 +23,8 @@ from utils.modes.web.upload import MOST_MEGABYTES, about, detect_upload, options
 MOST_BYTES = MOST_MEGABYTES * 2**20
 # Pictures that are looked at together, uploads that may wait for that, and connections at a time, which include both.
 AT_ONCE, MOST_WAITING, MOST_CONNECTIONS = 2, 16, 64
-SECONDS_OF_SILENCE = 30
+# Without a packet, and of a whole upload, which keeps its place among those that wait.
+SECONDS_OF_SILENCE, SECONDS_OF_UPLOAD = 30, 60
 FOLDER = Path(__file__).parent
 PAGE_FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
@@ -131,12 +133,14 @@ class PageHandler(BaseHTTPRequestHandler):
             self._refuse(503, f"{MOST_WAITING} pictures are waiting already; try again in a moment.")
         else:
             try:
-                self._detect(self.rfile.read(self._length()), query)
+                self._detect(b"".join(self._body()), query)
             finally:
                 self.server.waiting.release()
 
     def _detect(self, content, query):
         try:
+            if len(content) < self._length():
+                raise UserError("Only a part of the picture arrived in time; try again.")
             with self.server.working:
                 found = detect_upload(self.server.detector, self.server.settings, content, **options_of(query))
             self._answer_json(200, found)
@@ -147,6 +151,18 @@ class PageHandler(BaseHTTPRequestHandler):
         except Exception:
             logger.exception("a picture of mode 'web' failed:")
             self._answer_json(500, {"error": "The detector failed on this picture; the terminal says why."})
+
+    def _body(self):
+        """Yield what is sent, in pieces, up to the limit, until SECONDS_OF_UPLOAD are over."""
+        left, end = min(self._length(), MOST_BYTES), time.monotonic() + SECONDS_OF_UPLOAD
+        with contextlib.suppress(TimeoutError):
+            while left > 0 and (seconds := end - time.monotonic()) > 0:
+                self.connection.settimeout(min(seconds, SECONDS_OF_SILENCE))
+                if not (part := self.rfile.read1(min(left, 2**16))):
+                    break
+                left -= len(part)
+                yield part
+        self.connection.settimeout(SECONDS_OF_SILENCE)
 
     def _length(self):
         text = self.headers.get("Content-Length", "")
@@ -162,9 +178,8 @@ class PageHandler(BaseHTTPRequestHandler):
 
     def _refuse(self, status, sentence):
         # What is on its way is read, up to the limit: a browser that still sends does not see the answer.
-        left = min(self._length(), MOST_BYTES)
-        while left > 0 and (part := self.rfile.read(min(left, 2**16))):
-            left -= len(part)
+        for _ in self._body():
+            pass
         self._answer_json(status, {"error": sentence})
 
     def _answer_json(self, status, content):

@@ -14,7 +14,11 @@ from utils.io.errors import UserError
 from utils.modes.images import CROPS, PICTURES, crops, file_name_of, fullness
 from utils.modes.label_files import voc_text, yolo_text
 
-MOST_MEGABYTES = 50
+# Of an upload, and of all the objects together that are cut out of it: a large picture full of large objects would
+# come back as gigabytes.
+MOST_MEGABYTES, MOST_CROP_MEGAPIXELS = 50, 50
+# A JPEG has no longer side.
+MOST_JPEG_SIDE = 65_500
 # Endings that browsers show; pictures of other kinds come back as PNG.
 SHOWN_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -23,7 +27,7 @@ def detect_upload(detector, settings, content, name, confidence=None, class_ids=
     """What the page shows of one picture; several threads may call at once.
 
     content: bytes of the file. name: as its sender calls it. confidence: lowest score, None for that of settings.
-    class_ids: a list of the classes to show, None for all. with_crops: every object as a picture too.
+    class_ids: a list of the classes to show, None for all. with_crops: every object as a picture too, see _crops_of.
     Returns {"boxes": [[name, score, x1, y1, x2, y2], ...], "counts": [[name, number], ...], "note": text, "files":
     {path: base64}}; the first file is the drawn picture. Raises ValueError for what is no picture.
     """
@@ -43,9 +47,8 @@ def detect_upload(detector, settings, content, name, confidence=None, class_ids=
     files[f"labels/{path.stem}.txt"] = yolo_text(size_hw, found).encode()
     files[f"Annotations/{path.stem}.xml"] = voc_text(name, size_hw, found).encode()
     if with_crops:
-        files |= {
-            f"{CROPS}/{crop}": encode_image(crop, pixels).tobytes() for crop, pixels in crops(picture, found, name)
-        }
+        cut_out, left_out = _crops_of(picture, found, name)
+        files, note = files | cut_out, f"{note} {left_out}".strip()
     rows = zip(found.names.tolist(), found.scores.tolist(), found.boxes_xyxy.round().astype(int).tolist(), strict=True)
     return {
         "boxes": [[class_name, round(score, 4), *box_xyxy] for class_name, score, box_xyxy in rows],
@@ -53,6 +56,22 @@ def detect_upload(detector, settings, content, name, confidence=None, class_ids=
         "note": note,
         "files": {path: base64.b64encode(data).decode() for path, data in files.items()},
     }
+
+
+def _crops_of(picture, found, name):
+    """({path: bytes} of the objects, the surest first, and a sentence where they are too large together for all)."""
+    suffix = ".jpg" if max(picture.shape) <= MOST_JPEG_SIDE else ".png"
+    files, left = {}, MOST_CROP_MEGAPIXELS * 10**6
+    for crop, pixels in crops(picture, found, name, suffix):
+        size = pixels.shape[0] * pixels.shape[1]
+        if size <= left:  # a smaller one may still fit behind one that does not
+            left -= size
+            files[f"{CROPS}/{crop}"] = encode_image(crop, pixels).tobytes()
+    sentence = (
+        f"{len(files)} of {len(found.scores)} objects are cut out, as all together may have {MOST_CROP_MEGAPIXELS} "
+        "million pixels; mode 'predict' with crop = True cuts all of them out."
+    )
+    return files, sentence if len(files) < len(found.scores) else ""
 
 
 def about(detector, settings):
