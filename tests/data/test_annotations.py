@@ -139,7 +139,7 @@ def test_other_files(tmp_path, name, reason):
 
 def test_paths_that_lead_to_no_data(tmp_path):
     """Prevents people from being left alone with a path that nearly fits."""
-    with pytest.raises(FileNotFoundError, match="2007_train.txt does not exist; correct the path"):
+    with pytest.raises(FileNotFoundError, match=r"2007_train\.txt does not exist; correct the path"):
         read_raw_annotations(str(tmp_path / "2007_train.txt"))
     make_voc(tmp_path, {"a": []})
     with pytest.raises(ValueError, match=r"is a VOC folder; name one of its splits, as in .*Main.val\.txt"):
