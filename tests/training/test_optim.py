@@ -291,9 +291,9 @@ def test_other_groups_than_those_of_the_checkpoint():
     with pytest.raises(ValueError) as error:
         load_optimizer_state(head, both.state_dict())
     assert str(error.value) == (
-        "The checkpoint's optimiser moves 6 tensors in 4 groups, and now there are 2 in 2: Freeze_Epoch, train_only, "
-        "freeze_layers, freeze_blocks or lr_scale are others. Set them back, or start a new training from its weights "
-        "by model_path."
+        "The checkpoint's optimiser moves 6 tensors in 4 groups, and now there are 2 in 2: Freeze_Train, Freeze_Epoch, "
+        "freeze_whole_run, train_only, freeze_layers, freeze_blocks or lr_scale are others. Set them back, or start a "
+        "new training from its weights by model_path."
     )
 
 

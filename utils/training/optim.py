@@ -89,9 +89,9 @@ def load_optimizer_state(optimizer, state):
     if [len(group["params"]) for group in own] != [len(group["params"]) for group in saved]:
         raise UserError(
             f"The checkpoint's optimiser moves {sum(len(group['params']) for group in saved)} tensors in {len(saved)} "
-            f"groups, and now there are {sum(len(group['params']) for group in own)} in {len(own)}: Freeze_Epoch, "
-            "train_only, freeze_layers, freeze_blocks or lr_scale are others. Set them back, or start a new training "
-            "from its weights by model_path."
+            f"groups, and now there are {sum(len(group['params']) for group in own)} in {len(own)}: Freeze_Train, "
+            "Freeze_Epoch, freeze_whole_run, train_only, freeze_layers, freeze_blocks or lr_scale are others. Set them "
+            "back, or start a new training from its weights by model_path."
         )
     groups = [group | {"params": other["params"]} for group, other in zip(own, saved, strict=True)]
     optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
