@@ -303,7 +303,7 @@ def test_a_row_counts_from_one_and_over_all_ranks():
         "recall": 0.625,
         "images_per_second": 120.0,
         "data_wait": 0.125,
-        "gpu_memory": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
+        "gpu_memory": None,
         "seconds": 12.34,
     }
     row = row_of(None)
@@ -335,6 +335,16 @@ def test_the_end_says_where_the_weights_lie(tmp_path):
         f"Last weights: {folder / 'last_epoch_weights.pth'}\n"
         "Both are also in logs/. Draw boxes with them: python predict.py"
     )
+@pytest.mark.parametrize(("of_training", "now", "expected"), [(2, 1, 2.0), (2, 3, 3.0), (None, 3, None)])
+def test_memory_is_that_of_training_and_validation(monkeypatch, of_training, now, expected):
+    """Prevents a peak without the training's, which is forgotten once it is held against the forecast; and a peak of 0
+    where a GPU is there and not used."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: now * 2**30)
+    result = FROZEN_RESULT._replace(peak_memory=of_training and of_training * 2**30)
+    assert result_row(0, PHASE, result, SimpleNamespace(loss=5.5, scores=None), 1)["gpu_memory"] == expected
+
+
     text = summary(tmp_path, -2.5, eval_flag=False, save_dir="elsewhere")
     assert "(validation loss 2.500, epoch 3)" in text
     newest = tmp_path / "best_epoch_weights.pth"
@@ -346,3 +356,9 @@ def test_a_run_without_a_score_says_so(tmp_path):
     assert summary(tmp_path, None) == (
         "\nNo epoch could be scored: the validation set holds no boxes, or its loss was not a number."
     )
+def test_a_folder_with_spaces_is_quoted(tmp_path):
+    """Prevents a command that breaks where a path has spaces."""
+    text = summary(tmp_path / "my runs", 0.75, save_dir="my runs")
+    assert text.endswith(f'predict.py --model_path="{tmp_path / "my runs" / "best_epoch_weights.pth"}"')
+
+

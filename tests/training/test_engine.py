@@ -77,6 +77,17 @@ def train(model, batches, set_lr=lambda fraction: fraction, precision=FLOAT32, *
     return run_epoch(make_optim(model, runtime=runtime_of(precision), **options), batches, set_lr)
 
 
+def test_the_peak_of_memory_is_read_where_the_epoch_ends(monkeypatch):
+    """Prevents a peak that what follows the epoch has reset before anybody reads it."""
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _device: 7)
+    optim = make_optim(linear())
+    assert run_epoch(optim, [batch_of([1.0])]).peak_memory is None
+    gpu = SimpleNamespace(device=torch.device("cpu"), on_gpu=True)
+    network = MixedPrecision(optim.model, optim.runtime)
+    optim.runtime = gpu
+    assert train_one_epoch(network, [batch_of([1.0])], optim, lambda fraction: 0.1, LossMeter()).peak_memory == 7
+
+
 def test_two_batches_of_four_step_like_one_of_eight():
     """Prevents accumulated gradients that are summed instead of averaged, or cleared in between."""
     fractions, gathered, whole = [], linear(), linear()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from utils.checkpoint.resume import quote_path
 from utils.checkpoint.run_folder import BEST, LAST, WeightSaver, new_run_folder, save_settings
 from utils.checkpoint.writer import BackgroundWriter
 from utils.config.cli import to_plain
@@ -215,7 +216,9 @@ def epoch_line(row, last_epoch):
 
 def result_row(epoch, phase, result, evaluation, world_size):
     """One epoch as MetricsWriter takes it; epoch counts from 0."""
-    scores = evaluation.scores
+    scores, peak = evaluation.scores, result.peak_memory
+    if peak is not None:
+        peak = max(peak, torch.cuda.max_memory_allocated()) / 2**30  # that of the validation, too
     losses = {key if key == "loss" else f"loss_{key}": value for key, value in result.losses.items()}
     return {
         "epoch": epoch + 1,
@@ -229,7 +232,7 @@ def result_row(epoch, phase, result, evaluation, world_size):
         "recall": scores["recall"] if scores else None,
         "images_per_second": result.images_per_second * world_size,
         "data_wait": result.data_wait,
-        "gpu_memory": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,  # GiB
+        "gpu_memory": peak,  # GiB
         "seconds": result.seconds,
     }
 
@@ -244,6 +247,6 @@ def summary_lines(weights, scores, scored_epoch, settings):
     best = f"mAP@0.5 {weights.best_score:.3f}" if settings.eval_flag else f"validation loss {-weights.best_score:.3f}"
     yield f"\nBest weights: {weights.folder / BEST} ({best}, epoch {weights.best_epoch})"
     yield f"Last weights: {weights.folder / LAST}"
-    newest = weights.folder.parent / BEST
+    newest = quote_path(weights.folder.parent / BEST)
     command = "python predict.py" if settings.save_dir == "logs" else f"python predict.py --model_path={newest}"
     yield f"Both are also in {settings.save_dir}/. Draw boxes with them: {command}"

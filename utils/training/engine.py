@@ -27,7 +27,8 @@ SECONDS_BETWEEN_READINGS = 1.0
 
 class EpochResult(NamedTuple):
     """losses: {part: mean over the images of all ranks}; learning_rate: of the last step; unreadable: paths that failed
-    to decode; truncated: of images that lack their end; skipped: steps left out, as they were not finite.
+    to decode; truncated: of images that lack their end; skipped: steps left out, as they were not finite;
+    peak_memory: bytes of the GPU's memory at most, None on a CPU.
     """
 
     losses: dict
@@ -38,6 +39,7 @@ class EpochResult(NamedTuple):
     unreadable: list
     truncated: list = ()
     skipped: int = 0
+    peak_memory: int | None = None
 
 
 class LossMeter:
@@ -276,7 +278,8 @@ def train_one_epoch(network, loader, optim, set_lr, meter, first=0, title="", af
             meter.seconds, ready = meter.seconds + now - ready, now
     meter.skipped += optim.flush()
     _stop_if_hopeless(optim, before)
-    return meter.result()
+    peak = torch.cuda.max_memory_allocated(device) if optim.runtime.on_gpu else None
+    return meter.result()._replace(peak_memory=peak)
 
 
 def _stop_if_hopeless(optim, batches):
