@@ -1,6 +1,6 @@
 import pytest
 
-from utils.io.text import display_width, format_table, shorten_list
+from utils.io.text import display_width, either, format_table, shorten_list
 
 
 def test_columns_are_aligned():
@@ -57,3 +57,11 @@ def test_lists_are_shortened():
     assert shorten_list(names[:10]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
     assert shorten_list(names[:3], shown=1) == "0 and 2 more"
     assert shorten_list([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("choices", "expected"), [([], ""), (["a"], "a"), (["a", "b"], "a, or b"), (["a", "b", "c"], "a, b, or c")]
+)
+def test_a_choice_in_words(choices, expected):
+    """Prevents "a, b" that reads as if both were meant, and an "or" before nothing."""
+    assert either(choices) == expected

@@ -4,11 +4,14 @@ import pytest
 
 from tests.evaluation.tables import found
 from tests.reporting.test_hints_classes import annotations_of
-from tests.reporting.test_hints_curves import SETTINGS, rows_of
-from utils.reporting.hints import MOST, Run, collect_hints, data_wait_hint
+from tests.reporting.test_hints_curves import rows_of, settings_of
+from utils.reporting import hints as module
+from utils.reporting.hints import MOST, Run, collect_hints, data_wait_hint, most_workers
+from utils.runtime.device import FLOAT32, RuntimeContext
+from utils.runtime.distributed import DistInfo
 
 RUN = Run(
-    SimpleNamespace(**SETTINGS, input_shape=[416, 416], tile=0, cache="", train_annotation_path="data.yaml"),
+    settings_of(input_shape=[416, 416], train_annotation_path="data.yaml"),
     *(["a", "b"], annotations_of([500, 4]), annotations_of([10, 10]), {}, 0),
 )
 

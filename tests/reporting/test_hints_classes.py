@@ -131,3 +131,9 @@ def test_many_classes_share_a_sentence():
     assert list(sentences) == ["no training boxes", "few boxes"]
     assert "c12 (10 in validation), c13" in sentences["no training boxes"]
     assert "and 25 more. Label" in sentences["no training boxes"]
+
+
+def test_small_boxes_in_tiles():
+    """Prevents the advice to set tile where it is set."""
+    sentence = hints([500], [0.0], (9, 9), settings={"tile": 640, "input_shape": [320, 320]})["small boxes"]
+    assert sentence.endswith("little is found: raise input_shape, or lower tile (now 640).")

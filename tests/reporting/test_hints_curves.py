@@ -4,12 +4,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import train
+from utils.config.cli import read_constants
+from utils.config.optimizers import fill_in
 from utils.reporting.hints.curves import curve_hints
 
-SETTINGS = {"Init_lr": 0.08, "UnFreeze_Epoch": 40, "optimizer_type": "sgd", "model_name": "yolox_nano", "backbone": ""}
-SETTINGS |= {"freeze_layers": [], "freeze_blocks": 0, "train_only": [], "lr_scale": {}}
-SETTINGS |= {"Init_Epoch": 0, "model_path": "", "pretrained": False, "patience": 0}
+CHANGES = {"Init_lr": 0.08, "UnFreeze_Epoch": 40, "optimizer_type": "sgd"}
 FALLING = np.linspace(8, 3, 20).tolist()
+
+
+def settings_of(**changes):
+    return SimpleNamespace(**fill_in(read_constants(vars(train)) | CHANGES | changes))
 
 
 def rows_of(train, val=None, maps=(), lr=0.01, phase="unfrozen", first=1):
@@ -30,7 +35,7 @@ def rows_of(train, val=None, maps=(), lr=0.01, phase="unfrozen", first=1):
 
 
 def hints(rows, is_last=False, **settings):
-    return dict(curve_hints(rows, SimpleNamespace(**(SETTINGS | settings)), is_last))
+    return dict(curve_hints(rows, settings_of(**settings), is_last))
 
 
 def test_a_training_that_runs_well_is_left_alone():
@@ -119,9 +124,19 @@ def test_a_loss_that_jumps():
     assert hints(rows_of(train, FALLING)) == {}
     train[14] *= 1.6
     assert hints(rows_of(train, FALLING)) == {
-        "jumps": "The loss jumps by more than 25%, 2 times, last in epoch 15: the learning rate is too high. Lower "
-        "Init_lr from 0.08 to 0.02, or set clip_grad_norm = 10."
+        "jumps": "The loss jumps by more than 25%, 2 times, last in epoch 15: the steps are too large, so lower "
+        "Init_lr from 0.08 to 0.02 (the highest rate is then 2.5e-03 instead of 1.0e-02), or lower clip_grad_norm (now "
+        "10)."
     }
+
+
+def test_jumps_at_the_lowest_rate():
+    """Prevents the advice to lower Init_lr where the limits of the rate hold it up."""
+    train = list(FALLING)
+    train[9] *= 1.6
+    train[14] *= 1.6
+    sentence = hints(rows_of(train, FALLING), Init_lr=1e-4)["jumps"]
+    assert sentence.endswith("the steps are too large, so lower clip_grad_norm (now 10).")
 
 
 def test_unfreezing_is_no_jump():
@@ -136,20 +151,60 @@ def test_a_loss_that_hardly_moves():
     already has nothing left to learn."""
     still = np.linspace(8, 7.8, 15)
     start = "The loss hardly moves (7.99 in the first epochs, now 7.81)"
-    assert hints(rows_of(still, lr=1e-4), Init_lr=0.001) == {
-        "low rate": f"{start}: the learning rate is too low. Raise Init_lr from 0.001 to 0.01."
+    assert hints(rows_of(still, lr=5e-4), Init_lr=0.001) == {
+        "low rate": f"{start}: the learning rate is too low, so raise Init_lr from 0.001 to 0.04 (the highest rate is "
+        "then 5.0e-03 instead of 5.0e-04)."
     }
     assert hints(rows_of(still, lr=0.01))["nothing learned"].startswith(f"{start}, and the learning rate is not low: ")
+    frozen_rows, frozen = rows_of(still, phase="frozen", maps={5: 0.0}), {"Freeze_Train": True, "model_path": "a.pth"}
     assert hints(rows_of(still), train_only=["head"], freeze_blocks=0) == {
         "frozen": f"{start}, and much is frozen by train_only: let more of the network train."
     }
-    assert "frozen by Freeze_Train: let more" in hints(rows_of(still, phase="frozen"))["frozen"]
+    assert "frozen by Freeze_Train: let more" in hints(frozen_rows, **frozen)["frozen"]
     assert hints(rows_of(still, maps={10: 0.4})) == {}
     assert hints(rows_of(still[:14], lr=1e-4)) == {}
     assert set(hints(rows_of(still[:14], lr=1e-4), is_last=True)) == {"low rate"}
     assert hints(rows_of(np.linspace(8, 6.5, 15), lr=1e-4)) == {}
     assert set(hints(rows_of(still), lr_scale={"neck": 0.1})) == {"nothing learned"}
     assert set(hints(rows_of(still), lr_scale={"neck": 0})) == {"frozen"}
+
+
+def test_a_rate_that_init_lr_does_not_hold_down():
+    """Prevents the advice to raise Init_lr where the highest rate is at its limit, and the schedule keeps to less."""
+    sentence = hints(rows_of([8.0] * 15, lr=1e-4), Init_lr=1.0)["low rate"]
+    assert sentence.endswith("the learning rate is too low, so look at lr_decay_type and lr_scale.")
+
+
+@pytest.mark.parametrize(
+    ("changes", "ending"),
+    [
+        ({"Init_lr": 0.08}, "draws them), and lower Init_lr from 0.08 to 0.02 (the highest rate is then 2.5e-03 "),
+        ({"Init_lr": 1e-4}, "draws them)."),
+    ],
+)
+def test_nothing_learned_at_a_rate_that_is_not_low(changes, ending):
+    """Prevents the advice to lower Init_lr where that changes nothing."""
+    assert ending in hints(rows_of([8.0] * 15, lr=0.01), **changes)["nothing learned"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "advice"),
+    [
+        ({}, "raise mosaic_prob (now 0.5), raise weight_decay (now 0.0005), or lower UnFreeze_Epoch."),
+        ({"mosaic_prob": 1.0}, "raise weight_decay (now 0.0005), or lower UnFreeze_Epoch."),
+        ({"optimizer_type": "adam", "mosaic": False}, "set mosaic = True, or lower UnFreeze_Epoch."),
+        (
+            {"optimizer_type": "adam", "mosaic_prob": 1.0, "model_name": "yolox_s"},
+            "take a smaller model_name, or lower UnFreeze_Epoch.",
+        ),
+        ({"optimizer_type": "adam", "mosaic_prob": 1.0}, "lower UnFreeze_Epoch."),
+    ],
+)
+def test_what_helps_against_overfitting(changes, advice):
+    """Prevents the advice to raise mosaic_prob where it is 1 or without effect, to raise a decay that acts wrongly, and
+    to take a smaller network than the smallest."""
+    val = [*np.linspace(8, 4, 10), *np.linspace(4.1, 5, 10)]
+    assert hints(rows_of(FALLING, val), **changes)["overfitting"].endswith(f"More images help most; else {advice}")
 
 
 @pytest.mark.parametrize("settings", [{"Init_Epoch": 20}, {"model_path": "logs/last_epoch_weights.pth"}])

@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+import train
 from nets.losses import Criterion
+from utils.config.cli import read_constants
+from utils.config.optimizers import fill_in
 from utils.io.errors import UserError
 from utils.runtime import distributed
 from utils.runtime.device import Precision, RuntimeContext
@@ -17,7 +20,7 @@ from utils.training.nonfinite import NonFiniteLossError
 from utils.training.phases import Phase
 
 NAN = float("nan")
-SETTINGS = SimpleNamespace(input_shape=[64, 64], multi_scale=False, seed=3)
+SETTINGS = SimpleNamespace(**fill_in(read_constants(vars(train)) | {"input_shape": [64, 64], "seed": 3}))
 FROZEN, UNFROZEN = Phase(True, 0, 2, 16), Phase(False, 2, 6, 8)
 
 
@@ -135,23 +138,33 @@ def test_losses_that_are_no_numbers_are_explained(tmp_path):
     assert (type(left), left.exit_status, of_logger) == (NonFiniteLossError, 3, ["closed"])
     assert str(left) == (
         "No finite number in 5 steps. In epoch 5, first of all the output of layer 0, with the images 7.jpg, 8.jpg, "
-        "7.jpg, 8.jpg .... These steps were left out, so the weights are those before. Lower Init_lr, set "
-        "clip_grad_norm = 10, or rule out mixed precision by fp16 = False, and go on with --resume="
-        f"{tmp_path}. {tmp_path / 'black_box.pth'} holds the batch for a closer look."
+        "7.jpg, 8.jpg .... These steps were left out, so the weights are those before. Before you go on with "
+        f"--resume={tmp_path}, lower Init_lr from 0.008 to 0.002 (the highest rate is then 2.5e-04 instead of "
+        f"1.0e-03), or lower clip_grad_norm (now 10). {tmp_path / 'black_box.pth'} holds the batch for a closer look."
     )
     dump = torch.load(tmp_path / "black_box.pth", weights_only=True)
     assert (dump["epoch"], dump["settings"]["seed"], len(dump["images"])) == (5, 3, 3)
 
 
+def test_mixed_precision_is_a_cause_only_where_it_is_used(tmp_path):
+    """Prevents the advice to set fp16 = False in a run in float32, as above."""
+    optim, error = optim_of(), NonFiniteLossError("Bad.", bad_batches())
+    optim.runtime = optim.runtime._replace(precision=Precision(torch.bfloat16, False, ""))
+    explained = explain_nonfinite(error, Recorder(tmp_path), Recorder(tmp_path), optim, loader_of(), SETTINGS)
+    assert "or rule out mixed precision by fp16 = False. " in str(explained)
+
+
 def test_each_rank_dumps_its_own_batch(tmp_path, monkeypatch):
     """Prevents ranks that write over each other's dump, or into a folder that the main one alone sees."""
     error, silent = NonFiniteLossError("Bad.", bad_batches()), SimpleNamespace(folder=None)
+    checkpointer = Recorder(tmp_path)
     monkeypatch.setattr(module, "broadcast_object", lambda _own: str(tmp_path))
-    explain_nonfinite(error, silent, 4, optim_of(rank=1), loader_of(), SETTINGS)
+    explain_nonfinite(error, silent, checkpointer, optim_of(rank=1), loader_of(), SETTINGS)
     assert [path.name for path in tmp_path.iterdir()] == ["black_box_rank1.pth"]
     monkeypatch.setattr(module, "broadcast_object", lambda _own: str(tmp_path / "elsewhere"))
-    explained = explain_nonfinite(error, silent, 4, optim_of(rank=1), loader_of(), SETTINGS)
-    assert str(explained).endswith("elsewhere. black_box.pth holds the batch for a closer look.")
+    explained = explain_nonfinite(error, silent, checkpointer, optim_of(rank=1), loader_of(), SETTINGS)
+    assert str(explained).endswith("(now 10). black_box.pth holds the batch for a closer look.")
+    assert f"--resume={tmp_path / 'elsewhere'}, " in str(explained)
     assert len(list(tmp_path.iterdir())) == 1
 
 

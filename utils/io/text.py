@@ -46,6 +46,11 @@ def shorten_list(items: Sequence[str], shown: int = MAX_SHOWN) -> str:
     return ", ".join(items[:shown]) + (f" and {more} more" if more > 0 else "")
 
 
+def either(choices: Sequence[str]) -> str:
+    """One to many phrases as a choice: "a", "a, or b", "a, b, or c"."""
+    return ", or ".join([", ".join(choices[:-1]), choices[-1]] if choices[1:] else choices)
+
+
 def display_width(text: str) -> int:
     """Columns that a terminal needs; Chinese characters take two each."""
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)

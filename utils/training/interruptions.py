@@ -7,7 +7,10 @@ from utils.checkpoint.resume import quote_path
 from utils.config.cli import to_plain
 from utils.io.errors import UserError
 from utils.io.logger import logger
+from utils.io.text import either
+from utils.runtime.device import FLOAT32
 from utils.runtime.distributed import broadcast_object, shut_down
+from utils.training.advice import shorten_steps
 from utils.training.nonfinite import CRASH_DUMP, NonFiniteLossError, write_crash_dump
 from utils.training.preflight import is_out_of_memory, out_of_memory_message
 
@@ -27,7 +30,7 @@ def interruptions(run_logger, checkpointer, optim, train_loader, settings):
             run_logger = None  # no last pictures
             raise
         except NonFiniteLossError as error:
-            raise explain_nonfinite(error, run_logger, checkpointer.epoch, optim, train_loader, settings) from error
+            raise explain_nonfinite(error, run_logger, checkpointer, optim, train_loader, settings) from error
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise UserError(out_of_memory_message(settings, checkpointer.phase)) from error
@@ -40,17 +43,20 @@ def interruptions(run_logger, checkpointer, optim, train_loader, settings):
             shut_down()
 
 
-def explain_nonfinite(error, run_logger, epoch, optim, train_loader, settings):
+def explain_nonfinite(error, run_logger, checkpointer, optim, train_loader, settings):
     """Write what led to a NonFiniteLossError, and return one that says what it was and what to do."""
     annotations, rank = train_loader.dataset.annotations, optim.runtime.dist.rank
     folder = Path(broadcast_object(str(run_logger.folder)))
     path = folder / (CRASH_DUMP if run_logger.folder else f"black_box_rank{rank}.pth")
     paths = [annotations.path(index) for batch in error.batches for index in batch.indices]
     path = path if folder.is_dir() else None  # another machine may not see the disk of the main one
-    cause = write_crash_dump(path, optim, error.batches, paths, to_plain(vars(settings)), epoch)
+    cause = write_crash_dump(path, optim, error.batches, paths, to_plain(vars(settings)), checkpointer.epoch)
+    changes = shorten_steps(settings, checkpointer.phase)
+    if optim.runtime.precision.dtype != FLOAT32.dtype:
+        changes.append("rule out mixed precision by fp16 = False")
     return NonFiniteLossError(
-        f"{error} In epoch {epoch + 1}, first of all {cause}, with the images {', '.join(paths[:4])}"
-        f"{' ...' if len(paths) > 4 else ''}. These steps were left out, so the weights are those before. Lower "
-        "Init_lr, set clip_grad_norm = 10, or rule out mixed precision by fp16 = False, and go on with --resume="
-        f"{quote_path(folder)}. {path or CRASH_DUMP} holds the batch for a closer look."
+        f"{error} In epoch {checkpointer.epoch + 1}, first of all {cause}, with the images {', '.join(paths[:4])}"
+        f"{' ...' if len(paths) > 4 else ''}. These steps were left out, so the weights are those before. "
+        f"Before you go on with --resume={quote_path(folder)}, {either(changes)}. {path or CRASH_DUMP} holds the batch "
+        "for a closer look."
     )

@@ -30,7 +30,7 @@ _SENTENCES = {
     "few boxes": f"Few training boxes: {{}}. Under {FEW_BOXES} nothing is learned, {RARE_BOXES} are a start: label "
     "more.",
     "small boxes": f"Small boxes: {{}}. Under {SMALL_SIDE} pixels of the input little is found: raise input_shape, or "
-    "set tile.",
+    "{tiling}.",
     "anchors": "The anchors do not fit: {}. `python tools/kmeans_for_anchors.py` finds better ones for anchors_path.",
     "confused": "Taken for another class: {}. Compare their labels (`python tools/label_suspects.py`), and label more "
     "of both; where colour tells them apart, lower the hue of colour_jitter, where left and right do, flip_prob.",
@@ -60,10 +60,12 @@ def class_hints(run, scores, detections):
         topic, detail = _reason(run, class_id, row, int(train_counts[class_id]), matrix)
         if topic:
             reasons.setdefault(topic, []).append(f"{row['name']}{f' ({detail})' if detail else ''}")
-    split = split_command(run.settings.train_annotation_path)
+    tile = run.settings.tile
+    words = {"split": split_command(run.settings.train_annotation_path)}
+    words["tiling"] = f"lower tile (now {tile})" if tile else "set tile"
     order = sorted(reasons, key=lambda topic: (topic in _LAST, -len(reasons[topic])))
     return {
-        topic: _SENTENCES[topic].format(shorten_list(reasons[topic], MAX_CLASSES_NAMED), split=split) for topic in order
+        topic: _SENTENCES[topic].format(shorten_list(reasons[topic], MAX_CLASSES_NAMED), **words) for topic in order
     }
 
 

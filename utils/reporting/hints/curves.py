@@ -4,8 +4,11 @@ import math
 
 import numpy as np
 
+from utils.config.optimizers import SUITABLE
+from utils.io.text import either
+from utils.training.advice import LARGER, SMALLER, change_init_lr, shorten_steps
 from utils.training.lr_schedule import lr_limits
-from utils.training.phases import is_pretrained
+from utils.training.phases import build_phases, is_pretrained
 
 # Fewer epochs of a phase have no course.
 LEAST_EPOCHS = 10
@@ -27,6 +30,8 @@ TRAIN_FALL, VAL_FALL, LATE_FALL = 0.05, 0.12, 0.005
 MEANINGLESS = 5
 # A validation loss scatters by a few percent, the mAP of forty images by 0.02.
 VAL_RISE, MAP_FALL = 1.1, 0.05
+# The network with the fewest parameters.
+SMALLEST = "yolox_nano"
 
 
 def curve_hints(rows, settings, is_last):
@@ -44,7 +49,7 @@ def curve_hints(rows, settings, is_last):
         yield from _hardly_falls(train, phase, settings)
     if is_last:
         yield from _still_falls(train, val, phase, settings)
-    yield from _overfits(train, val, phase, maps)
+    yield from _overfits(train, val, phase, maps, settings)
 
 
 def losses_of(rows):
@@ -57,10 +62,10 @@ def losses_of(rows):
 def _jumps(train, rows, settings):
     places = [n for n in range(WARM_UP + 1, len(train)) if train[n] > JUMP * np.median(train[max(0, n - 5) : n])]
     if len(places) >= JUMPS:
+        phase = _phase_of(rows, settings)
         sentence = (
             f"The loss jumps by more than {JUMP - 1:.0%}, {len(places)} times, last in epoch "
-            f"{rows[places[-1]]['epoch']}: the learning rate is too high. Lower Init_lr from {settings.Init_lr:g} to "
-            f"{settings.Init_lr / 4:g}, or set clip_grad_norm = 10."
+            f"{rows[places[-1]]['epoch']}: the steps are too large, so {either(shorten_steps(settings, phase))}."
         )
         yield "jumps", sentence
 
@@ -77,13 +82,18 @@ def _hardly_falls(train, rows, settings):
     if names:
         yield "frozen", f"{start}, and much is frozen by {', '.join(names)}: let more of the network train."
     elif max(row["lr"] for row in rows) < middle_rate:
-        old = settings.Init_lr
-        yield "low rate", f"{start}: the learning rate is too low. Raise Init_lr from {old:g} to {10 * old:g}."
+        # A schedule, or factors of layers, can hold a rate down that Init_lr cannot raise.
+        change = change_init_lr(settings, _phase_of(rows, settings), LARGER) or "look at lr_decay_type and lr_scale"
+        yield "low rate", f"{start}: the learning rate is too low, so {change}."
     else:
-        sentence = (
-            f"{start}, and the learning rate is not low: lower Init_lr, and look whether the boxes fit the images"
-        )
-        yield "nothing learned", f"{sentence} (`python tools/check_data.py` draws them)."
+        change = change_init_lr(settings, _phase_of(rows, settings), SMALLER)
+        look = "look whether the boxes fit the images (`python tools/check_data.py` draws them)"
+        sentence = f"{start}, and the learning rate is not low: {look}{f', and {change}' if change else ''}."
+        yield "nothing learned", sentence
+
+
+def _phase_of(rows, settings):
+    return next(phase for phase in build_phases(settings) if phase.name == rows[-1]["phase"])
 
 
 def _still_falls(train, val, rows, settings):
@@ -101,7 +111,7 @@ def _still_falls(train, val, rows, settings):
         yield "underfitting", sentence
 
 
-def _overfits(train, val, rows, maps):
+def _overfits(train, val, rows, maps, settings):
     if not np.isfinite(val).all() or val[-1] > MEANINGLESS * train[-1]:
         return
     signs, turn, last = [], int(val.argmin()), val[-3:].mean()
@@ -115,7 +125,18 @@ def _overfits(train, val, rows, maps):
     if signs and train[-3:].mean() < train[max(0, turn - 1) : turn + 2].mean():
         sentence = (
             f"Overfitting: the training loss falls on, but {' and '.join(signs)}. best_epoch_weights.pth keeps the "
-            "best epoch. More images help most; else raise mosaic_prob and weight_decay, take a smaller model_name, or "
-            "lower UnFreeze_Epoch."
+            f"best epoch. More images help most; else {either([*_against_overfitting(settings)])}."
         )
         yield "overfitting", sentence
+
+
+def _against_overfitting(settings):
+    if not settings.mosaic:
+        yield "set mosaic = True"
+    elif settings.mosaic_prob < 1:
+        yield f"raise mosaic_prob (now {settings.mosaic_prob:g})"
+    if SUITABLE[settings.optimizer_type].weight_decay:
+        yield f"raise weight_decay (now {settings.weight_decay:g})"
+    if settings.model_name != SMALLEST:
+        yield "take a smaller model_name"
+    yield "lower UnFreeze_Epoch"

@@ -2,6 +2,7 @@
 
 import math
 
+from utils.config.optimizers import SUITABLE
 from utils.training.compile import uses_compiler
 from utils.training.lr_schedule import NOMINAL_BATCH, lr_limits, lr_range
 from utils.training.phases import count_steps, is_pretrained
@@ -13,7 +14,7 @@ def setting_hints(settings, phases, images, world_size=1):
         yield "Freeze_Train is True, but the backbone is untrained (model_path = ''): nothing is worth freezing."
     if any(min(phase.batch_size // world_size, images) == 1 for phase in phases):
         yield "A batch of 1 image gives BatchNorm no statistics: use batch sizes of 2 or more."
-    if settings.optimizer_type in ("adam", "rmsprop", "adagrad") and settings.weight_decay:
+    if settings.weight_decay and not SUITABLE[settings.optimizer_type].weight_decay:
         yield (
             f"optimizer_type is {settings.optimizer_type!r} and weight_decay {settings.weight_decay}: the decay is "
             "added to the gradient, where the step size cancels most of it, and the rest falls on rarely used weights. "
