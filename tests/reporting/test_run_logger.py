@@ -22,7 +22,7 @@ from utils.io.logger import logger
 from utils.reporting import run_logger as module
 from utils.reporting.hints import Run
 from utils.reporting.run_logger import RunLogger, Silent, epoch_line, result_row, start_run, summary_lines
-from utils.runtime.device import Precision, RuntimeContext
+from utils.runtime.device import FLOAT32, Precision, RuntimeContext
 from utils.runtime.distributed import DistInfo
 from utils.training.dataset import TrainingData
 from utils.training.engine import EpochResult
@@ -49,11 +49,14 @@ def model():
     return build_model("yolox_nano", 2)
 
 
-def make_logger(annotations, model, folder, state=None, **changes):
+RUNTIME = RuntimeContext(torch.device("cpu"), DistInfo(), FLOAT32)
+
+
+def make_logger(annotations, model, folder, state=None, runtime=RUNTIME, **changes):
     constants = read_constants(vars(train)) | {"save_dir": str(folder / "logs"), "UnFreeze_Epoch": 10} | changes
     settings = SimpleNamespace(**fill_in(constants | {"input_shape": [64, 64]}))
     of_weights = make_metadata(model, NAMES, (64, 64), {"mode": "topleft", "pad": 114})
-    return RunLogger(settings, of_weights, Run(settings, NAMES, annotations, annotations, {}, 0), 1, state)
+    return RunLogger(settings, of_weights, Run(settings, NAMES, annotations, annotations, {}, 0), runtime, state)
 
 
 @pytest.fixture
@@ -196,7 +199,28 @@ def test_what_went_wrong_with_images_and_steps_is_said(annotations, model, tmp_p
         again,
     ]
     steps = [line for line in lines if "steps were left out" in line]
+    assert steps[0].endswith(
+        "; if it happens again, lower Init_lr from 0.008 to 0.0032 (the highest rate is then 1.0e-04 instead of "
+        "2.5e-04), or lower clip_grad_norm (now 10)."
+    )
     assert [line.split(":")[1] for line in steps] == [f" 2 steps were left out of epoch {epoch}" for epoch in (1, 2)]
+
+
+def test_float16_leaves_steps_out_while_it_looks_for_its_scale(annotations, model, tmp_path, said):
+    """Prevents the advice to lower Init_lr in all trainings on a GPU without bfloat16; too many steps are no search."""
+    runtime = RUNTIME._replace(precision=Precision(torch.float16, True, ""))
+    run_logger = make_logger(annotations, model, tmp_path, runtime=runtime, eval_flag=False)
+    for epoch, skipped in enumerate((16, 2, 3)):
+        result = RESULT._replace(skipped=skipped)
+        run_logger.end_epoch(epoch, PHASE, result, Evaluation(5.0, None, [], None), model)
+    run_logger.close()
+    run_logger.writer.close()
+    first, second = [line for line in said() if "left out" in line]
+    assert first == (
+        "note: 16 steps were left out of epoch 1 while float16 looked for the scale of its gradients. Some at the "
+        "start, then one in about 2,000 steps, are usual and not told again."
+    )
+    assert second.startswith("note: 3 steps were left out of epoch 3: the loss or its gradient was no finite number.")
 
 
 def test_a_measure_that_changed_begins_anew(annotations, model, tmp_path):
@@ -311,6 +335,16 @@ def test_a_row_counts_from_one_and_over_all_ranks():
     assert (row["precision"], row["recall"]) == (None, None)
 
 
+@pytest.mark.parametrize(("of_training", "now", "expected"), [(2, 1, 2.0), (2, 3, 3.0), (None, 3, None)])
+def test_memory_is_that_of_training_and_validation(monkeypatch, of_training, now, expected):
+    """Prevents a peak without the training's, which is forgotten once it is held against the forecast; and a peak of 0
+    where a GPU is there and not used."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: now * 2**30)
+    result = FROZEN_RESULT._replace(peak_memory=of_training and of_training * 2**30)
+    assert result_row(0, PHASE, result, SimpleNamespace(loss=5.5, scores=None), 1)["gpu_memory"] == expected
+
+
 def test_the_line_of_an_epoch():
     """Prevents a run that cannot be followed: losses of any network, and scores where there are some."""
     line = (
@@ -335,20 +369,16 @@ def test_the_end_says_where_the_weights_lie(tmp_path):
         f"Last weights: {folder / 'last_epoch_weights.pth'}\n"
         "Both are also in logs/. Draw boxes with them: python predict.py"
     )
-@pytest.mark.parametrize(("of_training", "now", "expected"), [(2, 1, 2.0), (2, 3, 3.0), (None, 3, None)])
-def test_memory_is_that_of_training_and_validation(monkeypatch, of_training, now, expected):
-    """Prevents a peak without the training's, which is forgotten once it is held against the forecast; and a peak of 0
-    where a GPU is there and not used."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: now * 2**30)
-    result = FROZEN_RESULT._replace(peak_memory=of_training and of_training * 2**30)
-    assert result_row(0, PHASE, result, SimpleNamespace(loss=5.5, scores=None), 1)["gpu_memory"] == expected
-
-
     text = summary(tmp_path, -2.5, eval_flag=False, save_dir="elsewhere")
     assert "(validation loss 2.500, epoch 3)" in text
     newest = tmp_path / "best_epoch_weights.pth"
     assert text.endswith(f"Both are also in elsewhere/. Draw boxes with them: python predict.py --model_path={newest}")
+
+
+def test_a_folder_with_spaces_is_quoted(tmp_path):
+    """Prevents a command that breaks where a path has spaces."""
+    text = summary(tmp_path / "my runs", 0.75, save_dir="my runs")
+    assert text.endswith(f'predict.py --model_path="{tmp_path / "my runs" / "best_epoch_weights.pth"}"')
 
 
 def test_a_run_without_a_score_says_so(tmp_path):
@@ -356,9 +386,3 @@ def test_a_run_without_a_score_says_so(tmp_path):
     assert summary(tmp_path, None) == (
         "\nNo epoch could be scored: the validation set holds no boxes, or its loss was not a number."
     )
-def test_a_folder_with_spaces_is_quoted(tmp_path):
-    """Prevents a command that breaks where a path has spaces."""
-    text = summary(tmp_path / "my runs", 0.75, save_dir="my runs")
-    assert text.endswith(f'predict.py --model_path="{tmp_path / "my runs" / "best_epoch_weights.pth"}"')
-
-

@@ -14,6 +14,7 @@ from utils.training.nonfinite import (
     NonFiniteLossError,
     first_not_finite,
     is_not_finite,
+    usual_skips,
     write_crash_dump,
 )
 
@@ -36,6 +37,14 @@ def test_what_is_not_finite(values, expected):
     """Prevents one NaN among millions of gradients from being overseen, and finite ones whose squares are not, which
     would stay in Adam's state for good."""
     assert bool(is_not_finite([torch.tensor(value) for value in values])) is expected
+
+
+@pytest.mark.parametrize(
+    ("steps", "is_first", "expected"), [(14, True, 16), (14, False, 2), (10_000, False, 7), (0, False, 2)]
+)
+def test_skips_that_are_usual_in_float16(steps, is_first, expected):
+    """Prevents a search for a cause where a GradScaler has only found its scale; 65,536 is halved 16 times at most."""
+    assert usual_skips(steps, is_first) == expected
 
 
 def test_flags_known_at_once():

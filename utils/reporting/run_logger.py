@@ -14,16 +14,20 @@ from utils.evaluation.scores import format_scores
 from utils.io.class_names import write_class_names
 from utils.io.errors import UserError
 from utils.io.logger import log_to_file, logger
-from utils.reporting.hints import Run, collect_hints
+from utils.io.text import either
+from utils.reporting.hints import Run, collect_hints, most_workers
 from utils.reporting.hints.settings import setting_hints
 from utils.reporting.images import evaluation_pictures, first_batches
 from utils.reporting.metrics import MetricsWriter
 from utils.reporting.page import report_page
 from utils.runtime.device import describe
 from utils.runtime.distributed import describe_ranks
+from utils.training.advice import shorten_steps
 from utils.training.build import run_metadata
 from utils.training.freezing import lr_groups, trainable_table
 from utils.training.lr_schedule import preview_lr
+from utils.training.nonfinite import STEPS_TO_DOUBLE, usual_skips
+from utils.training.phases import count_steps
 from utils.visualize.epochs import draw_lr_preview
 from utils.visualize.images import batch_picture
 from utils.visualize.labels import label_picture
@@ -48,7 +52,7 @@ def start_run(settings, data, model, phases, runtime, workers, checkpoint=None):
     findings = findings_rows(data.findings)
     run = Run(settings, data.class_names, data.train, data.val, model.decode_rule, workers, machine, findings)
     try:
-        run_logger = RunLogger(settings, metadata, run, runtime.dist.world_size, checkpoint and checkpoint["log"])
+        run_logger = RunLogger(settings, metadata, run, runtime, checkpoint and checkpoint["log"])
         write_findings(run_logger.folder / "findings.csv", data.findings)
         data.findings.clear()
         groups = lr_groups(model, settings, phases)
@@ -83,12 +87,12 @@ class Silent:
 class RunLogger:
     """Keeps the folder of a run.
 
-    settings: train.py's. metadata: of the weight files; it grows by what each epoch adds. run: a Run. world_size: how
-    many ranks train. state: of a run that goes on in the folder of settings.resume, its state_dict.
+    settings: train.py's. metadata: of the weight files; it grows by what each epoch adds. run: a Run. state: of a
+    run that goes on in the folder of settings.resume, its state_dict.
     """
 
-    def __init__(self, settings, metadata, run, world_size, state=None):
-        self.settings, self.metadata, self.run, self.world_size = settings, metadata, run, world_size
+    def __init__(self, settings, metadata, run, runtime, state=None):
+        self.settings, self.metadata, self.run, self.runtime = settings, metadata, run, runtime
         self.writer = BackgroundWriter()
         self.folder = Path(settings.resume).parent if state else new_run_folder(settings.save_dir)
         log_to_file(self.folder / "train.log")
@@ -126,7 +130,7 @@ class RunLogger:
         """
         settings, scores = self.settings, evaluation.scores
         is_last = epoch + 1 == settings.UnFreeze_Epoch
-        row = result_row(epoch, phase, result, evaluation, self.world_size)
+        row = result_row(epoch, phase, result, evaluation, self.runtime.dist.world_size)
         if scores:
             self.scores, self.scored_epoch = scores, epoch + 1
         self.metrics.add_epoch(row)
@@ -187,13 +191,22 @@ class RunLogger:
                 f"cut off {path}", f"{path} lacks its last bytes; what is there is used. Save or copy it anew"
             )
 
-    @staticmethod
-    def _warn_of_skipped(count, epoch):
-        if count:
-            steps = "1 step was" if count == 1 else f"{count} steps were"
+    def _warn_of_skipped(self, count, epoch, phase):
+        if not count:
+            return
+        settings, one = self.settings, phase._replace(first=epoch, last=epoch + 1)
+        words = f"{'1 step was' if count == 1 else f'{count} steps were'} left out of epoch {epoch + 1}"
+        steps = count_steps([one], len(self.run.train_annotations), settings.accumulate)
+        if self.runtime.precision.scales and count <= usual_skips(steps, epoch == phase.first):
+            self._warn_once(
+                "float16 scale",
+                f"{words} while float16 looked for the scale of its gradients. Some at the start, then one in about "
+                f"{STEPS_TO_DOUBLE:,} steps, are usual and not told again.",
+            )
+        else:
             logger.warning(
-                f"{steps} left out of epoch {epoch + 1}: the loss or its gradient was no finite number. The weights "
-                "are as if there had been no such step; if it happens again, lower Init_lr or set clip_grad_norm = 10."
+                f"{words}: the loss or its gradient was no finite number. The weights are as if there had been no such "
+                f"step; if it happens again, {either(shorten_steps(settings, phase))}."
             )
 
     def _warn_once(self, topic, sentence):

@@ -11,6 +11,8 @@ from utils.weights.save import save_content, snapshot
 
 # So many in a row are no accident. A GradScaler first halves its scale, from 65,536 down to 1, with every bad step.
 MAX_IN_A_ROW, SCALE_HALVINGS = 5, 16
+# After so many good steps it tries twice the scale, which is often too much; gradients that grow ask for a step more.
+STEPS_TO_DOUBLE, USUAL_HALVINGS = 2000, 2
 CRASH_DUMP = "black_box.pth"
 
 
@@ -22,6 +24,14 @@ class NonFiniteLossError(UserError):
     def __init__(self, message, batches=()):
         super().__init__(message)
         self.batches = list(batches)
+
+
+def usual_skips(steps, is_first):
+    """How many of an epoch's steps float16 leaves out, though nothing is wrong, while it looks for its scale.
+
+    is_first: whether a phase begins with this epoch.
+    """
+    return (SCALE_HALVINGS if is_first else USUAL_HALVINGS) + steps // STEPS_TO_DOUBLE
 
 
 def is_not_finite(gradients):
