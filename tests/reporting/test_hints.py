@@ -1,6 +1,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from tests.evaluation.tables import found
 from tests.reporting.test_hints_classes import annotations_of
@@ -68,13 +69,46 @@ def test_nothing_to_say():
     [
         (0.24, "", 0, set()),
         (0.25, "", 0, {"set cache = 'ram', which decodes each image once"}),
-        (0.5, "ram", 2, {"raise num_workers (now 2; this machine has 4 cores)"}),
-        (0.5, "ram", 3, {"lower input_shape, or mosaic_prob and mixup_prob; a faster processor would help as well"}),
+        (0.5, "ram", 2, {"raise num_workers (now 2; there are cores for 3)"}),
+        (0.5, "ram", 3, {"lower input_shape, or mosaic_prob; a faster processor would help as well"}),
     ],
 )
-def test_a_slow_loader_names_the_constant_to_change(monkeypatch, data_wait, cache, workers, expected):
+def test_a_slow_loader_names_the_constant_to_change(data_wait, cache, workers, expected):
     """Prevents trainings that wait for images half of the time while nobody knows what to do."""
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
-    hints = data_wait_hint({"data_wait": data_wait}, SimpleNamespace(cache=cache), workers)
+    settings = SimpleNamespace(cache=cache, mosaic=True, mixup=False)
+    hints = data_wait_hint({"data_wait": data_wait}, settings, workers, 3)
     start = "Much of the time goes into waiting for images (data wait): "
     assert hints == {f"{start}{change}." for change in expected}
+
+
+@pytest.mark.parametrize(
+    ("mosaic", "mixup", "names"),
+    [(False, False, "input_shape;"), (True, True, "input_shape, mosaic_prob, or mixup_prob;")],
+)
+def test_a_slow_loader_with_few_augmentations(mosaic, mixup, names):
+    """Prevents the advice to lower the probability of what is off."""
+    settings = SimpleNamespace(cache="ram", mosaic=mosaic, mixup=mixup)
+    (sentence,) = data_wait_hint({"data_wait": 0.5}, settings, 0, 0)
+    assert f": lower {names} a faster" in sentence
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "ranks", "expected"),
+    [("cuda", 16, 1, 14), ("cuda", 16, 4, 3), ("cuda", 2, 1, 0), ("cpu", 16, 1, 0)],
+)
+def test_how_many_workers_there_are_cores_for(monkeypatch, device, cores, ranks, expected):
+    """Prevents the advice to start more processes than a container or the ranks of a machine have cores for, or any on
+    a CPU, which trains faster without."""
+    monkeypatch.setattr(module, "available_cores", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    assert most_workers(RuntimeContext(torch.device(device), DistInfo(), FLOAT32)) == expected
+
+
+def test_the_advice_on_workers_is_that_of_the_run():
+    """Prevents a run whose cores are counted and then forgotten."""
+    rows = rows_of([8.0, 7.0, 6.0])
+    for row in rows:
+        row["data_wait"] = 0.5
+    run = RUN._replace(settings=settings_of(cache="ram"))
+    assert "now 0; there are cores for 5" in collect_hints(run._replace(most_workers=5), rows)["data wait"]
+    assert "num_workers" not in collect_hints(run, rows)["data wait"]

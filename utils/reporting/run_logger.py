@@ -50,7 +50,8 @@ def start_run(settings, data, model, phases, runtime, workers, checkpoint=None):
     metadata = run_metadata(settings, model, data.class_names)
     machine = [*describe(runtime.device), *describe_ranks(), ("precision", runtime.precision.sentence)]
     findings = findings_rows(data.findings)
-    run = Run(settings, data.class_names, data.train, data.val, model.decode_rule, workers, machine, findings)
+    constant = data.class_names, data.train, data.val, model.decode_rule, workers, machine, findings
+    run = Run(settings, *constant, most_workers(runtime))
     try:
         run_logger = RunLogger(settings, metadata, run, runtime, checkpoint and checkpoint["log"])
         write_findings(run_logger.folder / "findings.csv", data.findings)
@@ -136,7 +137,7 @@ class RunLogger:
         self.metrics.add_epoch(row)
         logger.info(epoch_line(row, settings.UnFreeze_Epoch))
         self._warn_of_images(result, evaluation)
-        self._warn_of_skipped(result.skipped, epoch)
+        self._warn_of_skipped(result.skipped, epoch, phase)
         if scores:
             annotations, detections = self.run.val_annotations, evaluation.detections
             self.metrics.draw(epoch + 1, evaluation_pictures, annotations, detections, scores, settings.seed)

@@ -1,13 +1,15 @@
 """What holds a training back, in words: the one call that train.py makes after an evaluation and at the end."""
 
-import os
 from typing import NamedTuple
 
 import numpy as np
 
 from utils.data.annotations import Annotations
+from utils.io.text import either
 from utils.reporting.hints.classes import class_hints
 from utils.reporting.hints.curves import curve_hints
+from utils.runtime.device import CORES_OF_TRAINING, available_cores
+from utils.runtime.distributed import local_world_size
 
 MOST = 10
 # Share of an epoch from which on the wait for images is worth a word.
@@ -19,7 +21,8 @@ RIPE_SHARE, RIPE_MAP = 0.5, 0.3
 
 class Run(NamedTuple):
     """What stays the same in a training. settings: train.py's; decode_rule: the network's, {} without anchors; workers:
-    processes that prepare images; machine: [(name, text)] of versions and hardware; findings: of findings_rows.
+    processes that prepare images; machine: [(name, text)] of versions and hardware; findings: of findings_rows;
+    most_workers: of that function.
     """
 
     settings: object
@@ -30,6 +33,15 @@ class Run(NamedTuple):
     workers: int
     machine: list = ()
     findings: list = ()
+    most_workers: int = 0
+
+
+def most_workers(runtime):
+    """How many processes may prepare images for this rank: the cores that training and other ranks leave.
+
+    0 on a CPU, where the network needs them all.
+    """
+    return (available_cores() - CORES_OF_TRAINING) // local_world_size() if runtime.on_gpu else 0
 
 
 def collect_hints(run, rows, scores=None, detections=None, is_last=False):
@@ -48,7 +60,7 @@ def collect_hints(run, rows, scores=None, detections=None, is_last=False):
         # That a class is not found yet, for no other reason, says nothing on the way.
         remarks |= {topic: by_class[topic] for topic in by_class if is_last or not topic.startswith("not found")}
     waiting = float(np.mean([row["data_wait"] for row in rows[1:] or rows]))  # the first epoch starts the workers
-    for sentence in data_wait_hint({"data_wait": waiting}, run.settings, run.workers):
+    for sentence in data_wait_hint({"data_wait": waiting}, run.settings, run.workers, run.most_workers):
         remarks["data wait"] = sentence
     return dict(list(remarks.items())[:MOST])
 
@@ -59,15 +71,18 @@ def is_ripe(settings, rows, scores):
     return done >= RIPE_SHARE or scores["map50"] >= RIPE_MAP
 
 
-def data_wait_hint(row, settings, workers):
-    """What to change where an epoch waited much for images: a set of one sentence or none; row as in epoch_line."""
+def data_wait_hint(row, settings, workers, most):
+    """What to change where an epoch waited much for images: a set of one sentence or none.
+
+    row: as in epoch_line. workers, most: how many processes prepare images, and how many may.
+    """
     if row["data_wait"] < MUCH_WAITING:
         return set()
-    cores = os.cpu_count() or 1
     if not settings.cache:
         change = "set cache = 'ram', which decodes each image once"
-    elif workers < cores - 1:
-        change = f"raise num_workers (now {workers}; this machine has {cores} cores)"
+    elif workers < most:
+        change = f"raise num_workers (now {workers}; there are cores for {most})"
     else:
-        change = "lower input_shape, or mosaic_prob and mixup_prob; a faster processor would help as well"
+        names = [f"{name}_prob" for name in ("mosaic", "mixup") if getattr(settings, name)]
+        change = f"lower {either(['input_shape', *names])}; a faster processor would help as well"
     return {f"Much of the time goes into waiting for images (data wait): {change}."}
