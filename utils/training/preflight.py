@@ -35,6 +35,7 @@ class MemoryForecast:
         forecast = self.peaks.pop(phase.name, None)
         if not forecast:
             return
+        # To torch, what a CUDA graph keeps between its steps is free: with graphs, too, a step is held against a step.
         peak = torch.cuda.max_memory_allocated()
         if peak > MOST_ABOVE_FORECAST * forecast:
             logger.warning(
