@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from launched import on_ranks
 from torch import nn
 
 from nets.losses import Criterion
@@ -138,7 +139,7 @@ def test_average_and_loss_scale_may_come_or_go_with_a_resume(before, after):
         assert all(torch.equal(value, weights[key]) for key, value in averaged.items())
 
 
-def make_checkpointer(folder, monkeypatch, minutes=10.0, order=(11, 6)):
+def make_checkpointer(folder, monkeypatch, minutes=10.0, order=(11, 6), runtime=None):
     """A Checkpointer of a small training, and the clock that it reads. folder: of the run, None as on other ranks."""
     clock, state = [100.0], {"rows": [], "files": {}, "told": []}
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
@@ -147,7 +148,7 @@ def make_checkpointer(folder, monkeypatch, minutes=10.0, order=(11, 6)):
         vars(run_logger).update(metadata=METADATA | {"epoch": 9}, writer=BackgroundWriter(), state_dict=lambda: state)
     settings, signals = SimpleNamespace(save_minutes=minutes, seed=3), SimpleNamespace(name="")
     optim, schedule = parts_of()
-    parts = run_logger, optim.runtime, settings, {"seed": 11}, list(order), signals, optim, schedule
+    parts = run_logger, runtime or optim.runtime, settings, {"seed": 11}, list(order), signals, optim, schedule
     return Checkpointer(*parts), clock
 
 
@@ -181,9 +182,57 @@ def test_nothing_is_saved_while_no_step_is_possible(tmp_path, monkeypatch):
     checkpointer.run_logger.writer.wait()
     assert not checkpointer.path.exists()
     checkpointer.signals.name = "SIGTERM"
-    checkpointer.save(Progress(1))
-    checkpointer.run_logger.writer.close()
+    with pytest.raises(Stopped):
+        checkpointer.after_step(Progress(1, 4), meter_of(1.0))
     assert read_checkpoint(checkpointer.path)["run"]["epoch"] == 1
+
+
+def test_a_run_whose_last_step_was_skipped_is_over(tmp_path, monkeypatch):
+    """Prevents a finished run that counts as unfinished, so that resume trains its end a second time."""
+    checkpointer, _ = make_checkpointer(tmp_path, monkeypatch)
+    checkpointer.optim.bad_in_a_row = 1
+    checkpointer.save(Progress(9), is_over=True)
+    checkpointer.run_logger.writer.close()
+    assert read_checkpoint(checkpointer.path)["run"]["is_over"]
+
+
+def test_a_signal_that_the_other_ranks_do_not_know_saves_nothing(tmp_path, monkeypatch):
+    """Prevents one rank that gathers alone, where the others go on: a signal counts once all ranks know of it."""
+    gathered = []
+    monkeypatch.setattr(module, "gather_objects", lambda state: gathered.append(state) or [state])
+    checkpointer, _ = make_checkpointer(None, monkeypatch)
+    checkpointer.optim.bad_in_a_row, checkpointer.signals.name = 1, "SIGTERM"
+    checkpointer.save(Progress(1))
+    assert gathered == []
+    checkpointer.signals.name = ""
+    monkeypatch.setattr(module.AsyncFlags, "__call__", lambda self, *wanted: (True, False))
+    with pytest.raises(Stopped):
+        checkpointer.after_step(Progress(1, 4), meter_of(1.0))
+    assert len(gathered) == 1
+
+
+def be_stopped(runtime, folder):
+    """Steps of a rank, of which the last was no finite number; rank 1 alone gets a signal. Returns how it ended."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        checkpointer, _ = make_checkpointer(folder if runtime.dist.is_main else None, monkeypatch, runtime=runtime)
+        checkpointer.optim.bad_in_a_row = 1
+        checkpointer.signals.name = "SIGTERM" if runtime.dist.rank else ""
+        with pytest.raises(Stopped) as stop:
+            for images in (2, 4, 6):
+                checkpointer.after_step(Progress(0, images), meter_of(1.0))
+    return str(stop.value).split(";")[0]
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_stops_all(tmp_path):
+    """Prevents ranks that wait for each other for hours, because the signal came while a step was not finite."""
+    path = tmp_path / "run/last_checkpoint.pth"
+    path.parent.mkdir()
+    assert on_ranks(be_stopped, 2, tmp_path, path.parent) == [
+        f"Stopped by another process, which was asked to in epoch 1. Nothing is lost, all is in {path}",
+        "Stopped by SIGTERM.",
+    ]
+    assert read_checkpoint(path)["run"]["images"] == 4 and len(read_checkpoint(path)["ranks"]) == 2
 
 
 def test_a_run_is_not_over_while_its_weights_are_not_on_disk(tmp_path, monkeypatch):

@@ -79,7 +79,7 @@ class Checkpointer:
             self.saved_at = time.monotonic()  # ranks agree one step late, and shall not save twice
         stops, saves = self.flags(bool(self.signals.name), is_due)
         if stops or saves:
-            self.save(progress, meter)
+            self.save(progress, meter, stops=stops)
         if stops:
             self._stop(progress)
 
@@ -99,12 +99,14 @@ class Checkpointer:
             self.signals.name,
         )
 
-    def save(self, progress, meter=None, is_over=False):
-        """Capture the training and have it written beside it. meter: of the epoch that is not done.
+    def save(self, progress, meter=None, is_over=False, stops=False):
+        """Capture the training and have it written beside it. All ranks call, with the same arguments.
 
-        Not while one step after the other is no finite number: what is saved may be where that began.
+        meter: of the epoch that is not done. Not while one step after the other is no finite number, unless the run
+        ends here, is over or stops: what is saved may be where that began.
         """
-        if self.optim.bad_in_a_row and not self.signals.name:
+        # Only by what all ranks know, as a signal to one of them is not: the others would wait for its part.
+        if self.optim.bad_in_a_row and not (is_over or stops):
             return
         state = snapshot(meter.state_dict()) if meter else None
         ranks = gather_objects({"random": random_states(self.runtime.device), METER: state})
