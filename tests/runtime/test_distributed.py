@@ -110,10 +110,19 @@ def test_a_launcher_is_recognised_by_its_environment(monkeypatch, demanded):
     """Prevents torchrun from starting several single trainings where the constant was not set; several of them on one
     GPU where Cuda is False on purpose; and messages between CPUs that go by way of the GPUs."""
     backends = launched_as(monkeypatch, gpus=2)
+    monkeypatch.setattr(distributed.dist, "is_nccl_available", lambda: True)
     assert distributed.init_distributed(demanded, use_cuda=True) == DistInfo(1, 1, 2)
     assert distributed.init_distributed(demanded, use_cuda=False) == DistInfo(1, 1, 2)
     launched_as(monkeypatch, gpus=0)
     assert backends == ["cpu:gloo,cuda:nccl", "gloo"]
+
+
+def test_gpus_without_nccl_exchange_by_gloo(monkeypatch):
+    """Prevents several GPUs on Windows, whose torch has no nccl, from ending in a trace."""
+    backends = launched_as(monkeypatch, gpus=2)
+    monkeypatch.setattr(distributed.dist, "is_nccl_available", lambda: False)
+    distributed.init_distributed(False, use_cuda=True)
+    assert backends == ["gloo"]
 
 
 def test_an_incomplete_environment_of_a_launcher_is_named(monkeypatch):

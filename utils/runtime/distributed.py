@@ -73,7 +73,9 @@ def init_distributed(distributed, use_cuda):
     # The main rank scores and draws while the others wait, which shall not count as a dead rank.
     timeout = timedelta(hours=3)
     own_store = _store_after_restart(dist_info, timeout)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timeout, **own_store)
+    # Windows has no nccl.
+    backend = "cpu:gloo,cuda:nccl" if on_gpu and dist.is_nccl_available() else "gloo"
+    dist.init_process_group(backend, timeout=timeout, **own_store)
     return dist_info
 
 
