@@ -1,5 +1,8 @@
 import os
 import re
+import subprocess
+import sys
+import time
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -78,6 +81,36 @@ def test_a_run_that_is_still_training_is_left_alone():
     assert is_running(parent)
     assert not is_running(["elsewhere", *parent[1:]]) and not is_running([*parent[:2], 1.0])
     assert not is_running([own[0], 2**22 + 1, 1.0])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps no number of a process that ended")
+def test_a_killed_process_is_not_running(monkeypatch):
+    """Prevents a run that nobody can resume, because nobody asks for the process that was killed, or because it belongs
+    to somebody else; and two processes in one run after the clock was set."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        identity = [process()[0], child.pid, psutil.Process(child.pid).create_time()]
+        assert is_running(identity) and is_running([*identity[:2], identity[2] + 1.0])
+        child.kill()
+        while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        assert not is_running(identity)
+
+    def refuse(number):
+        raise psutil.AccessDenied(number)
+
+    monkeypatch.setattr(psutil, "Process", refuse)
+    assert not is_running(identity)
+
+
+def test_a_run_is_named_from_within_its_folder(tmp_path, monkeypatch):
+    """Prevents weights that are written into the folder of the run, instead of beside it, with --resume=. there."""
+    path = write_run(tmp_path / "loss_1")
+    (tmp_path / "loss_1/inner").mkdir()
+    for place, resume in (("loss_1", "."), ("loss_1", path.name), ("loss_1/inner", ".."), ("", "loss_1")):
+        monkeypatch.chdir(tmp_path / place)
+        assert find_checkpoint(resume, "logs") == path
+        values = resolve_resume(FILE, FILE | {"resume": resume}, {"resume"})
+        assert (values["resume"], values["save_dir"]) == (str(path), str(tmp_path))
 
 
 def test_there_is_no_run_to_go_on_with(tmp_path):

@@ -38,6 +38,8 @@ OPTIMISER = ("optimizer_type", "Init_lr", "momentum", "weight_decay", "lr_decay_
 # What the run began with, and what this start alone can know. Values that are given for the former would be of no use.
 START_ONLY, LAUNCH_ONLY = ("Init_Epoch", "model_path", "pretrained"), ("distributed", "gpu_ids")
 BATCH_SIZES = ("Freeze_batch_size", "Unfreeze_batch_size")
+# Seconds by which the start of a process may move where the clock is set.
+CLOCK_CHANGE = 2.0
 CONTENT = ("model", "contract", "run", "training", "ranks", "log")
 
 
@@ -89,7 +91,7 @@ def find_checkpoint(resume, save_dir, attempts=0):
                 f"resume is {resume!r}, and there is no {path}; expected the folder of a run with its {CHECKPOINT}, or "
                 "True for the newest run. To start a new training from weights set model_path instead."
             )
-        return path
+        return Path(os.path.abspath(path))  # '.' has no folder above it by its name
     paths = checkpoints(save_dir)
     if not paths:
         raise UserError(
@@ -128,8 +130,10 @@ def is_running(identity):
     if node != platform.node() or number == os.getpid():
         return False
     try:
-        return psutil.Process(number).create_time() == start
-    except psutil.NoSuchProcess:
+        other = psutil.Process(number)
+        # One that was killed keeps its number until its parent asks for it, which in many containers nobody does.
+        return other.status() != psutil.STATUS_ZOMBIE and abs(other.create_time() - start) < CLOCK_CHANGE
+    except psutil.Error:
         return False
 
 
