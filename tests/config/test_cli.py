@@ -128,6 +128,56 @@ def test_constants_are_the_literals_in_their_order(tmp_path):
     assert read_constants(namespace_of(tmp_path, "")) == {}
 
 
+def test_tuples_are_taken_as_lists(tmp_path):
+    """Prevents input_shape = (224, 224) from removing the constant; other tuples of a script are no constants."""
+    source = (
+        "input_shape = (224, 224)\nanchors_mask = ((3, 4), (0, 1))\nlr_milestones = ()\ntrain_only = ('head',)\n"
+        "SIZES = (1, 2)\nFreeze_Epoch = 10,\n"
+    )
+    expected = {
+        "input_shape": [224, 224],
+        "anchors_mask": [[3, 4], [0, 1]],
+        "lr_milestones": [],
+        "train_only": ["head"],
+    }
+    namespace = namespace_of(tmp_path, source)
+    assert read_constants(namespace) == expected | {"Freeze_Epoch": (10,)}
+    assert read_literals(namespace["__file__"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            "Freeze_Epoch = 10,",
+            "Freeze_Epoch is (10,), of the type tuple; expected the epoch at which the backbone is unfrozen, 0 or "
+            "more.",
+        ),
+        (
+            "from pathlib import PurePosixPath as Path; save_dir = Path('logs')",
+            "save_dir is PurePosixPath('logs'), of the type PurePosixPath; expected text in quotation "
+            "marks, '' for none.",
+        ),
+        (
+            "import numpy; input_shape = numpy.array([64, 96])",
+            "input_shape is array([64, 96]), of the type ndarray; expected [height, width], both multiples of 32, "
+            "such as [416, 416] or [640, 640].",
+        ),
+        ("seed = {3}", "seed is {3}, of the type set; expected a whole number, 0 or more."),
+    ],
+)
+def test_a_constant_of_a_strange_type_is_named(tmp_path, monkeypatch, capsys, source, message):
+    """Prevents a constant that is said to be missing, or a KeyError, where its value is of a type that none has."""
+    constants = read_constants(namespace_of(tmp_path, source))
+    with pytest.raises(UserError) as error:
+        override(constants, {})
+    assert str(error.value) == message
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(SystemExit):
+        run_with(monkeypatch, main_that([]), constants=constants)
+    assert capsys.readouterr().err == f"Error: {message}\n"
+
+
 def test_a_function_under_another_name_is_a_constant(tmp_path):
     """Prevents `lr_decay_type = my_course` from being no parameter, and functions of the script, or imported ones, from
     being some."""
