@@ -11,6 +11,7 @@ from utils.checkpoint.resume import load_checkpoint, resolve_resume
 from utils.checkpoint.run_folder import check_disk
 from utils.config.cli import override, read_constants, run_script
 from utils.config.rules import check_training
+from utils.data.sampling import order_key
 from utils.evaluation.evaluate import evaluate
 from utils.reporting.run_logger import start_run
 from utils.runtime.device import init_runtime
@@ -455,7 +456,7 @@ def main(settings):
     optim = build.build_optim(settings, model, criterion, phases, runtime, data.epoch_length)
 
     run_logger = start_run(settings, data, model, phases, runtime, train_loader.num_workers, checkpoint)
-    order = [settings.seed, len(data.entries)]
+    order = order_key(len(data.entries), settings.seed, data.repeats)
     constants, signals = read_constants(globals()), StopSignals()
     checkpointer = Checkpointer(run_logger, runtime, settings, constants, order, signals, optim, schedule)
     progress, meter = progress_of(checkpoint) if checkpoint else Progress(settings.Init_Epoch), LossMeter()

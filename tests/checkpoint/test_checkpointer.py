@@ -333,17 +333,28 @@ def test_a_saved_training_goes_on(tmp_path, monkeypatch, images):
     assert train_epoch(again.optim, again.schedule, 1) == expected
 
 
-def test_other_images_begin_the_epoch_again(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("order", [(11, 7, 5), (12, 6, 5), (11, 6, 0)])
+def test_other_images_begin_the_epoch_again(tmp_path, monkeypatch, capsys, order):
     """Prevents half an epoch of one order and half of another, which leaves images out, without a word."""
-    checkpointer, _ = make_checkpointer(tmp_path, monkeypatch)
+    checkpointer, _ = make_checkpointer(tmp_path, monkeypatch, order=(11, 6, 5))
     checkpointer.save(Progress(1, 8), meter_of(3.0))
     checkpointer.run_logger.writer.close()
-    again, _ = make_checkpointer(tmp_path, monkeypatch, order=(11, 7))
+    again, _ = make_checkpointer(tmp_path, monkeypatch, order=order)
     meter = LossMeter()
     assert again.load(read_checkpoint(checkpointer.path), meter) == Progress(1)
     assert (meter.images, meter.result().losses) == (0, {})
-    said = "note: the training images or seed are others now: the epoch begins again.\n"
-    assert capsys.readouterr().out == said
+    said = "the training images, how often each is seen, or the seed are others now: the epoch begins again."
+    assert capsys.readouterr().out == f"note: {said}\n"
+
+
+def test_an_older_checkpoint_goes_on_within_its_epoch(tmp_path, monkeypatch, capsys):
+    """Prevents an update of this project from beginning epochs again: older files say nothing of repeats."""
+    checkpointer, _ = make_checkpointer(tmp_path, monkeypatch, order=(11, 6))
+    checkpointer.save(Progress(1, 4), meter_of(3.0))
+    checkpointer.run_logger.writer.close()
+    again, _ = make_checkpointer(tmp_path, monkeypatch, order=(11, 6, 5))
+    assert again.load(read_checkpoint(checkpointer.path), LossMeter()) == Progress(1, 4)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(("done", "images"), [((1,), 12), ((2,), 14), ((), 14)])

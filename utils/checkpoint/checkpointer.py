@@ -48,7 +48,7 @@ class Checkpointer:
 
     run_logger: of the run, whose folder is None on the other ranks. optim, schedule: what moves, with state_dict and
     load_state_dict. constants: of train.py, without the command line's. order: what the order of an epoch depends on,
-    plain: the seed and the number of training images. signals: StopSignals.
+    as order_key gives it. signals: StopSignals.
     """
 
     def __init__(self, run_logger, runtime, settings, constants, order, signals, optim, schedule):
@@ -148,8 +148,11 @@ class Checkpointer:
         set_random_states(ranks[rank if is_same else 0]["random"], self.runtime.device)
         if not progress.images:
             return progress
-        if checkpoint["run"]["order"] != self.order:
-            logger.warning("the training images or seed are others now: the epoch begins again.")
+        order = checkpoint["run"]["order"]
+        if order != self.order[: len(order)]:  # older checkpoints have only the first two
+            logger.warning(
+                "the training images, how often each is seen, or the seed are others now: the epoch begins again."
+            )
             return Progress(progress.epoch)
         states = [entry[METER] for entry in ranks]
         meter.load_state_dict(states[rank] if is_same else meter_state_for(states, rank, world_size))

@@ -1,6 +1,7 @@
 """The order of an epoch, the sizes of its batches, and its batches."""
 
 import math
+import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -35,6 +36,14 @@ def epoch_order(
     windows = np.minimum(np.arange(count) // WINDOW, max(count // WINDOW - 1, 0))
     columns = [order[np.lexsort((random.random(count), windows))] for _ in range(PARTNERS)]
     return order, np.stack(columns, axis=1) % max(image_count, 1)
+
+
+def order_key(image_count: int, seed: int, repeats: np.ndarray | None = None) -> list[int]:
+    """What the order of every epoch depends on: seed, number of images, and a checksum of the repeats, 0 for none.
+
+    The checksum is of float32, so that another machine, whose last digit may differ, finds the same.
+    """
+    return [seed, image_count, 0 if repeats is None else zlib.crc32(repeats.astype("<f4").tobytes())]
 
 
 def draw_repeated(order: np.ndarray, repeats: np.ndarray, random: np.random.Generator) -> np.ndarray:
