@@ -15,6 +15,7 @@ from tests.checkpoint.test_resume import METADATA as RUN_METADATA
 from utils.checkpoint import run_folder
 from utils.checkpoint.run_folder import WeightSaver, check_disk, new_run_folder, save_settings
 from utils.checkpoint.writer import BackgroundWriter
+from utils.io.errors import UserError
 from utils.training.phases import Phase
 from utils.weights.save import save_content, save_state
 
@@ -282,7 +283,17 @@ def test_a_checkpoint_that_cannot_be_read_back_is_found_now(tmp_path):
     checkpointer = checkpointer_of(path, nn.Linear(1, 1))
     with pytest.raises(ValueError, match=f"save_dir is 'logs', and {path} could not be written there, as said above;"):
         check_disk(checkpointer, settings_of(), [UNFROZEN])
+
+    def fail():
+        raise UserError("last_checkpoint.pth could not be written to the end; files of an earlier save are kept.")
+
+    checkpointer = checkpointer_of(path, nn.Linear(1, 1), close=fail)
+    with pytest.raises(ValueError, match="could not be written there, as said above;"):  # nothing was kept
+        check_disk(checkpointer, settings_of(), [UNFROZEN])
     path.write_bytes(b"PK\x03\x04 half of it")
+    with pytest.raises(ValueError, match="files of an earlier save are kept"):
+        check_disk(checkpointer, settings_of(), [UNFROZEN])
+    checkpointer = checkpointer_of(path, nn.Linear(1, 1))
     with pytest.raises(ValueError, match=f"{path} is cut off"):
         check_disk(checkpointer, settings_of(), [UNFROZEN])
 

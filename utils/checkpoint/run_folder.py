@@ -136,7 +136,11 @@ def check_disk(checkpointer, settings, phases):
     path, model = checkpointer.path, checkpointer.optim.eval_model
     if not path:
         return
-    checkpointer.run_logger.writer.close()  # which says so where the checkpoint could not be written
+    try:
+        checkpointer.run_logger.writer.close()
+    except UserError:
+        if path.is_file():  # that of an earlier save, from which the run may go on
+            raise
     if not path.is_file():
         raise UserError(
             f"save_dir is {settings.save_dir!r}, and {path} could not be written there, as said above; make room and "
