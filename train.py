@@ -13,6 +13,7 @@ from utils.config.cli import override, read_constants, run_script
 from utils.config.rules import check_training
 from utils.data.sampling import order_key
 from utils.evaluation.evaluate import evaluate
+from utils.io.logger import end_log_file
 from utils.reporting.run_logger import start_run
 from utils.runtime.device import init_runtime
 from utils.runtime.distributed import broadcast_object
@@ -436,6 +437,7 @@ def config(**changes):
     `train.main(train.config(UnFreeze_Epoch=30, save_dir="my_logs"))` is a training from Python.
     Raises UserError for an unknown name and an impossible value.
     """
+    end_log_file()  # of a training that failed before in this process
     constants = read_constants(globals())
     return check_training(resolve_resume(constants, override(constants, changes), changes))
 
@@ -461,6 +463,7 @@ def main(settings):
     checkpointer = Checkpointer(run_logger, runtime, settings, constants, order, signals, optim, schedule)
     progress, meter = progress_of(checkpoint) if checkpoint else Progress(settings.Init_Epoch), LossMeter()
     ahead = remaining_phases(phases, progress)
+    checkpointer.phase = ahead[0]
 
     with interruptions(run_logger, checkpointer, optim, train_loader, settings):
         memory = preflight(optim, settings, ahead, train_loader)
@@ -500,6 +503,7 @@ def main(settings):
             if is_over:
                 break
     run_logger.summarise()
+    end_log_file()
     return run_logger.folder, run_logger.scores
 
 

@@ -35,7 +35,8 @@ from utils.config.cli import read_constants
 from utils.config.rules import check_training
 from utils.inference.detector import Detector
 from utils.io.errors import UserError
-from utils.io.logger import end_log_file, setup_logging
+from utils.io.logger import end_log_file, logger, setup_logging
+from utils.reporting.run_logger import RunLogger
 from utils.runtime.signals import Stopped
 from utils.training.optim import ModelEMA
 
@@ -380,6 +381,31 @@ def test_weights_with_the_users_anchors_are_used_with_them(run_with_options, tmp
     finished = run_here("predict.py", f"--model_path={weights}", f"--dir_save_path={tmp_path}", "--confidence=0.01")
     assert finished.status == 0, finished.error
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_each_training_of_a_process_has_its_own_log(few_images, tmp_path, monkeypatch, without_pictures):
+    """Prevents lines of a second training in the first one's train.log, also where that failed; and a trace in the
+    place of what to lower where memory runs out before the first epoch."""
+    setup_logging()
+    small = {"input_shape": [32, 32], "UnFreeze_Epoch": 1, "eval_flag": False, "Cuda": False, "num_workers": 0}
+    small |= few_images | {"save_dir": str(tmp_path)}
+    folder, _ = train.main(train.config(**small))
+    logger.info("between")
+
+    def fail(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    monkeypatch.setattr(RunLogger, "draw_data", fail)
+    with pytest.raises(UserError, match="Memory does not suffice for the unfrozen phase with Unfreeze_batch_size = "):
+        train.main(train.config(**small))
+    failed = max(tmp_path.glob("loss_*"))
+    logger.info("of the failed one")
+    train.config(**small)
+    logger.info("of the third one")
+    logs = [(path / "train.log").read_text(encoding="utf-8") for path in (folder, failed)]
+    assert folder != failed and [log.count("results go to") for log in logs] == [1, 1]
+    assert "between" not in logs[0]
+    assert "of the failed one" in logs[1] and "of the third one" not in logs[1]
 
 
 def test_a_function_of_the_user_sets_the_rate(few_images, tmp_path, without_pictures):
