@@ -97,9 +97,10 @@ def test_the_device_falls_back_to_the_cpu_and_says_so(monkeypatch):
     assert device_module.choose_device(False) == (CPU, "")
 
 
-@pytest.mark.parametrize(("gpu_ids", "expected"), [("0, 2", "0,2"), ("1", "1"), ("", "7")])
+@pytest.mark.parametrize(("gpu_ids", "expected"), [("0, 2", "0,2"), ("1", "1"), ("", "7"), (1, "1")])
 def test_gpu_ids_choose_the_visible_gpus(monkeypatch, gpu_ids, expected):
-    """Prevents gpu_ids with a space from hiding all GPUs, and '' from undoing what the shell has set."""
+    """Prevents gpu_ids with a space from hiding all GPUs, '' from undoing what the shell has set, and a number from
+    ending in a trace before it is refused."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     device_module.choose_gpus(gpu_ids)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == expected

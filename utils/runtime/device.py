@@ -118,7 +118,8 @@ def check_kernels(device):
 def choose_gpus(gpu_ids):
     """Make only the GPUs of gpu_ids ('0,2'; '' for all) visible. Has to run before CUDA starts."""
     if gpu_ids:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu_ids.replace(" ", "")
+        # It may still be a number, which is refused later by a sentence.
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu_ids).replace(" ", "")
 
 
 def choose_algorithms(cudnn_benchmark, deterministic):
