@@ -7,7 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import utils.runtime.threads  # noqa: F401 # isort: skip
-from utils.config.cli import read_constants, run_script
+from utils.config.cli import run_script
+from utils.config.constants import read_constants
 from utils.config.rules import check_prediction
 from utils.io.errors import UserError
 from utils.io.logger import logger

@@ -9,7 +9,8 @@ import utils.runtime.threads  # noqa: F401 # isort: skip
 from utils.checkpoint.checkpointer import Checkpointer, Progress, progress_of
 from utils.checkpoint.resume import load_checkpoint, resolve_resume
 from utils.checkpoint.run_folder import check_disk
-from utils.config.cli import override, read_constants, run_script
+from utils.config.cli import override, run_script
+from utils.config.constants import read_constants
 from utils.config.rules import check_training
 from utils.data.sampling import order_key
 from utils.evaluation.evaluate import evaluate

@@ -14,7 +14,8 @@ import utils.runtime.threads  # noqa: F401 # isort: skip
 import numpy as np
 import torch
 
-from utils.config.cli import read_constants, run_script
+from utils.config.cli import run_script
+from utils.config.constants import read_constants
 from utils.config.rules import check_values
 from utils.evaluation.average_precision import coco_scores, voc_average_precisions
 from utils.evaluation.bootstrap import with_intervals

@@ -27,7 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.step import OperatorCounter, fixed_batch
 from nets import build_criterion, build_model
-from utils.config.cli import read_constants, run_script
+from utils.config.cli import run_script
+from utils.config.constants import read_constants
 from utils.io.files import PROJECT
 from utils.io.logger import logger
 from utils.runtime import device as machine

@@ -24,7 +24,8 @@ import torch
 
 import nets
 from nets.base import Decoded
-from utils.config.cli import read_constants, run_script
+from utils.config.cli import run_script
+from utils.config.constants import read_constants
 from utils.config.rules import check_values
 from utils.export import verify as export
 from utils.export.onnx import head_outputs, write_onnx

@@ -23,7 +23,8 @@ import utils.runtime.threads  # noqa: F401 # isort: skip
 import numpy as np
 import yaml
 
-from utils.config.cli import read_constants, run_script
+from utils.config.cli import run_script
+from utils.config.constants import read_constants
 from utils.evaluation.bootstrap import average_precisions, interval, resampled
 from utils.evaluation.box_files import read_coco_pair
 from utils.evaluation.curves import mean_over_classes

@@ -17,7 +17,8 @@ import utils.runtime.threads  # noqa: F401 # isort: skip
 import numpy as np
 import psutil
 
-from utils.config.cli import read_constants, run_script
+from utils.config.cli import run_script
+from utils.config.constants import read_constants
 from utils.config.rules import check_values
 from utils.data.annotations import Annotations, read_annotations
 from utils.evaluation.evaluate import evaluate_detector

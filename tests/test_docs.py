@@ -11,7 +11,8 @@ import torch
 
 from nets import MODELS, build_model
 from nets.backbones.torchvision import BACKBONES
-from utils.config.cli import convert, read_constants
+from utils.config.cli import convert
+from utils.config.constants import read_constants
 from utils.config.rules import RULES, TOOL_RULES, check_types, check_values
 from utils.weights.download import RELEASES
 from utils.weights.formats import FORMATS

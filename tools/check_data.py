@@ -29,7 +29,8 @@ import torch
 from tqdm import tqdm
 
 from nets import build_model
-from utils.config.cli import read_constants, require_literals, run_script, train_constants
+from utils.config.cli import run_script
+from utils.config.constants import read_constants, require_literals, train_constants
 from utils.config.rules import check_values
 from utils.data.anchors import choose_decode_rule
 from utils.data.image_cache import UnreadableImageError, decode

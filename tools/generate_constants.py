@@ -11,8 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.config.cli import read_constants, run_script
+from utils.config.cli import run_script
 from utils.config.comments import assignments, read_sections
+from utils.config.constants import read_constants
 from utils.io.errors import UserError
 from utils.io.files import PROJECT, replace_file
 from utils.io.logger import logger

@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils.runtime.threads  # noqa: F401 # isort: skip
 
-from utils.config.cli import read_constants, run_script
+from utils.config.cli import run_script
+from utils.config.constants import read_constants
 from utils.config.rules import check_values
 from utils.data.annotations import read_annotations
 from utils.data.quality.findings import findings_table

@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 import nets
-from utils.config.cli import read_constants, require_literals, run_script, train_constants
+from utils.config.cli import run_script
+from utils.config.constants import read_constants, require_literals, train_constants
 from utils.config.rules import check_values
 from utils.data.anchors import best_anchor_iou, shape_iou
 from utils.data.quality.checks import box_sizes_at_input

@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils.runtime.threads  # noqa: F401 # isort: skip
 import numpy as np
 
-from utils.config.cli import read_constants, require_literals, run_script, train_constants
+from utils.config.cli import run_script
+from utils.config.constants import read_constants, require_literals, train_constants
 from utils.config.rules import check_values
 from utils.data.annotations import build_annotations, read_annotations
 from utils.data.formats.base import RawAnnotationsBuilder

@@ -22,7 +22,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.config.cli import read_constants, run_script
+from utils.config.cli import run_script
+from utils.config.constants import read_constants
 from utils.data.formats.detect_format import read_raw_annotations
 from utils.data.formats.list_file import LIST_LINE
 from utils.data.formats.voc import voc_root

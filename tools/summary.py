@@ -19,7 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nets import build_model
 from utils.checkpoint.resume import BATCH_SIZES
-from utils.config.cli import TRAIN, read_constants, read_literals, require_literals, run_script, train_constants
+from utils.config.cli import run_script
+from utils.config.constants import TRAIN, read_constants, read_literals, require_literals, train_constants
 from utils.config.rules import check_training
 from utils.data.anchors import choose_decode_rule
 from utils.io.class_names import read_class_names

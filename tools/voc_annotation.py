@@ -15,7 +15,8 @@ from types import SimpleNamespace
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from utils.config.cli import read_constants, run_script
+from utils.config.cli import run_script
+from utils.config.constants import read_constants
 from utils.data.annotations import Annotations, build_annotations
 from utils.data.formats.detect_format import read_raw_annotations
 from utils.data.formats.voc import read_voc, voc_files

@@ -15,7 +15,8 @@ import torch
 
 import train
 from utils.checkpoint.resume import check_resumable, read_checkpoint
-from utils.config.cli import override, read_constants
+from utils.config.cli import override
+from utils.config.constants import read_constants
 from utils.inference import Detector
 from utils.weights.read import read_weights
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 import train
-from utils.config.cli import read_constants
+from utils.config.constants import read_constants
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,18 +13,8 @@ import torch
 
 import train
 from utils.config import cli
-from utils.config.cli import (
-    find_paths,
-    help_text,
-    override,
-    overrides,
-    read_constants,
-    read_literals,
-    run_script,
-    settings_table,
-    to_plain,
-    train_constants,
-)
+from utils.config.cli import find_paths, help_text, override, overrides, run_script, settings_table
+from utils.config.constants import read_constants, read_literals, to_plain, train_constants
 from utils.io.errors import MissingFileError, UserError
 from utils.runtime.signals import Stopped
 

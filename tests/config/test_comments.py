@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from utils.config.cli import read_constants
 from utils.config.comments import Section, assignments, read_sections
+from utils.config.constants import read_constants
 
 BORDER = "# " + 118 * "-"
 SCRIPT = f'''"""A script."""

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 import train
-from utils.config.cli import overrides, read_constants
+from utils.config.cli import overrides
+from utils.config.constants import read_constants
 from utils.config.optimizers import fill_in
 from utils.config.rules import RULES, check_prediction, check_training, check_types, check_values
 

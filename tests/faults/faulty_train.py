@@ -19,7 +19,8 @@ import torch
 
 import train
 from utils.checkpoint.resume import resolve_resume
-from utils.config.cli import read_constants, run_script
+from utils.config.cli import run_script
+from utils.config.constants import read_constants
 from utils.config.rules import check_training
 from utils.data import image_cache as images
 

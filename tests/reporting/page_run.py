@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 
 import train
-from utils.config.cli import read_constants
+from utils.config.constants import read_constants
 from utils.config.optimizers import fill_in
 from utils.data.annotations import Annotations
 from utils.evaluation.evaluate import Evaluation, ground_truth

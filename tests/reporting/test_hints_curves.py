@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import train
-from utils.config.cli import read_constants
+from utils.config.constants import read_constants
 from utils.config.optimizers import fill_in
 from utils.reporting.hints.curves import curve_hints
 

@@ -7,7 +7,7 @@ import torch
 
 import train
 from nets import build_model
-from utils.config.cli import read_constants
+from utils.config.constants import read_constants
 from utils.config.optimizers import fill_in
 from utils.data.annotations import Annotations
 from utils.data.augment import AugmentOptions

@@ -8,7 +8,7 @@ import torch
 from nets import build_model
 from tests.evaluation.tables import found, truth
 from tools import compare
-from utils.config.cli import read_constants
+from utils.config.constants import read_constants
 from utils.weights.metadata import make_metadata
 from utils.weights.save import save_weights
 

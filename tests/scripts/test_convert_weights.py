@@ -8,7 +8,7 @@ from tests.scripts.programs import run_here
 from tests.weights.test_darknet import CONVOLUTIONS, numbers_of, write
 from tests.weights.test_read import outputs, random_network, saved, without_prefix
 from tools import convert_weights
-from utils.config.cli import read_constants
+from utils.config.constants import read_constants
 from utils.config.rules import check_values
 from utils.image.codec import write_image
 from utils.inference.detector import Detector, open_network

@@ -5,7 +5,7 @@ import pytest
 
 from tests.scripts.programs import run_here
 from tools import get_map
-from utils.config.cli import read_constants
+from utils.config.constants import read_constants
 
 
 @pytest.fixture

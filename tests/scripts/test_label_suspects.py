@@ -7,7 +7,7 @@ import pytest
 from nets import build_model
 from tools import label_suspects
 from tools.label_suspects import draw, sets_of, summary
-from utils.config.cli import read_constants
+from utils.config.constants import read_constants
 from utils.image.codec import write_image
 from utils.io.files import write_csv
 from utils.weights.metadata import make_metadata

@@ -14,7 +14,8 @@ import predict
 from nets import build_model
 from tests.inference.test_detector import with_statistics
 from tools import get_map
-from utils.config.cli import read_constants, run_script
+from utils.config.cli import run_script
+from utils.config.constants import read_constants
 from utils.config.rules import check_prediction
 from utils.image.codec import write_image
 from utils.image.opencv import cv2

@@ -15,7 +15,7 @@ from nets.backbones.torchvision import IMAGENET_PIXEL_RULE
 from tests.scripts.programs import CLASSES
 from tests.test_docs import recipes, text_of
 from utils.checkpoint.checkpointer import Progress
-from utils.config.cli import read_constants
+from utils.config.constants import read_constants
 from utils.config.rules import check_training
 from utils.runtime.device import init_runtime
 from utils.training import build

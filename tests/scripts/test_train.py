@@ -31,7 +31,7 @@ from tests.scripts.programs import (
 from tests.weights.test_darknet import CONVOLUTIONS, numbers_of, write
 from tests.weights.test_read import random_network, saved, without_prefix
 from utils.checkpoint.resume import CHECKPOINT
-from utils.config.cli import read_constants
+from utils.config.constants import read_constants
 from utils.config.rules import check_training
 from utils.inference.detector import Detector
 from utils.io.errors import UserError

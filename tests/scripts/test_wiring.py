@@ -14,7 +14,7 @@ import train
 from nets import build_model
 from nets.losses import LossOptions
 from utils.checkpoint.resume import read_checkpoint
-from utils.config.cli import read_constants
+from utils.config.constants import read_constants
 from utils.config.rules import check_training
 from utils.data.annotations import Annotations
 from utils.data.augment import AugmentOptions
@@ -257,7 +257,7 @@ def test_evaluation_and_files_get_theirs(training, constants):
 def test_the_checkpoint_gets_its_settings(training, constants):
     """Prevents save_minutes without effect, and a checkpoint that cannot tell the command line from train.py."""
     (checkpointer,) = training.Checkpointer
-    assert (checkpointer.settings.save_minutes, checkpointer.order) == (21.0, [5, 6])
+    assert (checkpointer.settings.save_minutes, checkpointer.order) == (21.0, [5, 6, 0])
     of_file = read_constants(vars(train))
     assert {name: checkpointer.constants[name] for name in constants} == of_file and of_file["save_minutes"] != 21.0
     content = read_checkpoint(training.folder / "last_checkpoint.pth")

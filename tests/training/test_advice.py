@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 
 import train
-from utils.config.cli import read_constants
+from utils.config.constants import read_constants
 from utils.config.optimizers import fill_in
 from utils.training.advice import LARGER, SMALLER, change_init_lr, shorten_steps
 from utils.training.phases import Phase

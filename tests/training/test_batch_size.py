@@ -8,7 +8,7 @@ from launched import on_ranks
 import train
 from nets import build_criterion, build_model
 from utils.checkpoint.run_folder import save_settings
-from utils.config.cli import read_constants, to_plain
+from utils.config.constants import read_constants, to_plain
 from utils.config.optimizers import fill_in
 from utils.data.annotations import Annotations
 from utils.io.errors import UserError

@@ -6,7 +6,7 @@ from torch import nn
 
 import train
 from nets.losses import Criterion
-from utils.config.cli import read_constants
+from utils.config.constants import read_constants
 from utils.config.optimizers import fill_in
 from utils.io.errors import UserError
 from utils.runtime import distributed

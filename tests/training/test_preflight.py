@@ -8,7 +8,7 @@ import torch
 import train
 from nets import build_criterion, build_model
 from nets.losses import Criterion
-from utils.config.cli import read_constants
+from utils.config.constants import read_constants
 from utils.config.optimizers import fill_in
 from utils.data.annotations import Annotations
 from utils.io.errors import UserError

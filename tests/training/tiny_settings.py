@@ -6,7 +6,7 @@ import torch
 from voc_folder import box_xml, make_voc
 
 import train
-from utils.config.cli import read_constants
+from utils.config.constants import read_constants
 from utils.config.optimizers import fill_in
 from utils.runtime.device import Precision, RuntimeContext
 from utils.runtime.distributed import DistInfo

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from utils.checkpoint.resume import CHECKPOINT, process, quote_path
-from utils.config.cli import to_plain
+from utils.config.constants import to_plain
 from utils.io.logger import logger
 from utils.runtime.device import random_states, set_random_states
 from utils.runtime.distributed import AsyncFlags, broadcast_object, gather_objects, launch_id

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from utils.config.cli import to_plain
+from utils.config.constants import to_plain
 from utils.io.errors import UserError
 from utils.runtime.device import choose_gpus
 from utils.runtime.distributed import broadcast_object, init_distributed, launch_id, restart_count

@@ -19,15 +19,14 @@ import traceback
 from difflib import get_close_matches
 from pathlib import Path
 
-from utils.config.comments import assignments, read_sections
-from utils.config.rules import RULES, TOOL_RULES, check_types, check_values
+from utils.config.comments import read_sections
+from utils.config.constants import TRAIN, check_kinds, to_plain
+from utils.config.rules import check_types, check_values
 from utils.io.errors import UserError
 from utils.io.files import PROJECT
 from utils.io.logger import log_in_file_only, logger, setup_logging
 from utils.io.text import format_table
 
-LITERAL_TYPES = (bool, int, float, str, list, dict, type(None))
-KNOWN_RULES = RULES | TOOL_RULES
 # torch.distributed.launch adds its own argument to ours; the same number stands in the environment.
 LAUNCHER_ARGUMENTS = ("--local-rank=", "--local_rank=")
 HELP_ARGUMENTS = ("--help", "-h")
@@ -36,7 +35,6 @@ HELP_COLUMN = 36
 # A launcher looks every 0.1 s whether a process has ended, and then ends the others.
 PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer")
 SECONDS_OF_MAIN_RANK = 2.0
-TRAIN = PROJECT / "train.py"
 # Constants that name files and folders, beside all that end in _path.
 PATHS = ("image", "resume", "save_dir", "gt", "det", "export_pictures", "first", "second", "source")
 
@@ -55,7 +53,7 @@ def run_script(main, constants, check=check_values, positional=(), complete=None
         print(help_text(inspect.getsourcefile(main), constants))
         return
     try:
-        _check_kinds(constants)
+        check_kinds(constants)
         given = overrides(constants, sys.argv[1:], positional)
         folder = Path(inspect.getsourcefile(main)).parent
         home = PROJECT if folder.is_relative_to(PROJECT) else folder
@@ -107,76 +105,6 @@ def _exit(reason, status, rank):
     sys.exit(status)
 
 
-def read_constants(namespace):
-    """The parameter block of a script: {name: value} of what its source assigns at module level, in that order.
-
-    namespace: the script's globals(). Values are literals, or functions of the user, as in `lr_decay_type = my_course`;
-    of names that have a rule any value, for run_script and override to refuse, and tuples as the lists that these take.
-    """
-    source = Path(namespace["__file__"]).read_text(encoding="utf-8-sig")
-    found = {name: _as_list(name, namespace[name]) for name, _ in assignments(source) if name in namespace}
-    return {name: value for name, value in found.items() if name in KNOWN_RULES or _is_plain(value)}
-
-
-def _is_plain(value):
-    return isinstance(value, LITERAL_TYPES) or (callable(value) and not isinstance(value, type))
-
-
-def _as_list(name, value):
-    """A tuple as a list, also within it, where the rule of its constant takes that; anything else as it is."""
-
-    def listed(item):
-        return list(map(listed, item)) if isinstance(item, (list, tuple)) else item
-
-    is_taken = isinstance(value, tuple) and name in KNOWN_RULES and KNOWN_RULES[name][0](listed(value))
-    return listed(value) if is_taken else value
-
-
-def _check_kinds(constants):
-    """Raise UserError for a constant, {name: value}, of a type that none has: a Path, an array, a number with a comma
-    behind it."""
-    for name, value in constants.items():
-        if not _is_plain(value):
-            expected = KNOWN_RULES[name][1]
-            raise UserError(f"{name} is {value!r}, of the type {type(value).__name__}; expected {expected}")
-
-
-def read_literals(path):
-    """The parameter block of a script without running it: {name: value} of the literals that its source assigns.
-
-    path: a Python file. A constant whose value is computed, or a function, is left out. Raises SyntaxError where the
-    file is no Python.
-    """
-    constants = {}
-    for name, expression in assignments(Path(path).read_text(encoding="utf-8-sig"), path):
-        try:
-            is_inf = ast.unparse(expression) == "float('inf')"
-            constants[name] = math.inf if is_inf else _as_list(name, ast.literal_eval(expression))
-        except ValueError:
-            constants.pop(name, None)
-    return {name: value for name, value in constants.items() if isinstance(value, LITERAL_TYPES)}
-
-
-def train_constants(names):
-    """{name: value} of train.py's constants, for tools that look at what it would do; None for one that it computes."""
-    literals = read_literals(TRAIN)
-    return {name: literals.get(name) for name in names}
-
-
-def require_literals(values, names):
-    """Raise UserError where train_constants could not read one of these and the command line did not give it."""
-    for name in names:
-        if values[name] is None:
-            raise UserError(f"{TRAIN} computes {name}, and it is not run here; give its value, as in --{name}=...")
-
-
-def to_plain(values):
-    """{name: value} with the names of functions in their place, so that files can hold it."""
-    return {
-        name: getattr(value, "__name__", repr(value)) if callable(value) else value for name, value in values.items()
-    }
-
-
 def overrides(constants, arguments, positional=()):
     """{name: value} of the `--name=value` arguments of a command line.
 
@@ -206,7 +134,7 @@ def override(constants, changes):
     """Constants with values given from Python, {name: value} each. Raises UserError for an unknown name."""
     for name in changes.keys() - constants.keys():
         raise UserError(f"There is no parameter {name!r}.{_nearest(name, constants)}")
-    _check_kinds(constants)
+    check_kinds(constants)
     values = constants | {name: _like(value, constants[name]) for name, value in changes.items()}
     check_types(values, constants)
     return values

@@ -8,7 +8,7 @@ import torch
 from utils.checkpoint.resume import quote_path
 from utils.checkpoint.run_folder import BEST, LAST, WeightSaver, new_run_folder, save_settings
 from utils.checkpoint.writer import BackgroundWriter
-from utils.config.cli import to_plain
+from utils.config.constants import to_plain
 from utils.data.quality.findings import findings_rows, write_findings
 from utils.evaluation.scores import format_scores
 from utils.io.class_names import write_class_names

@@ -5,7 +5,7 @@ import torch
 from nets import LossOptions, build_criterion, build_model
 from nets.backbones.torchvision import check_backbone
 from utils.checkpoint.resume import check_resumable, resume_summary, weights_of
-from utils.config.cli import to_plain
+from utils.config.constants import to_plain
 from utils.data.anchors import choose_decode_rule, unused_anchors
 from utils.data.augment import AugmentOptions
 from utils.data.loader import LoaderOptions, build_train_loader, build_val_loader

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.config.cli import to_plain, train_constants
+from utils.config.constants import to_plain, train_constants
 from utils.config.optimizers import fill_in
 from utils.visualize.charts import line_chart
 from utils.visualize.epochs import numbers_of
