@@ -8,7 +8,7 @@ from torch import nn
 
 from nets import MODELS, build_model
 from tools import summary
-from utils.config import cli as config
+from utils.config import constants as config
 
 ROOT = Path(__file__).parents[2]
 
