@@ -50,8 +50,9 @@ def draw_repeated(order: np.ndarray, repeats: np.ndarray, random: np.random.Gene
     """Draw each image as often as the repeats say: (n,) indices, in random order; n as from epoch_length.
 
     order: (N,) a permutation of the images. repeats: (N,) from 0 on, by image. By systematic sampling an image is drawn
-    the whole part of its expected number of times, and the rest at random, to n in total. The k-th repetition of image
-    i is index i + k * N.
+    the whole part of its expected number of times, and the rest at random, to n in total: with repeats 2.5 and 0.5 the
+    first image two or three times, and the second once or not at all. The k-th repetition of image i is index
+    i + k * N.
     """
     count = epoch_length(len(order), repeats)
     ends = np.cumsum(repeats[order] / repeats.sum() * count)

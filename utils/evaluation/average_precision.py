@@ -55,12 +55,12 @@ def _areas_under_curve(true_positive, ignored, weights, boxes, points):
     for level, (right_here, ignored_here) in enumerate(zip(true_positive, ignored, strict=True)):
         # Precision only rises where a detection is right, so the curve is known from these rows alone.
         hits, left_out = np.flatnonzero(right_here), np.flatnonzero(ignored_here)
-        precision = _running(np.add, weights[hits])
-        recall, before = precision / np.maximum(boxes, 1), counted[hits]
+        found = _running(np.add, weights[hits])
+        recall, before = found / np.maximum(boxes, 1), counted[hits]
         if len(left_out):
             sums = _running(np.add, np.insert(weights[left_out], 0, 0, 0))
             before -= sums[np.searchsorted(left_out, hits)]
-        precision /= np.maximum(before, 1)
+        precision = np.divide(found, np.maximum(before, 1), out=found)
         _running(np.maximum, precision[::-1])  # the best precision at this recall or a higher one
         for rule, number in enumerate(points):
             reached = _fraction_reached(recall, number) if number else recall

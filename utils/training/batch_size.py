@@ -72,11 +72,11 @@ def largest_batch(measure, budget, sizes):
     sizes: ascending. The smallest are measured; memory grows with the images as a line, which says where to go on.
     That size is measured, too, and where it does not fit, those between it and the last that did.
     """
-    needed = []
+    needed = {}
 
     def fits(number):
-        needed.append(_bytes_or_infinite(measure, sizes[number]))
-        return needed[-1] <= budget
+        needed[number] = _bytes_or_infinite(measure, sizes[number])
+        return needed[number] <= budget
 
     low, high = -1, len(sizes)
     while low + 1 < min(high, PROBES):

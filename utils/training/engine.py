@@ -186,6 +186,7 @@ class OptimWrapper:
         """
         is_bad, means = self._finish_gradients()
         known = self._count(self.found_inf.push(is_bad))
+        # A fused optimiser and the scaler leave a bad step out by themselves; from others it is kept away here.
         if self.found_inf.is_late or not known or self.scaler.is_enabled():
             if self.ema:
                 self.ema.advance()

@@ -170,7 +170,8 @@ def duplicates(annotations: Annotations) -> np.ndarray:
     sorted_xyxy, sorted_owner = boxes_xyxy[order], image_index[order]
     sides = sorted_xyxy[:, 2:] - sorted_xyxy[:, :2]
     # An IoU over t leaves less than 1 - t of a box's width to its left. So, sorted by left edges, duplicates follow
-    # closely, and each pass compares boxes one step further apart that are still in reach: no n x n pairs.
+    # closely, and each pass compares boxes one step further apart that are still in reach, until none is: no n x n
+    # pairs.
     reach = sorted_xyxy[:, 0] + (1 - DUPLICATE_IOU) * sides[:, 0]
     first, step = np.arange(len(order)), 1
     while len(first):
