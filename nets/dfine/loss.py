@@ -1,8 +1,8 @@
 """D-FINE's loss: classes whose target is the overlap, boxes, and the distributions behind the boxes.
 
-Source: D-FINE (Peng et al. 2024), section 4.2 and appendix; DEIM (Huang et al. 2024) for MAL; Peterande/D-FINE,
-src/zoo/dfine/dfine_criterion.py. A network of L layers has terms for each layer, for the first boxes (pre), for the
-tokens that became queries (enc), and for the denoising queries (dn).
+Source: D-FINE (Peng et al. 2024), section 4.2 and appendix; Peterande/D-FINE, src/zoo/dfine/dfine_criterion.py. A
+network of L layers has terms for each layer, for the first boxes (pre), for the tokens that became queries (enc), and
+for the denoising queries (dn).
 """
 
 from typing import NamedTuple
