@@ -6,7 +6,7 @@ Any constant can be changed for one run instead: `python predict.py --mode=dir_p
 from pathlib import Path
 from types import SimpleNamespace
 
-import utils.runtime.threads  # noqa: F401 # isort: skip
+import utils.runtime.startup  # noqa: F401 # isort: skip
 from utils.config.cli import run_script
 from utils.config.constants import read_constants
 from utils.config.rules import check_prediction

@@ -5,7 +5,7 @@ As shipped it trains yolox_nano from scratch on the drawn sample in VOCdevkit/Sa
 0.93 in less than five minutes on two CPU cores. Results land in logs/; `python predict.py` draws boxes with them.
 """
 
-import utils.runtime.threads  # noqa: F401 # isort: skip
+import utils.runtime.startup  # noqa: F401 # isort: skip
 from utils.checkpoint.checkpointer import Checkpointer, Progress, progress_of
 from utils.checkpoint.resume import load_checkpoint, resolve_resume
 from utils.checkpoint.run_folder import check_disk

@@ -21,7 +21,7 @@ from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import utils.runtime.threads  # noqa: F401 # isort: skip
+import utils.runtime.startup  # noqa: F401 # isort: skip
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -24,6 +24,8 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import utils.runtime.startup  # noqa: F401 # isort: skip
+
 import numpy as np
 import torch
 from tqdm import tqdm

@@ -16,6 +16,8 @@ from textwrap import indent
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import utils.runtime.startup  # noqa: F401 # isort: skip
+
 import numpy as np
 
 import nets

@@ -11,6 +11,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import utils.runtime.startup  # noqa: F401 # isort: skip
+
 from utils.config.cli import run_script
 from utils.image.opencv import cv2
 from utils.io.errors import UserError

@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import utils.runtime.threads  # noqa: F401 # isort: skip
+import utils.runtime.startup  # noqa: F401 # isort: skip
 import numpy as np
 
 from utils.config.cli import run_script

@@ -22,6 +22,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import utils.runtime.startup  # noqa: F401 # isort: skip
+
 from utils.config.cli import run_script
 from utils.config.constants import read_constants
 from utils.data.formats.detect_format import read_raw_annotations

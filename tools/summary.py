@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import utils.runtime.startup  # noqa: F401 # isort: skip
+
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode

@@ -15,6 +15,8 @@ from types import SimpleNamespace
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+import utils.runtime.startup  # noqa: F401 # isort: skip
+
 from utils.config.cli import run_script
 from utils.config.constants import read_constants
 from utils.data.annotations import Annotations, build_annotations

@@ -13,7 +13,7 @@ import torch
 import train
 from tests.config.script_source import namespace_of
 from utils.config import cli
-from utils.config.cli import find_paths, help_text, override, overrides, run_script, settings_table
+from utils.config.cli import find_paths, help_text, later_constants, override, overrides, run_script, settings_table
 from utils.config.constants import read_constants, read_literals, to_plain
 from utils.io.errors import MissingFileError, UserError
 from utils.runtime.signals import Stopped
@@ -214,11 +214,21 @@ def test_parameters_of_a_script_are_the_constants_written_in_it(script):
     assert set(read_constants(vars(module))) <= set(written)
 
 
-def test_the_table_shows_everything_and_stars_changes():
-    """Prevents a run whose settings cannot be seen."""
-    defaults = {"seed": 11, "model_name": "yolox_nano"}
-    assert settings_table(defaults | {"seed": 3}, defaults) == "* seed        3\n  model_name  'yolox_nano'"
+def test_the_table_shows_the_first_block_and_stars_changes():
+    """Prevents a run whose settings cannot be seen among eighty lines, and a star for nothing resumed, which is ''."""
+    defaults = {"seed": 11, "model_name": "yolox_nano", "resume": False}
+    changed = defaults | {"seed": 3, "resume": ""}
+    assert settings_table(changed, defaults).splitlines() == [
+        "* seed        3",
+        "  model_name  'yolox_nano'",
+        "  resume      ''",
+    ]
+    assert settings_table(changed, defaults, {"model_name", "resume", "seed"}).splitlines() == [
+        "* seed  3",
+        "  2 more are as the script has them, see --help",
+    ]
     assert settings_table({}, {}) == ""
+    assert "Init_lr" in later_constants(train.__file__) and "model_path" not in later_constants(train.__file__)
 
 
 def test_changes_from_python_are_taken_like_those_of_the_command_line():
@@ -451,6 +461,7 @@ def test_what_completes_the_settings_knows_which_were_given(monkeypatch, two_fol
         return values | {"seed": 5, "classes_path": "model_data/a.txt"}
 
     constants = {"seed": 11, "save_dir": "logs", "classes_path": "both.txt", "images": 2}
+    (home / "script.py").write_text("")
     monkeypatch.setattr(cli.inspect, "getsourcefile", lambda main: str(home / "script.py"))
     run_with(monkeypatch, main_that(seen), ["--images=3"], constants, complete=complete)
     assert heard == [(constants, constants | {"images": 3, "save_dir": str(home / "logs")}, {"images"})]
@@ -462,7 +473,7 @@ def test_paths_of_tools_are_found_from_the_project(monkeypatch, tmp_path):
     """Prevents a tool that is started from another folder from looking for the project's files in tools/."""
     seen = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli.inspect, "getsourcefile", lambda main: str(ROOT / "tools/new_tool.py"))
+    monkeypatch.setattr(cli.inspect, "getsourcefile", lambda main: str(ROOT / "tools/get_map.py"))
     run_with(monkeypatch, main_that(seen), constants={"classes_path": "model_data/voc_classes.txt"})
     assert seen == [SimpleNamespace(classes_path=str(ROOT / "model_data/voc_classes.txt"))]
 

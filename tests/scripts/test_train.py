@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -418,7 +417,6 @@ def test_a_function_of_the_user_sets_the_rate(few_images, tmp_path, without_pict
     arguments = (*QUICK, *(f"--{name}={path}" for name, path in few_images.items()), f"--save_dir={tmp_path / 'logs'}")
     finished = run_here(tmp_path / "train.py", *arguments)
     assert finished.status == 0, finished.error
-    assert re.search(r"lr_decay_type +'my_schedule'", finished.said)
     (folder,) = tmp_path.glob("logs/loss_20*")
     assert json.loads((folder / "settings.json").read_text())["lr_decay_type"] == "my_schedule"
     assert [float(row["lr"]) for row in rows_of(folder)] == pytest.approx([1e-3, 2.5e-4])

@@ -62,7 +62,7 @@ def run_script(main, constants, check=check_values, positional=(), complete=None
             values = find_paths(complete(constants, values, given), home)
         check_types(values, constants)
         settings = check(values)
-        logger.info(settings_table(values, constants))
+        logger.info(settings_table(values, constants, later_constants(inspect.getsourcefile(main))))
         main(settings)
     except KeyboardInterrupt:
         _exit("Stopped by Ctrl-C.", 128 + signal.SIGINT, rank)
@@ -194,15 +194,23 @@ def find_paths(values, home):
     return values | moved
 
 
-def settings_table(values, defaults):
-    """All settings as aligned lines; a star marks values that differ from the file's. Returns text."""
-    return format_table(
-        [
-            ("*" if values[name] != defaults.get(name) else " ", f"{name} ", repr(value))
-            for name, value in to_plain(values).items()
-        ],
-        gap=" ",
-    )
+def later_constants(path):
+    """The constants of a script that do not stand in its first block."""
+    return {name for section in read_sections(path)[1:] for name in section.constants}
+
+
+def settings_table(values, defaults, later=()):
+    """Settings as aligned lines; a star marks values that differ from the file's. Returns text.
+
+    later: names that are left out where they do not differ; a line says how many these are.
+    """
+    # Where nothing is resumed the constant False has become ''.
+    changed = [name for name in values if values[name] != defaults.get(name) and (values[name] or defaults.get(name))]
+    shown = {name: value for name, value in values.items() if name in changed or name not in later}
+    rows = [("*" if name in changed else " ", f"{name} ", repr(value)) for name, value in to_plain(shown).items()]
+    left_out = len(values) - len(shown)
+    more = [f"  {left_out} more are as the script has them, see --help"] if left_out else []
+    return "\n".join([format_table(rows, gap=" "), *more])
 
 
 def help_text(path, constants):
