@@ -1,6 +1,10 @@
 """benchmarks/quality.py: what is trained, what is kept, and what its tables say."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -32,9 +36,10 @@ def trained(monkeypatch):
     """Stands in for the trainings: recipe b finds the one object of each image, a none. Holds what was trained."""
     made = []
 
-    def train(settings, recipe, changes, folder, seed):
+    def train(settings, training):
+        recipe, _, folder, seed = training
         made.append((recipe, folder.name, seed))
-        out = quality.run_folder(settings, recipe, folder.name, seed) / "test"
+        out = quality.run_folder(settings, training) / "test"
         out.mkdir(parents=True)
         images = [{"id": number, "file_name": f"{number}.jpg"} for number in range(8)]
         labels = [{"id": i, "image_id": i, "category_id": 1, "bbox": BOX, "area": 400, "iscrowd": 0} for i in range(8)]
@@ -43,8 +48,7 @@ def trained(monkeypatch):
         (out / "ground_truth.json").write_text(json.dumps(truth))
         (out / "detections.json").write_text(json.dumps([item | {"score": 0.9} for item in found]))
         scores = {"AP": float(recipe == "b"), "AP50": float(recipe == "b"), "best_epoch": 5, "cpu_seconds": 7}
-        row = {"recipe": recipe, "set": folder.name, "seed": seed, "size": "full", "commit": ""}
-        return row | scores | {"images_per_second": 2.5}
+        return quality.identity_of(settings, training) | scores | {"commit": "", "images_per_second": 2.5}
 
     monkeypatch.setattr(quality, "train_and_score", train)
     return made
@@ -72,6 +76,7 @@ def test_the_tables(settings, trained, capsys):
     ("changes", "message"),
     [
         ({"recipes": "c"}, "recipes names 'c'; "),
+        ({"against": "c"}, "against names 'c'; "),
         ({"sets": "nowhere"}, "sets names nowhere, which has no ImageSets/Main/test.txt"),
     ],
 )
@@ -81,3 +86,67 @@ def test_what_is_not_there_is_named(settings, trained, changes, message):
     with pytest.raises(UserError, match=f"^{message}"):
         quality.main(settings)
     assert trained == []
+
+
+def test_other_weights_recipes_and_folders_are_trained_anew(settings, trained, tmp_path):
+    """Prevents the numbers of an earlier start from passing for those of other weights, a changed recipe, or a set of
+    the same name, and their files from being mixed."""
+    vars(settings).update(sets=str(tmp_path / "one"), recipes="a")
+    quality.main(settings)
+    settings.weights = "yolox_tiny"
+    quality.main(settings)
+    (tmp_path / "recipes.yaml").write_text("a: {Init_lr: 0.1}\n")
+    quality.main(settings)
+    settings.sets = str(make_set(tmp_path / "elsewhere" / "one"))
+    quality.main(settings)
+    assert trained == [("a", "one", 1)] * 4
+    assert len(list((tmp_path / "out/full").iterdir())) == 4
+    quality.main(settings)
+    assert len(trained) == 4
+
+
+def test_two_sets_of_one_name(settings, trained, tmp_path):
+    """Prevents one of two sets from being left out without a word."""
+    settings.sets += f",{make_set(tmp_path / 'elsewhere' / 'one')}"
+    with pytest.raises(UserError, match="two folders of one name; rename one of them"):
+        quality.main(settings)
+    assert trained == []
+
+
+def test_results_with_other_columns(settings, trained, tmp_path):
+    """Prevents rows that do not fit the head of their file."""
+    (tmp_path / "out/results.csv").write_text("recipe,set\na,one\n")
+    with pytest.raises(UserError, match=r"results.csv has the columns recipe, set; expected recipe, set, seed, "):
+        quality.main(settings)
+    assert trained == []
+
+
+def test_the_newest_run_counts(settings, tmp_path, monkeypatch):
+    """Prevents the epochs of an earlier training, which was interrupted, in the row of one that is whole."""
+    training = quality.Training("a", {}, tmp_path / "one", 1)
+    folder = quality.run_folder(settings, training)
+
+    def write(name, epochs, seconds):
+        (folder / name).mkdir(parents=True)
+        lines = [f"{epoch},{epoch / 10},50,10\n" for epoch in range(1, epochs + 1)]
+        (folder / name / "results.csv").write_text("epoch,map50,images_per_second,seconds\n" + "".join(lines))
+        os.utime(folder / name / "results.csv", (seconds, seconds))
+
+    def stand_in(script, constants, log_path):
+        if script == "tools/get_map.py":
+            (folder / "test").mkdir()
+            (folder / "test/results.json").write_text('{"AP": 0.5, "AP50": 0.6}')
+
+    monkeypatch.setattr(quality, "run", stand_in)
+    for number, epochs in enumerate((1, 2, 5)):
+        write(f"loss_{number}", epochs, 100 + 10 * (number == 1))
+    row = quality.train_and_score(settings, training)
+    assert (row["best_epoch"], row["AP"], row["cpu_seconds"]) == ("2", 0.5, "")
+
+
+def test_it_starts_where_resource_is_missing():
+    """Prevents a benchmark that does not start on Windows."""
+    code = "import sys; sys.modules['resource'] = None; import benchmarks.quality"
+    root = Path(__file__).parents[2]
+    finished = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert (finished.returncode, finished.stderr) == (0, "")
