@@ -11,6 +11,7 @@ A suspect is a question to a person, no answer: the detector errs as well, and t
 learned from may be asked about too, as single wrong labels among many are hardly learned by heart.
 """
 
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -22,21 +23,24 @@ from utils.config.cli import run_script
 from utils.config.constants import read_constants
 from utils.config.rules import check_values
 from utils.data.annotations import read_annotations
+from utils.data.formats.yolo import SPLIT_FOLDERS
 from utils.data.quality.findings import findings_table
 from utils.evaluation.evaluate import EvalOptions, evaluate_detector, ground_truth
 from utils.evaluation.label_suspects import COLUMNS, LOWEST_CONFIDENCE, find_suspects, row_of
 from utils.image.codec import write_image
 from utils.inference.detector import open_detector
 from utils.io.errors import UserError
-from utils.io.files import write_csv
+from utils.io.files import read_lines, write_csv
 from utils.io.logger import logger
+from utils.io.lookup import find_spelled
+from utils.io.yaml_files import load_yaml
 from utils.visualize.images import sheet
 from utils.visualize.suspects import suspect_tile
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   model_path        Weights that training wrote, on these images or on others with the same classes.
 #   annotation_path   Which labels to look at, in any of the formats that train.py reads; several with commas between
-#                     them. Of a data.yaml both parts are looked at.
+#                     them. Of a data.yaml, an obj.data, or a folder with both parts, both are looked at.
 #   save_dir          The folder for both files; those of an earlier run are replaced.
 #   lowest_score      Suspects below this score, from 0 to 1, are left out.
 #   num_pictures      How many of the first suspects suspects.jpg shows.
@@ -85,32 +89,70 @@ def check(values):
 
 def main(settings):
     """Find the suspects, write both files, print how many there are. Returns the rows of suspects.csv."""
+    folder = Path(settings.save_dir)
+    table, picture = folder / "suspects.csv", folder / "suspects.jpg"
+    require_writable(table, picture)
     detector = open_detector(settings)
     rows = [
         row for path, split in sets_of(settings.annotation_path) for row in look_at(path, split, detector, settings)
     ]
     rows.sort(key=lambda row: -row["score"])
     rows = [{"rank": rank} | row for rank, row in enumerate(rows, 1)]
-    folder = Path(settings.save_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_csv(folder / "suspects.csv", _CSV_COLUMNS, rows)
-    picture = folder / "suspects.jpg"
+    write_csv(table, _CSV_COLUMNS, rows)
     picture.unlink(missing_ok=True)
     if rows[: settings.num_pictures]:
         tiles, captions = zip(*map(draw, rows[: settings.num_pictures]), strict=True)
         write_image(str(picture), sheet(tiles, captions, _TILES_IN_ROW))
-    logger.info(f"\n{summary(rows)}\nwrote {folder}/suspects.csv" + (f" and {picture}" if picture.exists() else ""))
+    logger.info(f"\n{summary(rows)}\nwrote {table}" + (f" and {picture}" if picture.exists() else ""))
     return rows
+
+
+def require_writable(*paths):
+    """Make the folder of files in save_dir, and try to write each, before hours of work for them. Raises UserError."""
+    try:
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            is_new = not path.exists()
+            with open(path, "ab"):
+                pass
+            if is_new:
+                path.unlink()
+    except OSError as error:
+        raise UserError(
+            f"save_dir is {str(path.parent)!r}, where {path.name} cannot be written ({error.strerror}): close the "
+            "program that has the file open, or name another folder."
+        ) from error
 
 
 def sets_of(annotation_path):
     """[(path, "train" or "val")] of what annotation_path names."""
     paths = [annotation_path] if Path(annotation_path).exists() else map(str.strip, annotation_path.split(","))
-    return [
-        (path, split)
-        for path in paths
-        for split in (("train", "val") if path.lower().endswith((".yaml", ".yml")) else ("train",))
-    ]
+    return [(path, split) for path in paths for split in parts_of(path)]
+
+
+def parts_of(path):
+    """Which of "train" and "val" a path leads to: both where a description names them, or a folder holds them; "train"
+    for what has no parts, and where reading will say what is missing."""
+    places = {"train": "train", "val": "val"}
+    if path.lower().endswith((".yaml", ".yml")) and os.path.isfile(path):
+        named = load_yaml(path)
+    elif path.lower().endswith(".data") and os.path.isfile(path):
+        pairs = (line.partition("=") for line in read_lines(path))
+        named, places["val"] = {key.strip(): value.strip() for key, _, value in pairs}, "valid"
+    else:
+        # A folder of one part alone is read as a whole.
+        named = {split: holds_part(path, split) for split in SPLIT_FOLDERS}
+        named = named if all(named.values()) else {}
+    return [split for split, place in places.items() if named.get(place)] or ["train"]
+
+
+def holds_part(folder, split):
+    """Whether a folder has one for the images of a split, as in train/images or images/train."""
+    return os.path.isdir(folder) and any(
+        find_spelled(folder, place, os.path.isdir)
+        for name in SPLIT_FOLDERS[split]
+        for place in (name, f"images/{name}")
+    )
 
 
 def look_at(path, split, detector, settings):

@@ -9,6 +9,7 @@ from tools import label_suspects
 from tools.label_suspects import draw, sets_of, summary
 from utils.config.constants import read_constants
 from utils.image.codec import write_image
+from utils.io.errors import UserError
 from utils.io.files import write_csv
 from utils.weights.metadata import make_metadata
 from utils.weights.save import save_weights
@@ -19,10 +20,45 @@ PROJECT = Path(__file__).resolve().parents[2]
 def test_the_sets_that_a_path_names(tmp_path):
     """Prevents half of a data.yaml from being looked at, and a path with a comma from being cut."""
     assert sets_of("a.txt, b.json") == [("a.txt", "train"), ("b.json", "train")]
-    assert sets_of("data.yaml") == [("data.yaml", "train"), ("data.yaml", "val")]
+    assert sets_of("data.yaml") == [("data.yaml", "train")]  # not there, as reading will say
     path = tmp_path / "a,b.txt"
     path.write_text("")
     assert sets_of(str(path)) == [(str(path), "train")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "parts"),
+    [
+        ("a.yaml", "train: images\nval: other\n", ["train", "val"]),
+        ("a.yml", "train: images\nval:\n", ["train"]),
+        ("a.yaml", "val: images\n", ["val"]),
+        ("a.yaml", "names: [cat]\n", ["train"]),
+        ("obj.data", "train = train.txt\nvalid = valid.txt\n", ["train", "val"]),
+        ("obj.data", "train = train.txt\n#valid = valid.txt\nvalid =\n", ["train"]),
+    ],
+)
+def test_a_part_that_is_not_named_is_skipped(tmp_path, name, text, parts):
+    """Prevents a data.yaml without a val part, such as one of tools/pseudo_label.py, from ending in an error after its
+    train part was looked at, and half of an obj.data from being left out."""
+    (tmp_path / name).write_text(text)
+    assert label_suspects.parts_of(str(tmp_path / name)) == parts
+
+
+@pytest.mark.parametrize(
+    ("folders", "parts"),
+    [
+        (["train/images", "valid/images"], ["train", "val"]),
+        (["images/Train", "images/val"], ["train", "val"]),
+        (["images/val"], ["train"]),
+        (["images"], ["train"]),
+        ([], ["train"]),
+    ],
+)
+def test_both_parts_of_a_folder_are_looked_at(tmp_path, folders, parts):
+    """Prevents the validation labels of a folder from being left out without a word."""
+    for name in folders:
+        (tmp_path / name).mkdir(parents=True)
+    assert label_suspects.parts_of(str(tmp_path)) == parts
 
 
 def test_a_csv_without_suspects(tmp_path):
@@ -72,3 +108,21 @@ def test_impossible_constants(changes):
     """Prevents a run that cannot show anything."""
     with pytest.raises(ValueError, match="expected a share from 0 to 1"):
         label_suspects.check(read_constants(vars(label_suspects)) | changes)
+
+
+def test_a_target_that_cannot_be_written_is_met_first(tmp_path, monkeypatch):
+    """Prevents hours of detection whose result has no place, as where a program has suspects.csv open."""
+    monkeypatch.setattr(label_suspects, "open_detector", lambda settings: pytest.fail("the network was loaded"))
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "out/suspects.csv").mkdir(parents=True)
+    for folder, message in (("file", "save_dir is '.*file', where suspects.csv"), ("out", "cannot be written")):
+        with pytest.raises(UserError, match=message):
+            label_suspects.main(settings(save_dir=str(tmp_path / folder)))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_trying_a_target_leaves_nothing(tmp_path):
+    """Prevents an empty file where detection fails later, and an earlier result that is lost."""
+    (tmp_path / "a.csv").write_text("rank")
+    label_suspects.require_writable(tmp_path / "a.csv", tmp_path / "new.jpg")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["rank"]
