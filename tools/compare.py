@@ -5,6 +5,7 @@ python tools/compare.py A.pth B.pth --annotation_path=VOCdevkit/VOC2007/ImageSet
 
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -56,8 +57,18 @@ Cuda = True
 _METRICS = ("AP", "AP50", "AP75", "map50")
 
 
+class Comparison(NamedTuple):
+    """mean: (score of A, score of B, low, high) over all classes; classes: {class name: the same}.
+
+    low to high: 95 % interval of B - A, NaN where too few images have boxes.
+    """
+
+    mean: tuple
+    classes: dict
+
+
 def main(settings):
-    """Evaluate both, print the table and the verdict. Returns {class name or "all": (A, B, low, high)}."""
+    """Evaluate both, print the table and the verdict. Returns the Comparison."""
     if not settings.first or not settings.second:
         raise UserError("Give two weight files: python tools/compare.py A.pth B.pth.")
     if settings.metric not in _METRICS or settings.resamplings < 1:
@@ -80,15 +91,18 @@ def main(settings):
         logger.warning(sentence)
     eval_options = EvalOptions(settings.confidence, settings.nms_iou)
     options = settings.batch_size, settings.num_workers, eval_options
-    found = [evaluate_detector(detector, annotations, *options).detections for detector in detectors]
-    rows = compare(ground_truth(annotations), found, names, len(annotations), settings)
-    logger.info(f"\n{format_rows(rows, settings.metric)}\n\n{verdict(rows, settings, len(annotations))}")
-    return rows
+    evaluations = [evaluate_detector(detector, annotations, *options) for detector in detectors]
+    for path in dict.fromkeys(path for evaluation in evaluations for path in evaluation.unreadable):
+        logger.warning(f"{path} cannot be decoded; its objects count as missed")
+    found = [evaluation.detections for evaluation in evaluations]
+    comparison = compare(ground_truth(annotations), found, names, len(annotations), settings)
+    words = verdict(comparison, settings, len(annotations))
+    logger.info(f"\n{format_rows(comparison, settings.metric)}\n\n{words}")
+    return comparison
 
 
 def compare(truth, found, class_names, num_images, settings):
-    """{class name or "all": (score of A, score of B, low, high)}; low to high: 95 % interval of B - A, NaN where too
-    few images have boxes.
+    """The Comparison of two detectors.
 
     found: the Detections of A and of B. Both are scored on the same resampled images (paired bootstrap), so that hard
     and easy pictures, which concern both, do not count as noise.
@@ -104,15 +118,16 @@ def compare(truth, found, class_names, num_images, settings):
     a, b = by_detector
     ends = np.clip(interval((b - a)[:, 0], (b - a)[:, 1:]), -1, 1)
     ends[~has_enough_images(truth, len(class_names))] = np.nan
-    table = np.column_stack([a[:, 0], b[:, 0], ends])
-    return dict(zip(("all", *class_names), map(tuple, table.tolist()), strict=True))
+    mean, *classes = map(tuple, np.column_stack([a[:, 0], b[:, 0], ends]).tolist())
+    return Comparison(mean, dict(zip(class_names, classes, strict=True)))
 
 
-def format_rows(rows, metric):
+def format_rows(comparison, metric):
     """The comparison as lines; a star marks a difference that exceeds noise."""
-    width = max(map(len, rows))
+    rows = [("all", comparison.mean), *comparison.classes.items()]
+    width = max(len(name) for name, _ in rows)
     lines = [f"{'':{width}}  {metric + ' of A':>10} {metric + ' of B':>10}    B - A   95 % interval"]
-    for name, (a, b, low, high) in rows.items():
+    for name, (a, b, low, high) in rows:
         span = f"[{low:+.3f}, {high:+.3f}]{' *' if exceeds(low, high) else ''}"
         if np.isnan(low):
             span = f"in fewer than {bootstrap.MIN_IMAGES} images"
@@ -126,9 +141,9 @@ def exceeds(low, high):
     return low > 1e-6 or high < -1e-6  # less is rounding
 
 
-def verdict(rows, settings, num_images):
+def verdict(comparison, settings, num_images):
     """The comparison in words."""
-    a, b, low, high = rows["all"]
+    a, b, low, high = comparison.mean
     if np.isnan(a):
         return "There is no box to find: nothing can be compared."
     if np.isnan(low):
@@ -142,13 +157,14 @@ def verdict(rows, settings, num_images):
             f"No difference that exceeds noise: {what} differs by {b - a:+.3f}, and {span} holds 0.",
             "More images make smaller differences visible.",
         ]
-    judged = {name: row for name, row in rows.items() if name != "all" and not np.isnan(row[2])}
+    judged = {name: row for name, row in comparison.classes.items() if not np.isnan(row[2])}
     for path, sign in ((settings.second, 1), (settings.first, -1)):
         names = [name for name, (a, b, *ends) in judged.items() if exceeds(*ends) and sign * (b - a) > 0]
         if names:
             lines.append(f"{path} is better, beyond noise, in: {', '.join(names)}.")
+    expected = round(len(judged) / 20, 1)
     if len(judged) >= 10:
-        lines.append(f"Of {len(judged)} classes about {round(len(judged) / 20)} seem to differ by chance alone.")
+        lines.append(f"By chance alone one class in 20 seems to differ: of these {len(judged)} about {expected:g}.")
     return "\n".join(lines)
 
 

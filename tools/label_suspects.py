@@ -119,8 +119,8 @@ def require_writable(*paths):
                 path.unlink()
     except OSError as error:
         raise UserError(
-            f"save_dir is {str(path.parent)!r}, where {path.name} cannot be written ({error.strerror}): close the "
-            "program that has the file open, or name another folder."
+            f"save_dir is {str(path.parent)!r}, where {path.name} cannot be written ({error.strerror}): name "
+            "a folder to write to, and close programs that have the file open."
         ) from error
 
 

@@ -1,6 +1,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -36,12 +37,12 @@ def test_a_difference_that_exceeds_noise(labels):
     """Prevents two independent intervals in the place of a paired one: B finds what A finds, and 8 boxes more."""
     both = [found(*hits(20)), found(*hits(28))]
     rows = compare.compare(labels, both, ["a", "b"], 40, settings(metric="map50"))
-    assert rows["a"] == pytest.approx((0.5, 0.7, 0.075, 0.325), abs=0.03)  # 0.2 +- 1.96 * sqrt(0.2 * 0.8 / 40)
-    assert rows["b"][:2] == (0, 0) and np.isnan(rows["b"][2])
-    assert rows["all"][:2] == (0.25, 0.35)
+    assert rows.classes["a"] == pytest.approx((0.5, 0.7, 0.075, 0.325), abs=0.03)  # 0.2 +- 1.96 * sqrt(0.2 * 0.8 / 40)
+    assert rows.classes["b"][:2] == (0, 0) and np.isnan(rows.classes["b"][2])
+    assert rows.mean[:2] == (0.25, 0.35)
     lines = compare.format_rows(rows, "map50").splitlines()
     assert lines[2].endswith("*") and lines[3].endswith("in fewer than 6 images") and len(lines) == 4
-    rows["all"] = rows["a"]
+    rows = rows._replace(mean=rows.classes["a"])
     text = compare.verdict(rows, settings(metric="map50"), 40)
     assert text.startswith(
         "B.pth is better than A.pth: the difference in map50 on these 40 images, 0.200, exceeds noise."
@@ -53,7 +54,7 @@ def test_a_difference_that_may_be_chance(labels):
     """Prevents a winner where one box of 40 decides."""
     both = [found(*hits(21)), found(*hits(20), *hits(1, 0.8, 1))]
     rows = compare.compare(labels._replace(classes=np.zeros(43, np.int64)), both, ["a", "b"], 40, settings())
-    assert rows["all"][2] <= 0 <= rows["all"][3]
+    assert rows.mean[2] <= 0 <= rows.mean[3]
     assert compare.verdict(rows, settings(), 40).startswith("No difference that exceeds noise: AP on these 40 images")
 
 
@@ -61,7 +62,7 @@ def test_the_same_detector_twice(labels):
     """Prevents noise between a detector and itself."""
     both = [found(*hits(20)), found(*hits(20))]
     rows = compare.compare(labels, both, ["a", "b"], 40, settings())
-    assert rows["all"][2:] == (0.0, 0.0)
+    assert rows.mean[2:] == (0.0, 0.0)
     assert "differs by +0.000, and [+0.000, +0.000] holds 0" in compare.verdict(rows, settings(), 40)
 
 
@@ -79,10 +80,21 @@ def test_few_images(labels):
     assert compare.verdict(rows, settings(), 2).startswith("Fewer than 6 images have boxes")
 
 
-def test_many_classes_bring_chance():
-    """Prevents a reader who takes one class of twenty for a finding."""
-    rows = {"all": (0.5, 0.5, -0.1, 0.1)} | {str(number): (0.5, 0.6, 0.05, 0.15) for number in range(40)}
-    assert compare.verdict(rows, settings(), 9).endswith("Of 40 classes about 2 seem to differ by chance alone.")
+@pytest.mark.parametrize(("count", "expected"), [(10, "0.5"), (29, "1.4"), (40, "2")])
+def test_many_classes_bring_chance(count, expected):
+    """Prevents a reader who takes one class of twenty for a finding, and a number that is rounded to none."""
+    classes = {str(number): (0.5, 0.6, 0.05, 0.15) for number in range(count)}
+    text = compare.verdict(compare.Comparison((0.5, 0.5, -0.1, 0.1), classes), settings(), 9)
+    assert text.endswith(f"By chance alone one class in 20 seems to differ: of these {count} about {expected}.")
+
+
+def test_a_class_named_all(labels):
+    """Prevents a class of that name from standing in the place of the mean: it is the same for both, the mean not."""
+    both = [found(*hits(20)), found(*hits(20), *hits(3, 0.9, 1))]
+    rows = compare.compare(labels, both, ["all", "b"], 40, settings(metric="map50"))
+    assert (rows.mean[:2], rows.classes["all"][:2]) == ((0.25, 0.75), (0.5, 0.5))
+    lines = compare.format_rows(rows, "map50").splitlines()
+    assert [line.split()[:3] for line in lines[1:3]] == [["all", "0.250", "0.750"], ["all", "0.500", "0.500"]]
 
 
 @pytest.mark.parametrize(
@@ -100,17 +112,23 @@ def test_wrong_arguments(changes, message):
 
 
 def test_two_weight_files(tmp_path, capsys):
-    """Prevents a comparison of files with other classes, and of images that only one has seen."""
+    """Prevents a comparison of files with other classes, of images that only one has seen, and a broken picture that
+    lowers both scores without a word."""
     for name, classes in (("a", ["x", "y"]), ("b", ["x", "y"]), ("c", ["y", "x"])):
         torch.manual_seed(len(name))
         model = build_model("yolox_nano", 2)
         metadata = make_metadata(model, classes, (64, 64), {"mode": "topleft", "pad": 114})
         save_weights(tmp_path / f"{name}.pth", model, metadata)
-    (tmp_path / "val.txt").write_text(f"{PROJECT}/VOCdevkit/Sample/JPEGImages/000150.jpg 20,30,120,140,0\n")
+    # A file whose head alone is whole.
+    (tmp_path / "cut.png").write_bytes(cv2.imencode(".png", np.zeros((64, 64, 3), np.uint8))[1].tobytes()[:60])
+    images = f"{PROJECT}/VOCdevkit/Sample/JPEGImages/000150.jpg", f"{tmp_path}/cut.png"
+    (tmp_path / "val.txt").write_text("".join(f"{image} 20,30,60,60,0\n" for image in images))
     values = {"annotation_path": str(tmp_path / "val.txt"), "Cuda": False, "resamplings": 20}
     values["first"] = str(tmp_path / "a.pth")
     rows = compare.main(settings(**values, second=str(tmp_path / "b.pth")))
-    assert list(rows) == ["all", "x", "y"] and rows["all"][0] == rows["all"][1]
-    assert "Fewer than 6 images have boxes" in capsys.readouterr().out
+    assert list(rows.classes) == ["x", "y"] and rows.mean[0] == rows.mean[1]
+    said = capsys.readouterr().out
+    assert "Fewer than 6 images have boxes" in said
+    assert said.count(f"note: {tmp_path}/cut.png cannot be decoded; its objects count as missed\n") == 1
     with pytest.raises(ValueError, match="these do not compare"):
         compare.main(settings(**values, second=str(tmp_path / "c.pth")))
