@@ -4,6 +4,7 @@ python tools/make_sample.py [--save_dir=VOCdevkit/Sample] [--images=160] [--seed
 """
 
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from utils.config.cli import run_script
 from utils.image.opencv import cv2
 from utils.io.errors import UserError
 from utils.io.logger import logger
+from utils.io.text import shorten_list
 
 # ----------------------------------------------------------------------------------------------------------------------
-#   save_dir   The VOC folder to write; what an earlier run left there is replaced.
+#   save_dir   The VOC folder to write. What an earlier run drew there is replaced; other files are never.
 #   images     How many images in all three splits.
 #   seed       Chooses what is drawn. The set in the repository has 7.
 # ----------------------------------------------------------------------------------------------------------------------
@@ -53,6 +55,13 @@ EMPTY_EVERY = 20  # one image in so many holds distractors only
 
 JPEG_QUALITY = 76  # keeps the set under 3 MB
 PLACE_ATTEMPTS = 60  # an item that finds no fair place by then is left out
+
+# A folder with this file was drawn here, and may be drawn anew.
+MARKER, MARKER_TEXT = "drawn_sample.txt", "tools/make_sample.py drew this folder, and replaces it when it runs again.\n"
+DRAWN = re.compile(
+    rf"{re.escape(MARKER)}|JPEGImages/\d{{6,}}\.jpg|Annotations/\d{{6,}}\.xml"
+    r"|ImageSets/Main/(train|val|trainval|test)\.txt"
+)
 
 ANNOTATION = """<annotation>
   <folder>JPEGImages</folder>
@@ -293,19 +302,41 @@ def draw_image(rng, with_objects=True):
 # ---- Writing
 
 
+def remove_earlier(save_dir):
+    """Remove what an earlier run drew into a folder, Path. Raises ValueError for a folder that holds other files."""
+    if not save_dir.exists() or (save_dir.is_dir() and not any(save_dir.iterdir())):
+        return
+    if not (save_dir / MARKER).is_file():
+        raise UserError(
+            f"save_dir is {str(save_dir)!r}, which holds files that this tool did not draw, as it has no {MARKER}; "
+            "name a new or empty folder."
+        )
+    # Hidden files are those of systems and editors.
+    files = (path for path in save_dir.rglob("*") if path.is_symlink() or not path.is_dir())
+    drawn = [path for path in files if not path.name.startswith(".")]
+    names = [path.relative_to(save_dir).as_posix() for path in drawn]
+    if others := [name for name in names if not DRAWN.fullmatch(name)]:
+        raise UserError(
+            f"save_dir is {str(save_dir)!r}, which holds files that this tool did not draw: {shorten_list(others)}; "
+            "move them away, or name another folder."
+        )
+    for path in drawn:
+        path.unlink()
+
+
 def make_sample(save_dir, images, seed):
     """Write a drawn data set in VOC layout: JPEGImages/, Annotations/, ImageSets/Main/{train,val,trainval,test}.txt.
 
     The same arguments give the same bytes on the same OpenCV and NumPy; image n does not depend on how many follow.
-    Raises ValueError when images is below 4 or when save_dir holds images that the new ones would not replace.
+    Raises ValueError when images is below 4, and as remove_earlier.
     """
     if images < 4:
         raise UserError(f"images = {images}, expected at least 4: train, val and test each need one.")
     save_dir, stems = Path(save_dir), [f"{index:06d}" for index in range(1, images + 1)]
-    others = sorted(path.name for path in save_dir.glob("JPEGImages/*") if path.stem not in stems)
-    if others:
-        message = f"{save_dir}/JPEGImages holds {len(others)} other files ({others[0]}, ...)."
-        raise UserError(f"{message} Choose another --save_dir or delete that folder.")
+    remove_earlier(save_dir)
+    # First, so that a set that was interrupted can be replaced too.
+    save_dir.mkdir(parents=True, exist_ok=True)
+    (save_dir / MARKER).write_text(MARKER_TEXT, encoding="utf-8", newline="\n")
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (save_dir / folder).mkdir(parents=True, exist_ok=True)
     for index, stem in enumerate(stems):

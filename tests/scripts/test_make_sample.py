@@ -5,7 +5,8 @@ import cv2
 import numpy as np
 import pytest
 
-from tools.make_sample import CLASSES, IMAGE_SIZE, box_of, draw_image, is_fair, make_sample
+from tools.make_sample import CLASSES, IMAGE_SIZE, MARKER, MARKER_TEXT, box_of, draw_image, is_fair, make_sample
+from utils.io.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "VOCdevkit" / "Sample"
@@ -45,7 +46,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
     for folder, seed in (("first", 3), ("again", 3), ("other", 4)):
         make_sample(tmp_path / folder, images=6, seed=seed)
     first, again, other = (all_bytes(tmp_path / folder) for folder in ("first", "again", "other"))
-    assert len(first) == 6 + 6 + 4
+    assert len(first) == 6 + 6 + 4 + 1
     assert first == again
     assert all(first[name] != other[name] for name in first if name.endswith(".jpg"))
 
@@ -91,15 +92,38 @@ def test_boxes_are_tight_around_what_is_visible():
     assert not is_fair(mask, full_area=440)
 
 
-def test_impossible_requests_are_refused(tmp_path):
-    """Prevents an empty split, and a data set that mixes old images with new ones."""
+def test_an_impossible_number_of_images(tmp_path):
+    """Prevents an empty split."""
     with pytest.raises(ValueError, match="images = 3, expected at least 4"):
         make_sample(tmp_path / "few", images=3, seed=3)
-    (tmp_path / "JPEGImages").mkdir()
-    (tmp_path / "JPEGImages" / "mine.jpg").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"holds 1 other files \(mine.jpg"):
+    assert not (tmp_path / "few").exists()
+
+
+@pytest.mark.parametrize("name", ["JPEGImages/000001.jpg", "Annotations/000001.xml", "notes.txt"])
+def test_files_of_a_person_stay(tmp_path, name):
+    """Prevents images and labels of a person, whose names are those of drawn ones, from being lost."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(
+        UserError, match=r"which holds files that this tool did not draw, as it has no drawn_sample\.txt"
+    ):
         make_sample(tmp_path, images=4, seed=3)
-    assert not (tmp_path / "Annotations").exists()
+    assert {path: content.decode() for path, content in all_bytes(tmp_path).items()} == {name: "mine"}
+    with pytest.raises(UserError, match="holds files that this tool did not draw"):
+        make_sample(tmp_path / name, images=4, seed=3)
+
+
+def test_a_smaller_sample_replaces_an_earlier_one(tmp_path):
+    """Prevents images of an earlier run from being mixed with new ones, and an earlier run from being refused."""
+    make_sample(tmp_path / "both", images=6, seed=3)
+    make_sample(tmp_path / "both", images=4, seed=4)
+    make_sample(tmp_path / "once", images=4, seed=4)
+    assert all_bytes(tmp_path / "both") == all_bytes(tmp_path / "once")
+    (tmp_path / "both/JPEGImages/mine.jpg").write_text("mine")
+    before = all_bytes(tmp_path / "both")
+    with pytest.raises(UserError, match=r"did not draw: JPEGImages/mine\.jpg; move them away"):
+        make_sample(tmp_path / "both", images=4, seed=3)
+    assert all_bytes(tmp_path / "both") == before
 
 
 def test_the_committed_sample_is_complete_and_small():
@@ -111,6 +135,7 @@ def test_the_committed_sample_is_complete_and_small():
     assert [len(read_split(SAMPLE, split)) for split in ("train", "val", "trainval", "test")] == [110, 40, 150, 10]
     assert len({name for split in ("train", "val", "test") for name in read_split(SAMPLE, split)}) == 160
     assert check_labels(SAMPLE) > 500
+    assert files[MARKER].decode().split() == MARKER_TEXT.split()
     for split in ("train", "val"):
         names = [
             name for stem in read_split(SAMPLE, split) for name, _ in read_labels(SAMPLE / f"Annotations/{stem}.xml")
