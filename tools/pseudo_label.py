@@ -3,8 +3,8 @@
 python tools/pseudo_label.py --dir_origin_path=my_pictures --annotation_path=my_data/data.yaml [--precision=0.9 ...]
 
 Each class has a threshold of its own: the lowest confidence from which on at least `precision` of the boxes on the
-validation set are right, with enough boxes to say so. A class that nowhere is so precise is left out, and said. It
-writes a data set in YOLO's layout into dir_save_path, a new folder:
+validation set are right, with enough boxes to say so. A class that nowhere surely is so precise is left out, and said.
+It writes a data set in YOLO's layout into dir_save_path, a new folder:
 
     data.yaml          the data set, for a list in train_annotation_path
     images/            the pictures in which something was found, as hard links where the disk allows it, else copies
@@ -120,8 +120,9 @@ def main(settings):
     if not np.isfinite(confidences).any():
         table = threshold_table(detector.class_names, thresholds, np.zeros(len(thresholds), int))
         raise UserError(
-            f"No class reaches precision = {settings.precision} on {settings.annotation_path}, so that nothing is "
-            f"labelled:\n{table}\nLower precision, validate on more images, or train on more labels first."
+            f"For no class is it certain that precision = {settings.precision} is reached on "
+            f"{settings.annotation_path} (the lower end of the 80 % interval), so that nothing is labelled:\n"
+            f"{table}\nLower precision, validate on more images, or train on more labels first."
         )
 
     annotations, names = open_pictures(folder, names)
@@ -270,8 +271,9 @@ def summary(total, linked, rows, thresholds, class_names, settings):
     ]
     if left_out:
         lines.append(
-            f"No boxes, as precision = {settings.precision} is nowhere reached: {shorten_list(left_out)}. A training "
-            "takes their objects in these pictures for background: lower precision, or draw their boxes."
+            f"No boxes, as it is nowhere certain that precision = {settings.precision} is reached (the lower end of "
+            f"the 80 % interval): {shorten_list(left_out)}. A training takes their objects in these pictures for "
+            "background: lower precision, validate on more images, or draw their boxes."
         )
     if low:
         lines.append(

@@ -95,7 +95,10 @@ def test_a_data_set_that_training_takes(settings, tmp_path, monkeypatch, capsys)
     assert "cat        0.800      1.000  0.924 to 1.000        20   1.000              2" in lines
     assert "dog            -          -               -         0       -       left out" in lines
     assert f"2 of 3 pictures have boxes that are sure enough, and are in {target}. The others are left out." in lines
-    assert any(line.startswith("No boxes, as precision = 0.9 is nowhere reached: dog. A training") for line in lines)
+    words = (
+        "No boxes, as it is nowhere certain that precision = 0.9 is reached (the lower end of the 80 % interval): dog."
+    )
+    assert any(line.startswith(f"{words} A training") for line in lines)
     train_path, yaml_path = settings.train_annotation_path, (target / "data.yaml").as_posix()
     assert lines[-2:] == [f'train_annotation_path = ["{train_path}", "{yaml_path}"]', "source_weights = [1.0, 1.0]"]
 
@@ -124,11 +127,13 @@ def test_pictures_that_are_labelled_already_are_left_out(settings, tmp_path, cap
 
 
 def test_no_class_is_sure_enough(settings):
-    """Prevents an empty data set, and a person who does not learn how far off the classes are."""
+    """Prevents an empty data set, a person who does not learn how far off the classes are, and a sentence that the
+    table contradicts: of 20 boxes all are right."""
     settings.precision = 0.95
     with pytest.raises(UserError) as error:
         tool.main(settings)
-    assert str(error.value).startswith("No class reaches precision = 0.95 on ")
+    assert str(error.value).startswith("For no class is it certain that precision = 0.95 is reached on ")
+    assert " (the lower end of the 80 % interval), so that nothing is labelled:\n" in str(error.value)
     assert "cat            -      1.000  0.924 to 1.000        20   1.000       left out\n" in str(error.value)
     assert not Path(settings.dir_save_path).exists()
 
