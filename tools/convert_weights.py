@@ -45,6 +45,11 @@ def main(settings):
     """Read, check that every tensor has its place, write."""
     if not settings.source or not settings.target:
         raise UserError("Give two files: python tools/convert_weights.py IN OUT, such as yolov4.weights yolov4.pth.")
+    if Path(settings.target).suffix.lower() != ".pth":
+        raise UserError(
+            f"{settings.target} does not end in .pth, and this tool writes no other kind of file: give it that ending. "
+            "`python predict.py --mode=export_onnx` writes ONNX files."
+        )
     if Path(settings.target).exists():
         raise UserError(f"{settings.target} exists already; remove it, or give another name.")
     if not Path(settings.target).absolute().parent.is_dir():

@@ -12,6 +12,7 @@ from utils.config.constants import read_constants
 from utils.config.rules import check_values
 from utils.image.codec import write_image
 from utils.inference.detector import Detector, open_network
+from utils.io.errors import UserError
 from utils.weights.load import load_matching
 from utils.weights.metadata import make_metadata
 from utils.weights.read import read_weights
@@ -191,6 +192,16 @@ def test_an_existing_file_is_not_replaced(sources, tmp_path):
     assert sources["official"].read_bytes() == before
     with pytest.raises(ValueError, match=r"The folder of .*none.out.pth does not exist; make it"):
         convert(sources["official"], tmp_path / "none" / "out.pth")
+
+
+@pytest.mark.parametrize("name", ["out.onnx", "out.pt", "out"])
+def test_only_pth_files_are_written(sources, tmp_path, name):
+    """Prevents a file of torch under the name of another kind, which no program for that kind can read."""
+    with pytest.raises(
+        UserError, match=r"does not end in \.pth, .* `python predict\.py --mode=export_onnx` writes ONNX"
+    ):
+        convert(sources["official"], tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("words", [("", ""), ("a.pth", "")])
