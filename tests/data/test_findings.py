@@ -88,3 +88,10 @@ def test_listed():
     assert shorten_list(["a", "b"]) == "a, b"
     assert shorten_list([str(number) for number in range(12)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
     assert shorten_list([]) == ""
+
+
+def test_a_class_that_is_a_formula(tmp_path):
+    """Prevents a spreadsheet that runs a class name of findings.csv."""
+    write_findings(tmp_path / "findings.csv", [Finding("class_without_boxes", "=1+1", "@a")])
+    with open(tmp_path / "findings.csv", encoding="utf-8-sig", newline="") as file:
+        assert list(csv.reader(file))[1][2:4] == ["'=1+1", "'@a"]

@@ -25,6 +25,8 @@ IMAGE_SUFFIXES = (
 OTHER_IMAGE_SUFFIXES = (
     *(".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw", ".psd", ".svg", ".pdf", ".dcm"),
 )
+# What makes a spreadsheet compute a cell, which in a data set of a stranger may do harm.
+STARTS_OF_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def read_lines(path: str) -> list[str]:
@@ -79,7 +81,8 @@ def _warn_of(folder, reason):
 
 
 def write_csv(path, columns, rows):
-    """A CSV file of UTF-8 text with BOM, for spreadsheets; numbers to three digits behind the point.
+    """A CSV file of UTF-8 text with BOM, for spreadsheets; numbers to three digits behind the point. A text that a
+    spreadsheet would compute, such as a class named =1+1, has a ' before it.
 
     columns: names, in order. rows: {name: value} each.
     """
@@ -87,7 +90,13 @@ def write_csv(path, columns, rows):
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         for row in rows:
-            writer.writerow({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()})
+            writer.writerow({key: _cell(value) for key, value in row.items()})
+
+
+def _cell(value):
+    if isinstance(value, float):
+        return round(value, 3)
+    return f"'{value}" if isinstance(value, str) and value.startswith(STARTS_OF_FORMULAS) else value
 
 
 def replace_file(path, write):

@@ -1,11 +1,11 @@
 """What can be wrong with a data set: the kinds of findings, their table, and their file."""
 
-import csv
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from utils.io.errors import MissingFileError, UserError
+from utils.io.files import write_csv
 from utils.io.text import format_table, shorten_list
 
 LEVELS = {
@@ -117,14 +117,15 @@ def by_kind(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
 
 
 def write_findings(path, findings: Iterable[Finding]) -> None:
-    """A CSV file with one row per finding: level, finding, image, detail, what training does. UTF-8 with BOM, for
-    spreadsheets."""
-    with open(path, "w", encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("level", "finding", "image", "detail", "what training does"))
-        for kind, found in by_kind(findings).items():
-            level, what, effect = KINDS[kind]
-            writer.writerows((level, what, image, detail, effect) for _, image, detail in found)
+    """A CSV file with one row per finding: level, finding, image, detail, what training does. As write_csv writes."""
+    columns = ("level", "finding", "image", "detail", "what training does")
+    rows = [
+        dict(zip(columns, (level, what, image, detail, effect), strict=True))
+        for kind, found in by_kind(findings).items()
+        for level, what, effect in [KINDS[kind]]
+        for _, image, detail in found
+    ]
+    write_csv(path, columns, rows)
 
 
 def raise_errors(annotation_path: str, findings: Iterable[Finding], class_names: Sequence[str] = ()) -> None:
