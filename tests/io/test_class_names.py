@@ -54,3 +54,14 @@ def test_a_data_yaml_that_cannot_be_read(tmp_path, content, reason):
     (tmp_path / "data.yaml").write_bytes(content)
     with pytest.raises(ValueError, match=reason):
         read_class_names(str(tmp_path / "data.yaml"))
+
+
+def test_names_that_show_nothing(tmp_path):
+    """Prevents a class without a name, and two that look alike."""
+    path = tmp_path / "data.yaml"
+    path.write_text('names: [bolt, "\\u202e"]\n')
+    with pytest.raises(ValueError, match=r"data\.yaml has names: \['bolt', .*; expected the class names"):
+        read_class_names(str(path))
+    path.write_text('names: [bolt, "bolt\\u202e"]\n')
+    with pytest.raises(ValueError, match=r"data\.yaml names bolt more than once"):
+        read_class_names(str(path))

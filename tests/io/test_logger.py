@@ -31,6 +31,12 @@ def test_names_do_not_control_the_terminal(capsys):
     assert capsys.readouterr().out == "a\\x1b[2J\\x00.jpg\tb\\x0d\nc\n"
 
 
+def test_names_do_not_turn_the_line(capsys):
+    """Prevents a name that reverses the numbers behind it: 0.125 would read as 521.0."""
+    logger.info("cat\u202e\u2066 0.125, 猫 שלום")
+    assert capsys.readouterr().out == "cat\\u202e\\u2066 0.125, 猫 שלום\n"
+
+
 def test_other_ranks_show_errors_alone(capsys):
     """Prevents each line of a distributed training from standing there once for every process."""
     setup_logging(is_main=False)

@@ -1,6 +1,6 @@
 import pytest
 
-from utils.io.text import display_width, either, format_table, shorten_list
+from utils.io.text import display_width, either, format_table, printable, shorten_list
 
 
 def test_columns_are_aligned():
@@ -65,3 +65,9 @@ def test_lists_are_shortened():
 def test_a_choice_in_words(choices, expected):
     """Prevents "a, b" that reads as if both were meant, and an "or" before nothing."""
     assert either(choices) == expected
+
+
+def test_names_that_can_be_shown():
+    """Prevents a name that reverses the number beside it, or that cannot be written; names in Hebrew stay."""
+    assert printable("cat\u202e\u202a\u2066\u2069 0.125") == "cat 0.125"
+    assert [printable(name) for name in ("שלום", "猫", "a\udcff", "")] == ["שלום", "猫", "a?", ""]

@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from tests.reporting import page_run
 from tests.reporting.page_run import EVIL, FOUND_IMAGES, NAMES, annotations_of, page_of, run_of
 from utils.evaluation.evaluate import Evaluation
 from utils.reporting.page import report_page
@@ -80,6 +81,16 @@ def test_names_from_the_data_run_nothing(tmp_path):
     assert len(page.tags["script"]) == 1 and EVIL in page.shown
     assert not any(name.startswith("on") for tags in page.tags.values() for tag in tags for name in tag)
     assert all(tag["src"].startswith("data:image/jpeg;base64,") for tag in page.tags["img"])
+
+
+def test_names_do_not_turn_the_numbers_beside_them(annotations, monkeypatch):
+    """Prevents 0.75 that reads as 57.0 behind a class name with control characters, or on the other side of a Hebrew
+    one."""
+    monkeypatch.setattr(page_run, "NAMES", ["cat\u202e", "דג\u2067"])
+    text = page_of(annotations)
+    assert not re.search("[\u202a-\u202e\u2066-\u2069]", text)
+    assert "<span><bdi>cat</bdi> 0.75</span>" in text and "<span><bdi>דג</bdi> 0.75</span>" in text
+    assert re.search(r"</i><bdi>דג</bdi> \d\.\d{3}</span>", text)
 
 
 def test_nothing_is_loaded_and_the_page_is_small(text):

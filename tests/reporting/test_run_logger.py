@@ -140,7 +140,7 @@ def test_the_last_epoch_ends_the_run_without_scores(annotations, model, tmp_path
     run_logger.writer.close()
     run_logger.summarise()
     assert any("validation loss 5.000" in line for line in said())
-    assert "validation 5" in (run_logger.folder / "report.html").read_text("utf-8")
+    assert "<bdi>validation</bdi> 5" in (run_logger.folder / "report.html").read_text("utf-8")
     assert torch.load(run_logger.folder / "last_epoch_weights.pth", weights_only=True)["contract"]["confidence"] == {}
 
 

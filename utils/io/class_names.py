@@ -58,7 +58,7 @@ def names_of_yaml(path: str, content: dict) -> list[str]:
     names = content.get("names")
     if isinstance(names, dict) and sorted(names) == sorted(map(str, range(len(names)))):
         names = [names[str(index)] for index in range(len(names))]
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name.strip() for name in names):
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and one_line(name) for name in names):
         raise UserError(
             f"{path} has names: {reprlib.repr(names)}; expected the class names as a list, or under the numbers 0, 1, "
             "2, ..."

@@ -8,9 +8,11 @@ from collections import deque
 
 from tqdm import tqdm
 
+from utils.io.text import BIDI_CONTROLS
+
 PREFIXES = {logging.WARNING: "note: ", logging.ERROR: "Error: "}
 # A terminal obeys these, and names in a downloaded data set may hold them; all but the tab and the line break.
-CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+CONTROL_CHARACTERS = re.compile(rf"[\x00-\x08\x0b-\x1f\x7f-\x9f{BIDI_CONTROLS}]")
 # So many messages are kept until a file for them is known.
 MAX_KEPT = 10_000
 
@@ -19,11 +21,17 @@ logger = logging.getLogger("yolo")
 
 
 class _Formatter(logging.Formatter):
-    """The message itself; warnings begin with `note:`, errors with `Error:`. Control characters are shown as \\x1b."""
+    """The message itself; warnings begin with `note:`, errors with `Error:`. Control characters are shown as \\x1b or
+    \\u202e."""
 
     def format(self, record):
         text = PREFIXES.get(record.levelno, "") + super().format(record)
-        return CONTROL_CHARACTERS.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+        return CONTROL_CHARACTERS.sub(_escape, text)
+
+
+def _escape(match):
+    number = ord(match[0])
+    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"
 
 
 class _ScreenHandler(logging.Handler):

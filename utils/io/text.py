@@ -2,10 +2,14 @@
 
 import codecs
 import json
+import re
 import unicodedata
 from collections.abc import Collection, Sequence
 
 MAX_SHOWN = 10
+# They turn the direction of the text behind them, so that a name could reverse the number beside it. As in a class of a
+# regular expression.
+BIDI_CONTROLS = r"\u202a-\u202e\u2066-\u2069"
 SAVE_AS_UTF8 = "; save it with the encoding UTF-8"
 # What a file begins with that says its encoding.
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
@@ -36,8 +40,8 @@ def json_text(content, indent: int | None = None) -> str:
 
 
 def printable(name: str) -> str:
-    """A file name as it can be drawn and written: bytes that are no UTF-8 become question marks."""
-    return name.encode("utf-8", "replace").decode("utf-8")
+    """A name as it can be drawn and written: bytes that are no UTF-8 become question marks, and BIDI_CONTROLS go."""
+    return re.sub(f"[{BIDI_CONTROLS}]", "", name.encode("utf-8", "replace").decode("utf-8"))
 
 
 def shorten_list(items: Sequence[str], shown: int = MAX_SHOWN) -> str:

@@ -23,12 +23,14 @@ MOST_SUSPECTS, LOWEST_SUSPICION, GOOD_MAP = 12, 0.5, 0.7
 
 
 class Box(NamedTuple):
-    """place: left, top, width, height in % of the picture; source: "label" or "found"; verdict: as in Mistakes."""
+    """place: left, top, width, height in % of the picture; source: "label" or "found"; verdict: as in Mistakes;
+    name: of the class; score: as text, "" of a label."""
 
     place: tuple
     source: str
     verdict: str
-    text: str
+    name: str
+    score: str
 
 
 class Picture(NamedTuple):
@@ -84,21 +86,22 @@ def _boxes(annotations, index, detections, mistakes, class_names):
     rows = np.flatnonzero((detections.image_ids == index) & (mistakes.detections != ""))
     rows = rows[np.argsort(-detections.scores[rows], kind="stable")]
 
-    def box(xyxy, source, verdict, text):
+    def box(xyxy, source, verdict, class_id, score=""):
         x1, y1, x2, y2 = (np.asarray(xyxy, float) / (width, height, width, height) * 100).clip(0, 100).round(2).tolist()
-        return Box((x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)), source, str(verdict), text)
+        return Box((x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)), source, str(verdict), class_names[class_id], score)
 
     found = [
         box(
             detections.boxes_xyxy[row],
             "found",
             mistakes.detections[row],
-            f"{class_names[detections.classes[row]]} {detections.scores[row]:.2f}",
+            detections.classes[row],
+            f"{detections.scores[row]:.2f}",
         )
         for row in rows
     ]
     labelled = [
-        box(annotations.boxes_xyxy[row], "label", mistakes.labels[row], class_names[annotations.classes[row]])
+        box(annotations.boxes_xyxy[row], "label", mistakes.labels[row], annotations.classes[row])
         for row in range(start, stop)
     ]
     return sorted([*labelled, *found], key=lambda item: item.verdict in ("right", "ignored"))
