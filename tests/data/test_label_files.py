@@ -178,6 +178,35 @@ def test_masks_in_other_places(tmp_path, image, masks):
     assert raw.findings == ([] if "img" in image else [("masks", f"{tmp_path}/site/masks", "images: 1")])
 
 
+@pytest.mark.parametrize(
+    ("place", "others"),
+    [
+        ("pics/images", ["day1", "day1/images"]),
+        ("pics", ["day1/images", "img"]),
+        ("pics", ["."]),
+    ],
+)
+def test_no_labelled_images_are_left_out_beside_images(tmp_path, place, others):
+    """Prevents pictures of other cameras and days from being lost because a folder images/ lies beside them."""
+    folders = [f"{place}/images", *(os.path.normpath(f"{place}/{other}") for other in others)]
+    for number, folder in enumerate(folders):
+        add_image(tmp_path / folder / f"a{number}.jpg")
+        add_text(tmp_path / folder.replace("images", "labels", 1) / f"a{number}.txt")
+    path = make_yaml(tmp_path, f"train: {place}\nnames: [cat]\n")
+    for source in (path, str(tmp_path / place)):
+        raw = read_raw_annotations(source)
+        assert sorted(raw.paths) == sorted(f"{tmp_path}/{name}/a{at}.jpg" for at, name in enumerate(folders))
+        assert len(raw.classes) == len(folders) and raw.findings == []
+
+
+def test_drawings_beside_images_are_no_images(tmp_path):
+    """Prevents drawings of results beside images/ from being trained on as images of background."""
+    make_yolo(tmp_path, {"a": LINE}, "train/images")
+    add_image(tmp_path / "train/drawn/a.jpg")
+    for source in (tmp_path / "train", make_yaml(tmp_path, "train: train\nnames: [cat]\n")):
+        assert read_raw_annotations(str(source)).paths == [str(tmp_path / "train/images/a.jpg")]
+
+
 def test_masks_may_be_what_is_detected(tmp_path):
     """Prevents the pictures of people with masks from being left out for the name of their folder."""
     for name in ("mask/a", "no_mask/b"):

@@ -103,6 +103,16 @@ def test_a_data_set_that_training_takes(settings, tmp_path, monkeypatch, capsys)
     assert lines[-2:] == [f'train_annotation_path = ["{train_path}", "{yaml_path}"]', "source_weights = [1.0, 1.0]"]
 
 
+def test_pictures_in_folders_called_images_are_read(settings, tmp_path):
+    """Prevents a training from reading fewer pictures than were labelled, where one of their folders is images/."""
+    (tmp_path / "pictures/images").mkdir()
+    os.rename(tmp_path / "pictures/a.png", tmp_path / "pictures/images/a.png")
+    tool.main(settings)
+    annotations = read_data_sets({"train": str(tmp_path / "new/pseudo/data.yaml")}, "")[1]["train"].annotations
+    assert [Path(annotations.path(index)).name for index in range(len(annotations))] == ["a.png", "b.png"]
+    assert annotations.boxes_xyxy.round(3).tolist() == [[0, 0, 20, 20]] * 2
+
+
 def test_doubtful_pictures_are_listed(settings, tmp_path):
     """Prevents a person from searching through all pictures: first b, whose dog is left out, 0.6, and then c, whose
     cat is at 0.5 of 0.8; a is sure."""

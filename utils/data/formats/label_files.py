@@ -13,6 +13,8 @@ from utils.io.text import shorten_list
 # Folders of images, and the folders that hold their label files in the same place.
 IMAGE_FOLDERS = ("images", "jpegimages", "image", "imgs", "img")
 LABEL_FOLDERS = ("labels", "label", "annotations")
+# What an image's own label file may be, the likeliest first.
+LABEL_SUFFIXES = (".txt", ".xml", ".json")
 # A class and four numbers, with which label files begin.
 LABEL_LINE, LOOKED_AT = re.compile(rb"\s*\d+(?:\.0*)?(?:[ \t]+-?[\d.][\d.eE+-]*){4}"), 200
 # Where more of the images lack a label file while label files lack an image, their names differ.

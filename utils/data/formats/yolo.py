@@ -5,22 +5,21 @@ JSON files, beside the images or in a twin of their folder.
 """
 
 import os
-import re
 import reprlib
-from collections import Counter
 from collections.abc import Sequence
 
 from tqdm import tqdm
 
 from utils.data.formats.base import RawAnnotations, RawAnnotationsBuilder
 from utils.data.formats.class_files import ClassNames, check_names, names_near, names_of_description, names_of_file
-from utils.data.formats.label_files import IMAGE_FOLDERS, LabelFiles
+from utils.data.formats.image_folders import images_of_folder
+from utils.data.formats.label_files import LABEL_SUFFIXES, LabelFiles
 from utils.data.formats.labelme import add_labelme_image, is_labelme
 from utils.data.formats.list_file import LIST_LINE
 from utils.data.formats.voc import add_voc_image
 from utils.data.formats.yolo_rows import RowReader
 from utils.io.errors import MissingFileError, UserError
-from utils.io.files import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, files_below, read_bytes, read_lines
+from utils.io.files import IMAGE_SUFFIXES, read_bytes, read_lines
 from utils.io.lookup import find_image, find_spelled, is_as_written, lying_near, tails, words_on_near
 from utils.io.text import SAVE_AS_UTF8, shorten_list
 from utils.io.yaml_files import load_yaml
@@ -28,11 +27,7 @@ from utils.io.yaml_files import load_yaml
 MAX_LABEL_MEGABYTES = 5
 # Files that describe a whole data set.
 ANNOTATION_SUFFIXES = (".json", ".csv", ".xml", ".ndjson", ".jsonl", ".parquet", ".tfrecord", ".record")
-LONGEST_LINK = 500  # characters
-MASKS = re.compile(r"(/.*)?/(masks?|segmentation(class|object))/", re.IGNORECASE)
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid")}
-# What an image's own label file may be, the likeliest first.
-LABEL_SUFFIXES = (".txt", ".xml", ".json")
 # So many of the JSON files beside images that have other labels are looked into, to see which program wrote them.
 LOOKED_INTO = 10
 
@@ -80,7 +75,7 @@ def read_yolo_folder(folder: str, split: str) -> RawAnnotations:
     or the like in it or near it, if there is one. Raises ValueError where it holds no images, or none of them has a
     label file.
     """
-    inner = [*SPLIT_FOLDERS[split], *(f"images/{name}" for name in SPLIT_FOLDERS[split]), "images"]
+    inner = [*SPLIT_FOLDERS[split], *(f"images/{name}" for name in SPLIT_FOLDERS[split])]
     chosen = next((place for name in inner if (place := find_spelled(folder, name, os.path.isdir))), folder)
     builder = RawAnnotationsBuilder(folder)
     paths = _images_of(chosen, builder)
@@ -241,47 +236,13 @@ def _find_place(annotation_path: str, root: str, place: str, builder: RawAnnotat
     return (found or moved)[0]
 
 
-def _links_as_text(folder: str) -> list[tuple[str, str]]:
-    """(path, target) of symbolic links to folders that became files, as git makes them on Windows."""
-    found = []
-    for name in os.listdir(folder):
-        path = os.path.join(folder, name)
-        if "." not in name and os.path.isfile(path) and os.path.getsize(path) <= LONGEST_LINK:
-            target = read_bytes(path, 1).decode("utf-8", "replace").strip()
-            if target and os.path.isdir(os.path.join(folder, target)):
-                found.append((path, target))
-    return found
-
-
-def _without_masks(folder: str, names: Sequence[str], builder: RawAnnotationsBuilder) -> list[str]:
-    """Paths of the images of a folder, less those in its folders of masks that have no labels, which are reported."""
-    masks = {name: mask[0] for name in names if (mask := MASKS.match(f"/{name}"))}
-    # Masks may be what is to be detected, in folders of pictures with and without them.
-    labels = [LabelFiles(suffix) for suffix in LABEL_SUFFIXES if masks]
-    with_labels = {masks[name] for name in masks if any(label.find_own(os.path.join(folder, name)) for label in labels)}
-    left_out = {name: inner for name, inner in masks.items() if inner not in with_labels}
-    if len(left_out) == len(names):
-        left_out = {}
-    for inner, count in Counter(left_out.values()).items():
-        builder.report("masks", os.path.join(folder, inner.strip("/")), f"images: {count}")
-    return [os.path.join(folder, name) for name in names if name not in left_out]
-
-
 def _images_of(place: str, builder: RawAnnotationsBuilder, bases: Sequence[str] = ()) -> list[str]:
     """The images of a folder and its sub-folders, or of a list file; those of a list that are missing are reported.
 
-    A folder with a sub-folder images/ or the like holds them there, and what lies in folders of masks is left out.
     Paths of a list start from its own folder, from one of the bases, or from the current directory.
     """
     if os.path.isdir(place):
-        has_images = any(name.lower().endswith(IMAGE_SUFFIXES) for name in os.listdir(place))
-        inner = (find_spelled(place, name, os.path.isdir) for name in IMAGE_FOLDERS)
-        place = place if has_images else next(filter(None, inner), place)
-        for name in files_below(place, OTHER_IMAGE_SUFFIXES):
-            builder.report("other_image_format", os.path.join(place, name), "save it as JPEG or PNG")
-        for path, target in _links_as_text(place):
-            builder.report("link_as_text", path, f"it should lead to {target}; make it a link or a folder")
-        return _without_masks(place, files_below(place, IMAGE_SUFFIXES), builder)
+        return images_of_folder(place, builder)
     paths, bases = [], (os.path.dirname(place), *bases, "")
     for line in filter(None, map(str.strip, read_lines(place))):
         path = find_image(line, bases)
