@@ -1,3 +1,4 @@
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -81,6 +82,16 @@ def test_batches_are_drawn_in_parts(annotations, ram, monkeypatch):
     whole = DeviceCache(ram, annotations, 0.4, 114, CPU)(batch)
     monkeypatch.setattr(device_cache, "PIXELS_AT_ONCE", 5 * SHAPE[0] * SHAPE[1])
     assert torch.equal(DeviceCache(ram, annotations, 0.4, 114, CPU)(batch), whole)
+
+
+def test_main_memory_holds_one_image_more(annotations, ram):
+    """Prevents cache = 'gpu' from taking 3.7 times the main memory that was checked to be free."""
+    DeviceCache(ram, annotations, 0.2, 114, CPU)  # what is imported at first use is no image
+    tracemalloc.start()
+    cache = DeviceCache(ram, annotations, 0.2, 114, CPU)  # torch's own memory, here the device's, is not traced
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 0.2 * len(ram.block) < 0.2 * cache.block.numel()
 
 
 def test_the_loader_gives_the_same_boxes(annotations, ram):

@@ -45,20 +45,21 @@ class DeviceCache:
 
     def __init__(self, ram: RamCache, annotations: Annotations, smallest_scale: float, pad: int, device: torch.device):
         self.annotations, self.pad, self.device = annotations, pad, device
-        self.sizes_hw, self.offsets, blocks = {}, {}, []
-        for reduction in REDUCTIONS[: REDUCTIONS.index(reduction_for(smallest_scale)) + 1]:
-            images = [self._reduced(ram, index, reduction) for index in range(len(annotations))]
-            self.sizes_hw[reduction] = [image.shape[:2] for image in images]
-            start = sum(len(block) for block in blocks)
-            self.offsets[reduction] = start + np.cumsum([0, *(image.shape[0] * image.shape[1] for image in images)])
-            blocks.append(np.concatenate([image.reshape(-1, 3) for image in images]))
-        self.block = torch.from_numpy(np.concatenate(blocks)).to(device)
-
-    @staticmethod
-    def _reduced(ram: RamCache, index: int, reduction: int) -> np.ndarray:
-        if index in ram.unreadable:
-            return np.zeros((1, 1, 3), np.uint8)
-        return ram(index) if reduction == 1 else reduce(ram(index), reduction)
+        levels = REDUCTIONS[: REDUCTIONS.index(reduction_for(smallest_scale)) + 1]
+        readable = [index for index in range(len(annotations)) if index not in ram.unreadable]
+        whole_hw = np.ones((len(annotations), 2), np.int64)
+        whole_hw[readable] = np.array([ram(index).shape[:2] for index in readable]).reshape(-1, 2)
+        self.sizes_hw = {reduction: (-(-whole_hw // reduction)).tolist() for reduction in levels}
+        ends = np.cumsum([height * width for level in self.sizes_hw.values() for height, width in level])
+        starts = np.concatenate([[0], ends[:-1]]).reshape(len(levels), -1)
+        self.offsets = dict(zip(levels, starts, strict=True))
+        # Image by image: beside the block of the RamCache another one would not fit into main memory.
+        self.block = torch.zeros((int(ends[-1]), 3), dtype=torch.uint8, device=device)
+        for index in readable:
+            for reduction, offsets in self.offsets.items():
+                pixels = ram(index) if reduction == 1 else reduce(ram(index), reduction)
+                pixels = torch.from_numpy(pixels.reshape(-1, 3))
+                self.block[offsets[index] : offsets[index] + len(pixels)] = pixels
 
     def __call__(self, batch: Sequence[AugmentParameters]) -> torch.Tensor:
         """Draw samples of one input shape: (B, 3, H, W) uint8 RGB, channels_last in memory, on the device."""
