@@ -41,7 +41,7 @@ from utils.data.quality.checks import box_sizes_at_input, class_counts, quick_fi
 from utils.data.quality.findings import Finding, by_kind, findings_table, write_findings
 from utils.data.quality.near_duplicates import join_hashes, near_duplicates, perceptual_hash
 from utils.data.sources import read_data_sets
-from utils.data.splits import split_command
+from utils.data.splits import split_advice
 from utils.image.codec import write_image
 from utils.image.opencv import cv2
 from utils.io.class_names import write_class_names
@@ -69,7 +69,7 @@ _MOST_THREADS, _CHUNK = 8, 512
 _LEAST_RECALL = 0.95
 
 _FIRST_STEPS = data_findings.REMEDIES | {
-    "leaked_image": "Take these images out of one of the two sets. {split} splits anew.",
+    "leaked_image": "Take these images out of one of the two sets, or {split}.",
     "no_val_boxes": "Check that val_annotation_path names the right annotations; scores need labelled images.",
 }
 
@@ -127,7 +127,7 @@ def main(settings):
     logger.info(f"The report is in {folder}: findings.csv, contact_sheet.jpg, classes.png, boxes.png")
     if not settings.classes_path:
         logger.info(f'The classes are in it too: for training set classes_path = "{folder.as_posix()}/classes.txt".')
-    sentence, is_fit = verdict(findings, class_names, split_command(settings.train_annotation_path))
+    sentence, is_fit = verdict(findings, class_names, split_advice(settings.train_annotation_path))
     logger.info(sentence)
     if not is_fit:
         sys.exit(1)
@@ -249,7 +249,8 @@ def anchor_sentence(annotations, anchors_wh, settings):
 
 
 def verdict(findings, class_names, split):
-    """(a sentence on what to do now, whether the data are fit for training). split: the command that splits anew."""
+    """(a sentence on what to do now, whether the data are fit for training). split: how to split
+    anew, see split_advice."""
     groups = by_kind(findings)
     if not groups:
         return "Nothing is wrong with these data. Enjoy the training.", True

@@ -1,6 +1,12 @@
+from types import SimpleNamespace
+
 import pytest
 
-from utils.data.splits import group_ids, split_command, split_groups
+from tests.yolo_folder import make_yaml, make_yolo
+from tools import split_data
+from utils.config.constants import read_constants
+from utils.data.formats.yolo import places_of_parts
+from utils.data.splits import group_ids, split_advice, split_command, split_groups
 
 
 @pytest.mark.parametrize(
@@ -60,4 +66,39 @@ def test_the_command_fits_the_layout(tmp_path):
     expected = f'`python tools/voc_annotation.py --annotation_mode=1 --VOCdevkit_path="{tmp_path}/voc"`'
     assert split_command(voc) == expected
     assert split_command("set/data.yaml") == '`python tools/split_data.py --annotation_path="set/data.yaml"`'
-    assert split_command([voc, "set/data.yaml"]) == f"{split_command(voc)} or {split_command('set/data.yaml')}"
+
+
+def test_the_advice_is_one_that_works(tmp_path):
+    """Prevents the advice to split by a command that refuses, as the data set has parts already."""
+    voc, whole = str(tmp_path / "voc/ImageSets/Main/train.txt"), make_yaml(tmp_path, "train: images\nval: images\n")
+    assert split_advice(whole) == f"split anew with {split_command(whole)}"
+    assert split_advice([voc, whole]) == f"{split_advice(voc)}, or {split_advice(whole)}"
+    assert split_advice("gone.yaml") == f"split anew with {split_command('gone.yaml')}"
+    assert split_advice([]) == ""
+    for stem, part in (("a", "train"), ("b", "val"), ("c", "val")):
+        make_yolo(tmp_path / "set", {stem: "0 0.5 0.5 0.2 0.2"}, f"images/{part}")
+    path = make_yaml(tmp_path / "set", "train: images/train\nval: [images/val]\nnames: [cat]\n")
+    sentence = (
+        f'split anew: write {tmp_path}/set/whole.yaml with `train: ["images/train", "images/val"]` and the keys path '
+        f"and names of {path}, but no val, and run {split_command(f'{tmp_path}/set/whole.yaml')}"
+    )
+    assert split_advice(path) == sentence
+    assert split_advice(str(tmp_path / "set")) == sentence.replace(
+        f"keys path and names of {path}", f"key names, the classes of {tmp_path}/set"
+    )
+    (tmp_path / "set/whole.yaml").write_text('train: ["images/train", "images/val"]\nnames: [cat]\n')
+    settings = read_constants(vars(split_data)) | {
+        "annotation_path": f"{tmp_path}/set/whole.yaml",
+        "train_percent": 0.7,
+    }
+    split_data.main(SimpleNamespace(**settings))
+    assert len((tmp_path / "set/whole_train.txt").read_text().splitlines()) == 2
+
+
+def test_parts_of_an_obj_data(tmp_path):
+    """Prevents Darknet's word for validation from being overlooked, and folders without a part for training."""
+    (tmp_path / "obj.data").write_text("train = train.txt\nvalid = val.txt\nnames = obj.names\n")
+    assert places_of_parts(str(tmp_path / "obj.data")) == ["train.txt", "val.txt"]
+    assert places_of_parts(str(tmp_path)) == places_of_parts(str(tmp_path / "list.txt")) == []
+    (tmp_path / "valid").mkdir()
+    assert places_of_parts(str(tmp_path)) == ["."]

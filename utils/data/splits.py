@@ -6,20 +6,38 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from utils.data.formats.voc import voc_root
+from utils.data.formats.yolo import places_of_parts
 from utils.io.errors import UserError
 from utils.io.logger import logger
-from utils.io.text import shorten_list
+from utils.io.text import json_text, shorten_list
 
 
-def split_command(annotation_path: str | Sequence[str]) -> str:
-    """The command that splits a data set anew, whose training or validation part annotation_path names; of several
-    sources that of each."""
-    if not isinstance(annotation_path, str):
-        return " or ".join(map(split_command, annotation_path))
+def split_command(annotation_path: str) -> str:
+    """The command that splits a data set anew, whose training or validation part annotation_path names."""
     root = voc_root(annotation_path)
     if root is not None:
         return f'`python tools/voc_annotation.py --annotation_mode=1 --VOCdevkit_path="{root}"`'
     return f'`python tools/split_data.py --annotation_path="{annotation_path}"`'
+
+
+def split_advice(annotation_path: str | Sequence[str]) -> str:
+    """`split anew with ...`: how to split a data set that split_command takes, or that has parts already, which it
+    refuses; of several sources each."""
+    if not isinstance(annotation_path, str):
+        return ", or ".join(map(split_advice, annotation_path))
+    try:
+        places = [] if voc_root(annotation_path) is not None else places_of_parts(annotation_path)
+    except (OSError, ValueError):  # it was read when the training began, and may have changed
+        places = []
+    if not places:
+        return f"split anew with {split_command(annotation_path)}"
+    folder = Path(annotation_path) if Path(annotation_path).is_dir() else Path(annotation_path).parent
+    whole = (folder / "whole.yaml").as_posix()
+    keys = "keys path and names of" if Path(annotation_path).is_file() else "key names, the classes of"
+    return (
+        f"split anew: write {whole} with `train: {json_text(places)}` and the {keys} {annotation_path}, but no val, "
+        f"and run {split_command(whole)}"
+    )
 
 
 def make_splits(

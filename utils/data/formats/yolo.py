@@ -56,8 +56,7 @@ def read_yolo_yaml(annotation_path: str, split: str) -> RawAnnotations:
 def read_darknet_data(annotation_path: str, split: str) -> RawAnnotations:
     """Read the part of an obj.data of Darknet or CVAT (lines train = ..., valid = ..., names = ...) that split names.
     Raises as read_yolo_yaml."""
-    pairs = (line.partition("=") for line in read_lines(annotation_path) if not line.lstrip().startswith("#"))
-    content = {key.strip(): value.strip() for key, equals, value in pairs if equals}
+    content = _darknet_content(annotation_path)
     key = "train" if split == "train" else "valid"
     if missing := [name for name in (key, "names") if not content.get(name)]:
         raise UserError(f"{annotation_path} has no line `{missing[0]} = ...`; expected one, as in Darknet's obj.data.")
@@ -75,11 +74,37 @@ def read_yolo_folder(folder: str, split: str) -> RawAnnotations:
     or the like in it or near it, if there is one. Raises ValueError where it holds no images, or none of them has a
     label file.
     """
-    inner = [*SPLIT_FOLDERS[split], *(f"images/{name}" for name in SPLIT_FOLDERS[split])]
-    chosen = next((place for name in inner if (place := find_spelled(folder, name, os.path.isdir))), folder)
     builder = RawAnnotationsBuilder(folder)
-    paths = _images_of(chosen, builder)
+    paths = _images_of(_part_folder(folder, split), builder)
     return _read_labelled(builder, paths, _label_suffix(paths) or LABEL_SUFFIXES[0], folder)
+
+
+def places_of_parts(annotation_path: str) -> list[str]:
+    """What a folder, data.yaml or obj.data names for training and for validation, from its own folder, as key `train`
+    of a data.yaml may name them together; [] where it has no part for validation alone."""
+    if os.path.isdir(annotation_path):
+        folders = [_part_folder(annotation_path, split) for split in SPLIT_FOLDERS]
+        train, val = ([os.path.relpath(folder, annotation_path).replace(os.sep, "/")] for folder in folders)
+        # What has no part for training trains on all that is in it.
+        return [] if val == ["."] else train if train == ["."] else train + val
+    is_darknet = annotation_path.lower().endswith(".data")
+    if not is_darknet and not annotation_path.lower().endswith((".yaml", ".yml")):
+        return []
+    content = _darknet_content(annotation_path) if is_darknet else load_yaml(annotation_path)
+    named = map(content.get, ("train", "valid" if is_darknet else "val"))
+    train, val = ([part] if isinstance(part, str) else list(part or ()) for part in named)
+    return train + val if val and val != train else []
+
+
+def _darknet_content(annotation_path: str) -> dict[str, str]:
+    pairs = (line.partition("=") for line in read_lines(annotation_path) if not line.lstrip().startswith("#"))
+    return {key.strip(): value.strip() for key, equals, value in pairs if equals}
+
+
+def _part_folder(folder: str, split: str) -> str:
+    """The part of a folder that holds the images of split; where it has none, the folder."""
+    inner = [*SPLIT_FOLDERS[split], *(f"images/{name}" for name in SPLIT_FOLDERS[split])]
+    return next((place for name in inner if (place := find_spelled(folder, name, os.path.isdir))), folder)
 
 
 def read_yolo_list(annotation_path: str) -> RawAnnotations | None:

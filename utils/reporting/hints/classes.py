@@ -7,7 +7,7 @@ import numpy as np
 from utils.data.anchors import best_anchor_iou
 from utils.data.quality.checks import FEW_BOXES, RARE_BOXES, box_sizes_at_input, class_counts
 from utils.data.quality.findings import MAX_CLASSES_NAMED
-from utils.data.splits import split_command
+from utils.data.splits import split_advice
 from utils.evaluation.evaluate import ground_truth
 from utils.evaluation.matching import confusion_matrix
 from utils.io.text import shorten_list
@@ -40,7 +40,7 @@ _SENTENCES = {
     "raise UnFreeze_Epoch much: from scratch takes thousands of images or hundreds of epochs.",
     "low scores": "Found, but with low scores: {}. predict.py shows them with confidence = None, or from that number "
     "on.",
-    "no validation boxes": "No validation boxes: {}. Nothing tells how well they are found: split anew with {split}.",
+    "no validation boxes": "No validation boxes: {}. Nothing tells how well they are found: {split}.",
 }
 # These only keep a class from being judged or shown.
 _LAST = ("low scores", "no validation boxes")
@@ -61,7 +61,7 @@ def class_hints(run, scores, detections):
         if topic:
             reasons.setdefault(topic, []).append(f"{row['name']}{f' ({detail})' if detail else ''}")
     tile = run.settings.tile
-    words = {"split": split_command(run.settings.train_annotation_path)}
+    words = {"split": split_advice(run.settings.train_annotation_path)}
     words["tiling"] = f"lower tile (now {tile})" if tile else "set tile"
     order = sorted(reasons, key=lambda topic: (topic in _LAST, -len(reasons[topic])))
     return {
