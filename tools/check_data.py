@@ -36,6 +36,7 @@ from utils.config.constants import read_constants, require_literals, train_const
 from utils.config.rules import check_values
 from utils.data.anchors import choose_decode_rule
 from utils.data.image_cache import UnreadableImageError, decode
+from utils.data.loader import MAX_REPLACEMENTS
 from utils.data.quality import findings as data_findings  # its tables by name would count as constants of this script
 from utils.data.quality.checks import box_sizes_at_input, class_counts, quick_findings, same_images
 from utils.data.quality.findings import Finding, by_kind, findings_table, write_findings
@@ -112,6 +113,7 @@ def main(settings):
     )
     contents = {name: read_contents(annotations, name) for name, annotations in sets.items()}
     findings += [content.finding for part in contents.values() for content in part if content.finding]
+    findings += row_that_stops_training(sets["train"], contents["train"])
     findings += compare_contents(sets, contents, {(finding.kind, finding.image) for finding in findings})
 
     folder = Path(settings.save_dir)
@@ -158,6 +160,17 @@ def read_contents(annotations, set_name):
     return found
 
 
+def row_that_stops_training(annotations, contents):
+    """A Finding where so many training images in a row cannot be decoded that training finds none in their place."""
+    most, length, total = min(len(contents), MAX_REPLACEMENTS), 0, len(contents)
+    for index in range(2 * total):  # behind the last one comes the first
+        length = 0 if contents[index % total].look else length + 1
+        if length == most:
+            detail = f"{most} of {total} in training, from {annotations.path((index + 1 - most) % total)} on"
+            return [Finding("undecodable_row", "", detail)]
+    return []
+
+
 def look_at(annotations, index):
     """The FileContent of one image."""
     path = annotations.path(index)
@@ -168,7 +181,7 @@ def look_at(annotations, index):
         return FileContent(file_hash, look, Finding("truncated_image", path) if truncated else None)
     except (OSError, UnreadableImageError) as error:
         reason = str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ")
-        return FileContent(None, None, Finding("unreadable_image", path, reason))
+        return FileContent(None, None, Finding("undecodable_image", path, reason))
 
 
 def compare_contents(sets, contents, known):

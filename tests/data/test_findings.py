@@ -81,6 +81,8 @@ def test_counted():
 def test_images_that_are_left_out_of_the_score():
     """Prevents a score that rises with broken validation images from being taken for a better one."""
     assert KINDS["unreadable_image"].effect == "leaves it out, in validation too (the score looks better)"
+    effect = "takes another in its place; in validation its boxes count as missed"
+    assert KINDS["undecodable_image"].effect == effect
 
 
 def test_listed():

@@ -96,7 +96,7 @@ def test_what_only_the_content_shows(data, capsys):
     assert [row[0] for row in rows] == ["critical", "warning", "warning", "warning"]
     assert [(row[1], os.path.basename(row[2])) for row in rows] == [
         ("same image in train and val", "copy.png"),
-        ("image cannot be read", "half.png"),
+        ("image cannot be decoded", "half.png"),
         ("same image twice, labels differ", "again.png"),
         ("nearly the same image in train and val", "like.jpg"),
     ]
@@ -118,10 +118,27 @@ def test_a_jpeg_that_lacks_its_end_is_told(data):
     write_lists(train, [f"10.png {BOXES}", f"11.png {BOXES}"])
     rows, status = run()
     assert [(row[0], row[1], os.path.basename(row[2])) for row in rows] == [
-        ("warning", "image cannot be read", "9.jpg"),
+        ("warning", "image cannot be decoded", "9.jpg"),
         ("warning", "image lacks its last bytes", "8.jpg"),
     ]
     assert status == 0
+
+
+@pytest.mark.parametrize(("broken", "row"), [(10, 10), (2, 3), (3, 3)])
+def test_the_verdict_on_images_that_do_not_decode(data, capsys, monkeypatch, broken, row):
+    """Prevents `Training can start` on images of which training finds none to take the place of another."""
+    monkeypatch.setattr(check_data, "MAX_REPLACEMENTS", row)
+    for number in range(9, 9 - broken, -1):
+        path = Path(f"data/{number}.png")
+        path.write_bytes(path.read_bytes()[:2000])
+    rows, status = run()
+    kinds = ["image cannot be decoded"] * broken
+    if broken < row:
+        assert ([found[1] for found in rows], status) == (kinds, 0)
+        return
+    assert ([found[1] for found in rows], status) == (["images in a row that cannot be decoded", *kinds], 1)
+    assert rows[0][3] == f"{row} of 10 in training, from {data}/{10 - row}.png on"
+    assert "Do this first, for images in a row that cannot be decoded (once): save them" in capsys.readouterr().out
 
 
 def test_the_same_path_is_told_once(data):

@@ -33,6 +33,7 @@ KINDS = {
     "missing_annotation": Kind("error", "image without annotation file", "refuses to start"),
     "broken_annotation": Kind("error", "annotation cannot be read", "refuses to start"),
     "many_unreadable": Kind("error", "many images cannot be read", "refuses to start"),
+    "undecodable_row": Kind("error", "images in a row that cannot be decoded", "stops: none near takes their place"),
     "class_beyond_names": Kind("error", "class number beyond the names", "refuses to start"),
     "unknown_class": Kind("error", "box of a class that classes_path lacks", "refuses to start"),
     "only_difficult": Kind("error", "all training boxes are marked difficult, or are crowds", "refuses to start"),
@@ -41,6 +42,9 @@ KINDS = {
     "no_val_boxes": Kind("critical", "no boxes to validate on", "cannot score: every mAP is empty"),
     "unreadable_image": Kind(
         "warning", "image cannot be read", "leaves it out, in validation too (the score looks better)"
+    ),
+    "undecodable_image": Kind(
+        "warning", "image cannot be decoded", "takes another in its place; in validation its boxes count as missed"
     ),
     "truncated_image": Kind("warning", "image lacks its last bytes", "uses it, grey where it is missing"),
     "doubtful_coordinates": Kind("warning", "boxes that may be written in other coordinates", "takes them as they are"),
@@ -171,6 +175,7 @@ REMEDIES = {
     "missing_annotation": "Put them there, or take them out of the list; images of pure background need empty ones.",
     "broken_annotation": "Correct or remove them.",
     "many_unreadable": "Save them anew as JPEG or PNG, or take them out of the list.",
+    "undecodable_row": "Save them anew as JPEG or PNG, or take them out of the list.",
     "other_coordinates": "Export the data set again in its format, or as VOC, COCO or YOLO.",
     "class_beyond_names": "Add the missing names to that file, or correct the numbers.",
     "only_difficult": "Set keep_difficult = True to learn them, or take the marks off.",
