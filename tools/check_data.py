@@ -66,6 +66,7 @@ _OF_TRAIN = (
 )
 # Each thread holds one decoded image: this bounds the memory. So many images are handed out at a time.
 _MOST_THREADS, _CHUNK = 8, 512
+_FILES = ("findings.csv", "contact_sheet.jpg", "classes.png", "boxes.png", "classes.txt")
 # Below this share of boxes with a good anchor, anchors of one's own are worth a try.
 _LEAST_RECALL = 0.95
 
@@ -118,6 +119,8 @@ def main(settings):
 
     folder = Path(settings.save_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    for name in _FILES:  # those of an earlier report
+        (folder / name).unlink(missing_ok=True)
     write_findings(folder / "findings.csv", findings)
     if not settings.classes_path:
         write_class_names(folder / "classes.txt", class_names)
@@ -126,7 +129,8 @@ def main(settings):
     logger.info(f"\n{set_table(sets)}\n\n{class_table(sets, class_names)}\n")
     for sentence in (anchor_sentence(sets["train"], anchors_wh, settings), findings_table(findings)):
         logger.info(f"{sentence}\n") if sentence else None
-    logger.info(f"The report is in {folder}: findings.csv, contact_sheet.jpg, classes.png, boxes.png")
+    written = [name for name in _FILES if (folder / name).exists()]
+    logger.info(f"The report is in {folder}: {', '.join(written)}")
     if not settings.classes_path:
         logger.info(f'The classes are in it too: for training set classes_path = "{folder.as_posix()}/classes.txt".')
     sentence, is_fit = verdict(findings, class_names, split_advice(settings.train_annotation_path))

@@ -179,6 +179,19 @@ def test_a_report_replaces_a_report_and_nothing_else(data):
         check_data.check(check_data.constants() | {"num_pictures": 0})
 
 
+def test_nothing_of_an_earlier_report_is_left(data, capsys):
+    """Prevents pictures of other data, and names that are not used, from being taken for those of this report."""
+    run()
+    Path("report/classes.txt").write_text("dog")
+    Path("report/mine.txt").write_text("a note")
+    for path in data.glob("*.png"):
+        path.write_bytes(path.read_bytes()[:2000])
+    capsys.readouterr()
+    run()
+    assert sorted(os.listdir("report")) == ["boxes.png", "classes.png", "findings.csv", "mine.txt"]
+    assert "The report is in report: findings.csv, classes.png, boxes.png\n" in capsys.readouterr().out
+
+
 def test_as_a_command_with_names_from_the_data(tmp_path, monkeypatch, capsys):
     """Prevents a command that checks other data than train.py trains on, and names that are not written down."""
     monkeypatch.chdir(Path(__file__).parents[2])
