@@ -151,10 +151,11 @@ def write_labels(views, annotations, names, confidences, class_names, settings):
     folder, target = Path(settings.dir_origin_path), Path(settings.dir_save_path)
     is_seen, table = seen_by_all(views, len(class_names)), views.found
     is_sure = table.scores >= np.nan_to_num(confidences, nan=np.inf)[table.classes]
+    bounds = np.searchsorted(table.image_ids, np.arange(len(names) + 1))
     written, linked, rows = np.zeros(len(class_names), int), [], []
     with LabelFiles(target, class_names, yolo_txt=True) as label_files:
         for index, name in enumerate(names):
-            at = np.flatnonzero(table.image_ids == index)
+            at = np.arange(*bounds[index : index + 2])
             sure, labels = rows_of(table, at[is_sure[at]]), ""
             if len(sure.scores) and can_have_labels(label_files, name):
                 found = Detections(*sure[1:], np.array(class_names)[sure.classes])

@@ -24,6 +24,7 @@ from utils.evaluation.evaluate import (
     join_images,
     run_network,
 )
+from utils.evaluation.types import DetectionTable
 from utils.image.codec import write_image
 from utils.image.letterbox import boxes_to_input, placement
 from utils.image.tiles import TileOptions
@@ -321,3 +322,14 @@ def test_what_tiles_show_counts_in_their_image(annotations):
     assert table.boxes_xyxy.tolist() == [[20, 20, 120, 80], [130, 10, 190, 90], [100, 20, 200, 100]]
     assert table.classes.tolist() == [0, 1, 0]
     assert len(join_images(join_detections([]), entries, EvalOptions()).scores) == 0
+
+
+def test_tiles_are_joined_in_the_order_of_the_images(annotations):
+    """Prevents boxes of several images from being joined as one's: rows are found by bounds, as a search for each of
+    10,000 images in 30 million rows took 465 s."""
+    entries = tiled(annotations, TileOptions(104, 0.0))
+    box = Boxes(np.float32([[4, 20, 104, 100]]), np.float32([0.9]), np.array([0]))
+    table = join_detections([(entry, box) for entry in range(len(entries.images))])
+    assert sorted(set(join_images(table, entries, EvalOptions()).image_ids.tolist())) == [0, 1, 2]
+    with pytest.raises(AssertionError, match="in the order of the images"):
+        join_images(DetectionTable(*(column[::-1] for column in table)), entries, EvalOptions())

@@ -155,9 +155,10 @@ def join_images(table, entries, options):
     """What was found in tiles, a DetectionTable of TiledAnnotations' entries, as the one of their images."""
     images, tiles_xyxy = entries.images[table.image_ids], entries.tiles_xyxy[table.image_ids]
     boxes_xyxy = table.boxes_xyxy + tiles_xyxy[:, [0, 1, 0, 1]].astype(np.float32)
+    assert (np.diff(images) >= 0).all(), "the table and the tiles must be in the order of the images"
     parts = [np.zeros(0, np.int64)]
-    for image in np.unique(images):
-        rows, size_hw = np.flatnonzero(images == image), entries.whole.sizes_hw[image].tolist()
+    for image, first, count in zip(*np.unique(images, return_index=True, return_counts=True), strict=True):
+        rows, size_hw = np.arange(first, first + count), entries.whole.sizes_hw[image].tolist()
         found = boxes_xyxy[rows], table.scores[rows], table.classes[rows], tiles_xyxy[rows]
         parts.append(rows[join_tiles(*found, size_hw, entries.options, options.nms_iou)[: options.max_boxes]])
     rows = np.concatenate(parts)

@@ -23,7 +23,7 @@ COUNTS = {
 
 
 class Views(NamedTuple):
-    """DetectionTables of the same images. found: of all views together. single: of each view alone, as it is and
+    """DetectionTables of the same images, in their order. found: of all views together. single: of each view alone, as it is and
     mirrored; () for a detector without tta_flip. unreadable: paths that did not decode."""
 
     found: DetectionTable

@@ -55,9 +55,12 @@ def class_hints(run, scores, detections):
     matrix = None
     if any(row["map50"] < LOW_MAP for row in scores["classes"]):
         matrix = confusion_matrix(ground_truth(run.val_annotations), detections, len(run.class_names), SURE)
-    reasons = {}
+    reasons, train = {}, run.train_annotations
+    sizes_wh = box_sizes_at_input(train, run.settings.input_shape, run.settings.tile)
+    # The sizes class by class: to look for each class in all of them takes a minute for 1000 classes.
+    sizes_wh = np.split(sizes_wh[np.argsort(train.classes, kind="stable")], np.cumsum(train_counts)[:-1])
     for class_id, row in enumerate(scores["classes"]):
-        topic, detail = _reason(run, class_id, row, int(train_counts[class_id]), matrix)
+        topic, detail = _reason(run, class_id, row, sizes_wh[class_id], matrix)
         if topic:
             reasons.setdefault(topic, []).append(f"{row['name']}{f' ({detail})' if detail else ''}")
     tile = run.settings.tile
@@ -69,8 +72,12 @@ def class_hints(run, scores, detections):
     }
 
 
-def _reason(run, class_id, row, train_count, matrix):
-    """(topic, detail) of one class: the first cause that holds, causes before their effects; "" where there is none."""
+def _reason(run, class_id, row, sizes_wh, matrix):
+    """(topic, detail) of one class: the first cause that holds, causes before their effects; "" where there is none.
+
+    sizes_wh: (M, 2) of its training boxes, in pixels of the input.
+    """
+    train_count = len(sizes_wh)
     if not train_count:
         return "no training boxes", f"{row['boxes']} in validation"
     if not row["boxes"]:
@@ -80,8 +87,6 @@ def _reason(run, class_id, row, train_count, matrix):
         return ("low scores", f"best from {row['confidence']:.2f} on") if is_low else ("", "")
     if train_count < FEW_BOXES:
         return "few boxes", f"{train_count}"
-    sizes_wh = box_sizes_at_input(run.train_annotations, run.settings.input_shape, run.settings.tile)
-    sizes_wh = sizes_wh[run.train_annotations.classes == class_id]
     side = float(np.median(sizes_wh.min(axis=1)))
     if side < SMALL_SIDE:
         larger = [32 * math.ceil(length * SMALL_SIDE / max(side, 0.1) / 32) for length in run.settings.input_shape]
