@@ -170,12 +170,24 @@ def test_many_small_boxes():
     show them: a quarter of 10 x 10 pixels at half the size has 5."""
     boxes = [(0, 0, 0, side, side) for side in (10, 10, 40, 40)]
     train = annotations_of(("t.jpg", boxes), size_hw=(200, 400))
-    words = "50% of 4 in training; three quarters have 16 pixels with tile = 96, or with input_shape = [320, 640]"
+    words = "50% of 4 in training; three quarters have 16 pixels with tile = 32, or with input_shape = [320, 640]"
     assert found(train, VAL, "small_boxes", input_shape=(100, 200)) == [Finding("small_boxes", "", words)]
     assert found(train, VAL, "small_boxes", input_shape=(200, 400)) == []
     tiles = quick_findings(train, VAL, NAMES, (100, 200), tile=100)
     assert "small_boxes" not in [finding.kind for finding in tiles]
+    (finding,) = found(train, VAL, "small_boxes", input_shape=(32, 64))
+    assert finding.detail == "100% of 4 in training; three quarters have 16 pixels with input_shape = [320, 640]"
     assert found(annotations_of(), VAL, "small_boxes") == []
+
+
+def test_the_advice_for_small_boxes_keeps_its_word():
+    """Prevents a tile that is too large where the input is not square, and an input that no network is trained with."""
+    boxes = [(0, 0, 0, side, side) for side in range(8, 108)]
+    train = annotations_of(("t.jpg", boxes), size_hw=(3000, 4000))
+    words = "100% of 100 in training; three quarters have 16 pixels with tile = 512"
+    assert found(train, VAL, "small_boxes", input_shape=(256, 448)) == [Finding("small_boxes", "", words)]
+    assert (box_sizes_at_input(train, (256, 448), 512).prod(axis=1) >= 16**2).mean() == 0.76
+    assert (box_sizes_at_input(train, (256, 448), 544).prod(axis=1) >= 16**2).mean() < 0.75
 
 
 def test_classes_of_difficult_boxes_alone():

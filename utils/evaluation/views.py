@@ -23,8 +23,8 @@ COUNTS = {
 
 
 class Views(NamedTuple):
-    """DetectionTables of the same images, in their order. found: of all views together. single: of each view alone, as it is and
-    mirrored; () for a detector without tta_flip. unreadable: paths that did not decode."""
+    """DetectionTables of the same images, in their order. found: of all views together. single: of each view alone,
+    as it is and mirrored; () for a detector without tta_flip. unreadable: paths that did not decode."""
 
     found: DetectionTable
     single: tuple[DetectionTable, ...]

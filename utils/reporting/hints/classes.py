@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from utils.data.anchors import best_anchor_iou
-from utils.data.quality.checks import FEW_BOXES, RARE_BOXES, box_sizes_at_input, class_counts
+from utils.data.quality.checks import FEW_BOXES, LARGEST_INPUT, RARE_BOXES, box_sizes_at_input, class_counts
 from utils.data.quality.findings import MAX_CLASSES_NAMED
 from utils.data.splits import split_advice
 from utils.evaluation.evaluate import ground_truth
@@ -16,8 +16,8 @@ from utils.training.phases import is_pretrained
 # Below this mAP@0.5 a class is as good as not found.
 LOW_MAP = 0.1
 # Pixels of the input, as train.py advises for input_shape: the finest map has a cell every 8, and smaller boxes leave
-# less than one cell's trace. No input is larger than 1280 for any usual network.
-SMALL_SIDE, LARGEST_INPUT = 10, 1280
+# less than one cell's trace.
+SMALL_SIDE = 10
 # An anchor is matched well from this IoU on; where under half of a class's boxes have one, it learns little.
 GOOD_IOU, LEAST_FITTING = 0.5, 0.5
 # This share of a class's boxes, found as one other class, is no accident; what is less sure than SURE is no finding.
