@@ -25,6 +25,7 @@ from utils.config.cli import run_script
 from utils.config.constants import read_constants, require_literals, train_constants
 from utils.config.rules import check_values
 from utils.data.anchors import best_anchor_iou, shape_iou
+from utils.data.augment import MIN_SIDE
 from utils.data.quality.checks import box_sizes_at_input
 from utils.data.quality.findings import findings_table
 from utils.data.sources import read_data_sets
@@ -123,18 +124,21 @@ def output_paths(settings):
 
 
 def read_sizes(settings):
-    """(M, 2) width and height of all training boxes in pixels of the input, or of its tiles, to a tenth; sides are 1
-    pixel at least."""
+    """(M, 2) width and height of the boxes that training learns, in pixels of the input, or of its tiles, to a
+    tenth."""
     _, sets = read_data_sets({"train": settings.train_annotation_path}, settings.classes_path)
     annotations, findings, _ = sets["train"]
     if findings:
         logger.info(indent(findings_table(findings), "  "))
     sizes_wh = box_sizes_at_input(annotations, settings.input_shape, settings.tile)
-    small = (sizes_wh < 1).any(axis=1).sum()
-    if small:
+    is_learned = (sizes_wh >= MIN_SIDE).all(axis=1)
+    if small := (~is_learned).sum():
         height, width = settings.input_shape
-        logger.info(f"  note: {small} boxes have a side below 1 pixel at {height}x{width}, which counts as 1 here.")
-    return np.maximum(sizes_wh, 1).round(1)
+        logger.info(
+            f"  note: {small} boxes have a side below {MIN_SIDE:g} pixels at {height}x{width}: training drops them, "
+            "and they are left out here."
+        )
+    return sizes_wh[is_learned].round(1)
 
 
 def find_anchors(sizes_wh, count, seed):
@@ -143,15 +147,16 @@ def find_anchors(sizes_wh, count, seed):
     sizes_wh: (M, 2) width and height; of more than _MOST_BOXES so many are drawn. Several starts are tried, as k-means
     finds the best one near its start. Raises ValueError where there are fewer different boxes than anchors.
     """
-    rng = np.random.default_rng(seed)
+    rng, different_wh = np.random.default_rng(seed), np.unique(sizes_wh, axis=0)
+    if len(different_wh) < count:
+        raise UserError(
+            f"The training data have boxes of {len(different_wh)} different sizes; expected at least as many as there "
+            f"are anchors, {count}. Keep the network's own anchors (anchors_path = ''), or label more images."
+        )
     if len(sizes_wh) > _MOST_BOXES:
         sizes_wh = rng.choice(sizes_wh, _MOST_BOXES, replace=False)
-    different = len(np.unique(sizes_wh, axis=0))
-    if different < count:
-        raise UserError(
-            f"The training data have boxes of {different} different sizes; expected at least as many as there are "
-            f"anchors, {count}. Keep the network's own anchors (anchors_path = ''), or label more images."
-        )
+        if len(np.unique(sizes_wh, axis=0)) < count:  # nearly all boxes have the same few sizes
+            sizes_wh = np.concatenate([sizes_wh, different_wh])
     results = [move_anchors(sizes_wh, first_anchors(sizes_wh, count, rng)) for _ in range(_RESTARTS)]
     best = max(results, key=lambda anchors_wh: best_anchor_iou(sizes_wh, anchors_wh).mean()).round(1)
     return best[best.prod(axis=1).argsort(kind="stable")]

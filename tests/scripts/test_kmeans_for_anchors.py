@@ -75,6 +75,15 @@ def test_many_boxes(settings, capsys, monkeypatch):
     assert len(counts) == 6 and sum(counts) == 8
 
 
+def test_sizes_are_counted_before_the_drawing(monkeypatch):
+    """Prevents too few sizes from being told where the drawn boxes lack the rare ones."""
+    monkeypatch.setattr(tool, "_MOST_BOXES", 10)
+    sizes_wh = np.array([[10, 10]] * 1000 + [[50, 50], [200, 100]])
+    assert tool.find_anchors(sizes_wh, 3, seed=0).tolist() == [[10, 10], [50, 50], [200, 100]]
+    with pytest.raises(ValueError, match="boxes of 3 different sizes"):
+        tool.find_anchors(sizes_wh, 4, seed=0)
+
+
 @pytest.mark.parametrize("sizes_wh", [np.zeros((0, 2)), np.array([[10, 20]] * 50), np.array([[10, 20], [20, 10]])])
 def test_fewer_sizes_than_anchors(sizes_wh):
     """Prevents a trace, or the same anchor several times."""
@@ -124,12 +133,15 @@ def test_a_gain_too_small_to_bother(settings):
     assert text.startswith("The mean IoU gains 0.030. A better fit")
 
 
-def test_boxes_below_a_pixel(settings, capsys):
-    """Prevents an anchor without area, and boxes that count otherwise than they are without a word."""
-    Path("list.txt").write_text("a.png 0,0,0.2,3,0 0,0,8,9,0\n")
+def test_boxes_that_training_drops(settings, capsys):
+    """Prevents anchors for boxes that training drops, and boxes that are left out without a word."""
+    Path("list.txt").write_text("a.png 0,0,1.9,30,0 0,0,8,9,0 0,0,2,9,0\n")
     settings.input_shape = [104, 416]
-    assert tool.read_sizes(settings).tolist() == [[1, 3], [8, 9]]
-    assert "1 boxes have a side below 1 pixel at 104x416, which counts as 1 here." in capsys.readouterr().out
+    assert tool.read_sizes(settings).tolist() == [[8, 9], [2, 9]]
+    said = "1 boxes have a side below 2 pixels at 104x416: training drops them, and they are left out here."
+    assert said in capsys.readouterr().out
+    Path("list.txt").write_text("a.png 0,0,1.9,30,0\n")
+    assert tool.read_sizes(settings).shape == (0, 2)
 
 
 def test_tiles_show_larger_boxes(settings):
