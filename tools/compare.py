@@ -84,7 +84,9 @@ def main(settings):
         raise UserError(
             f"{settings.first} knows the classes {names}, {settings.second} {others}: these do not compare."
         )
-    annotations, findings = read_annotations(settings.annotation_path, names, "val")
+    annotations, findings = read_annotations(
+        settings.annotation_path, names, "val", of_weights=not settings.classes_path
+    )
     if findings:
         logger.info(findings_table(findings))
     if sentence:

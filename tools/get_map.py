@@ -143,7 +143,9 @@ def detect(settings):
     """Run the network of a weight file over labelled images. Returns Labelled."""
     names = ("tta_flip", "tta_scales", "tile", "tile_overlap")
     detector = open_detector(settings, **{name: getattr(settings, name) for name in names})
-    annotations, findings = read_annotations(settings.annotation_path, detector.class_names, "val")
+    annotations, findings = read_annotations(
+        settings.annotation_path, detector.class_names, "val", of_weights=not settings.classes_path
+    )
     logger.info(f"{settings.annotation_path}: {len(annotations)} images, {len(annotations.boxes_xyxy)} boxes")
     if findings:
         logger.info(findings_table(findings))

@@ -157,7 +157,7 @@ def holds_part(folder, split):
 
 def look_at(path, split, detector, settings):
     """The suspects of one set of images as rows of suspects.csv without their rank, in no order."""
-    annotations, findings = read_annotations(path, detector.class_names, split)
+    annotations, findings = read_annotations(path, detector.class_names, split, of_weights=not settings.classes_path)
     logger.info(f"{path}: {len(annotations)} images, {len(annotations.boxes_xyxy)} boxes")
     if findings:
         logger.info(findings_table(findings))

@@ -196,7 +196,9 @@ def identity(path):
 
 def find_thresholds(detector, settings):
     """The ClassThreshold of each class, by the validation set."""
-    annotations, findings = read_annotations(settings.annotation_path, detector.class_names, "val")
+    annotations, findings = read_annotations(
+        settings.annotation_path, detector.class_names, "val", of_weights=not settings.classes_path
+    )
     logger.info(f"{settings.annotation_path}: {len(annotations)} images, {len(annotations.boxes_xyxy)} boxes")
     if findings:
         logger.info(findings_table(findings))

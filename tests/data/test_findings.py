@@ -97,3 +97,21 @@ def test_a_class_that_is_a_formula(tmp_path):
     write_findings(tmp_path / "findings.csv", [Finding("class_without_boxes", "=1+1", "@a")])
     with open(tmp_path / "findings.csv", encoding="utf-8-sig", newline="") as file:
         assert list(csv.reader(file))[1][2:4] == ["'=1+1", "'@a"]
+
+
+def test_classes_that_the_weights_do_not_know():
+    """Prevents advice on classes_path where the names come from a weight file, which then refuses such names."""
+    with pytest.raises(ValueError) as caught:
+        raise_errors("val.txt", FINDINGS, ["ace", "jack"], of_weights=True)
+    assert str(caught.value) == (
+        "val.txt has boxes of classes that the weights do not know: 'Cat' (once). The weights know ace, jack. Let "
+        "annotation_path name data of these classes."
+    )
+
+
+@pytest.mark.parametrize("name", ["fish leaf mushroom", "fish,leaf", "fish;leaf"])
+def test_names_on_one_line(name):
+    """Prevents a list of classes that looks right, of a file whose names stand on one line and are one name."""
+    with pytest.raises(ValueError) as caught:
+        raise_errors("val.txt", FINDINGS, [name])
+    assert str(caught.value).endswith(f"(once). classes_path names 1 class, {name!r}: write one name per line.")

@@ -5,6 +5,7 @@ from voc_folder import box_xml, make_voc
 
 from tests.training.tiny_settings import CAT, CROWD, DOG, NAMES, RUNTIME, TOP_LEFT, settings_of
 from utils.data.annotations import Annotations
+from utils.data.sources import SAMPLE
 from utils.io.errors import MissingFileError, UserError
 from utils.training import build
 from utils.training.dataset import load_dataset, pasted_boxes
@@ -122,3 +123,14 @@ def test_what_may_be_pasted_is_said(capsys, classes, rows, words):
     assert capsys.readouterr().out == words
     assert pasted_boxes(settings_of(copy_paste=0.0), data) is None
     assert capsys.readouterr().out == ""
+
+
+def test_a_part_that_is_still_the_sample(data_settings):
+    """Prevents the class names from being blamed where one of the two paths was forgotten."""
+    settings = data_settings({"a": [CAT]})
+    settings.val_annotation_path = str(SAMPLE / "ImageSets" / "Main" / "val.txt")
+    with pytest.raises(UserError) as error:
+        load_dataset(settings)
+    assert str(error.value).endswith(
+        "classes_path names cat, dog. val_annotation_path is still the sample's; set it to your data."
+    )

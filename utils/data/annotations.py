@@ -82,16 +82,16 @@ ROUNDING = 0.5
 
 
 def read_annotations(
-    annotation_path: str, class_names: Sequence[str], split: str = "train"
+    annotation_path: str, class_names: Sequence[str], split: str = "train", of_weights: bool = False
 ) -> tuple[Annotations, list[Finding]]:
     """Read a data set: its annotations, and what was found wrong with it. Arguments and formats: see
-    read_raw_annotations.
+    read_raw_annotations. of_weights: the names are those that a weight file gives, for messages.
 
     Raises FileNotFoundError or ValueError for what makes it unusable: see read_raw_annotations and
     utils.data.quality.findings.raise_errors.
     """
     annotations, findings = build_annotations(read_raw_annotations(annotation_path, split), class_names)
-    raise_errors(annotation_path, findings, class_names)
+    raise_errors(annotation_path, findings, class_names, of_weights)
     return annotations, findings
 
 

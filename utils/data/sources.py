@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,8 +13,12 @@ from utils.data.formats.detect_format import read_raw_annotations
 from utils.data.quality.findings import Finding, raise_errors
 from utils.io.class_names import read_class_names
 from utils.io.errors import UserError
+from utils.io.files import PROJECT
 from utils.io.logger import logger
 from utils.io.text import shorten_list
+
+# Where the constants of train.py point before anybody sets them.
+SAMPLE = PROJECT / "VOCdevkit" / "Sample"
 
 
 class DataSet(NamedTuple):
@@ -51,17 +56,19 @@ def read_data_sets(
         class_names = class_names_of([source for several in sources.values() for source in several])
         for several in sources.values():
             _require_same_names(several)
-    sets = {part: join(list(_built(several, class_names, strict))) for part, several in sources.items()}
+    sets = {part: join(list(_built(several, part, class_names, strict))) for part, several in sources.items()}
     return class_names, sets
 
 
 def _built(
-    sources: Sequence[RawAnnotations], class_names: Sequence[str], strict: bool
+    sources: Sequence[RawAnnotations], part: str, class_names: Sequence[str], strict: bool
 ) -> Iterator[tuple[Annotations, list[Finding]]]:
     for source in sources:
         annotations, findings = build_annotations(source, class_names)
         if strict:
-            raise_errors(source.annotation_path, findings, class_names)
+            is_sample = Path(source.annotation_path).resolve().is_relative_to(SAMPLE)
+            cause = f"{part}_annotation_path is still the sample's; set it to your data." if is_sample else ""
+            raise_errors(source.annotation_path, findings, class_names, cause=cause)
         boxes = len(annotations.boxes_xyxy)
         logger.info(f"{source.annotation_path}: {len(annotations)} images, {boxes} boxes, {len(class_names)} classes")
         yield annotations, findings

@@ -1,5 +1,6 @@
 """What can be wrong with a data set: the kinds of findings, their table, and their file."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -132,22 +133,43 @@ def write_findings(path, findings: Iterable[Finding]) -> None:
     write_csv(path, columns, rows)
 
 
-def raise_errors(annotation_path: str, findings: Iterable[Finding], class_names: Sequence[str] = ()) -> None:
+def raise_errors(
+    annotation_path: str,
+    findings: Iterable[Finding],
+    class_names: Sequence[str] = (),
+    of_weights: bool = False,
+    cause: str = "",
+) -> None:
     """Raise where findings are errors, with which training cannot start: a sentence on each kind, which names them and
     says what to do.
 
-    class_names: what classes_path names, for the sentence on unknown classes. Raises MissingFileError where the worst
-    are missing files, else UserError.
+    For the sentence on unknown classes: class_names are those of classes_path, or, with of_weights, of a weight file;
+    cause says why they are unknown and what to do, where that is known. Raises MissingFileError where the worst are
+    missing files, else UserError.
     """
     errors = [(kind, found) for kind, found in by_kind(findings).items() if KINDS[kind].level == "error"]
     if not errors:
         return
     sentences = []
     for kind, found in errors:
-        remedy = REMEDIES[kind].format(names=shorten_list(class_names, MAX_CLASSES_NAMED))
-        sentences.append(f"{annotation_path}: {counted(kind, len(found))}: {_named(kind, found)}. {remedy}")
+        named = _named(kind, found)
+        if kind == "unknown_class" and of_weights:
+            sentences.append(
+                f"{annotation_path} has boxes of classes that the weights do not know: {named}. The weights know "
+                f"{shorten_list(class_names, MAX_CLASSES_NAMED)}. Let annotation_path name data of these classes."
+            )
+            continue
+        remedy = _words_on_names(class_names, cause) if kind == "unknown_class" else REMEDIES[kind]
+        sentences.append(f"{annotation_path}: {counted(kind, len(found))}: {named}. {remedy}")
     error = MissingFileError if errors[0][0].startswith("missing") else UserError
     raise error("\n".join(sentences))
+
+
+def _words_on_names(class_names: Sequence[str], cause: str) -> str:
+    """What classes_path names, and what to do where the annotations have other classes."""
+    if len(class_names) == 1 and re.search(r"[\s,;]", class_names[0]):
+        return f"classes_path names 1 class, {class_names[0]!r}: write one name per line."
+    return f"classes_path names {shorten_list(class_names, MAX_CLASSES_NAMED)}. {cause or REMEDIES['unknown_class']}"
 
 
 def counted(kind: str, count: int) -> str:
@@ -179,7 +201,6 @@ REMEDIES = {
     "other_coordinates": "Export the data set again in its format, or as VOC, COCO or YOLO.",
     "class_beyond_names": "Add the missing names to that file, or correct the numbers.",
     "only_difficult": "Set keep_difficult = True to learn them, or take the marks off.",
-    "unknown_class": "classes_path names {names}. Set it to the file of these classes, add the missing names to it, "
-    "or correct the annotations.",
+    "unknown_class": "Set it to the file of these classes, add the missing names to it, or correct the annotations.",
     "no_boxes_at_all": "Check that the annotations belong to these images.",
 }
