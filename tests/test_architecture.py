@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nets import MODELS
 from utils.config import rules
 from utils.weights.download import RELEASES
 from utils.weights.formats import FORMATS
@@ -151,9 +152,10 @@ def test_imports_lead_to_lower_layers():
 
 
 def test_names_that_two_packages_of_a_layer_hold_are_the_same():
-    """Prevents a format or release that can be read and is refused as a constant."""
+    """Prevents a format, release or network that can be read and is refused as a constant."""
     assert ("", *FORMATS) == rules.WEIGHTS_FORMATS
     assert tuple(RELEASES) == rules.RELEASE_NAMES
+    assert tuple(MODELS) == rules.MODEL_NAMES
 
 
 def test_nets_import_torch_and_themselves():

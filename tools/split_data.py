@@ -114,8 +114,11 @@ def name_from(folder, image):
 
 def split_paths(path, settings):
     """{path: content} of two lists: of the images, or, for a list with boxes, of its lines; and of a description."""
-    if voc_root(str(path)) is not None:
-        raise UserError(f"{path} is a split of a VOC data set; {split_command(str(path))} makes all of them anew.")
+    main = path / "ImageSets" / "Main"
+    split = main / "train.txt" if main.is_dir() else path
+    if voc_root(str(split)) is not None:
+        kind = "a VOC data set" if main.is_dir() else "a split of a VOC data set"
+        raise UserError(f"{path} is {kind}; {split_command(str(split))} makes all of its splits anew.")
     source = read_raw_annotations(path)
     raise_errors(str(path), source.findings)
     is_description = path.is_file() and path.suffix.lower() in DESCRIPTIONS

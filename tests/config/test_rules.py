@@ -32,6 +32,9 @@ def a_schedule(epoch):
             "--input_shape=640",
             "input_shape is 640; expected [height, width], both multiples of 32, such as [416, 416] or",
         ),
+        ("--train_annotation_path=", "train_annotation_path is empty; set it to the annotations of your images."),
+        ("--val_annotation_path=", "val_annotation_path is empty; set it to the annotations of your images."),
+        ("--model_name=yolox-nano", "model_name is 'yolox-nano'; expected one of yolox_nano, yolox_tiny, yolox_s, "),
         ("--pretrained=1", "pretrained is 1; expected True, False, or the name of torchvision weights, such as"),
     ],
 )

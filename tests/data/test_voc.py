@@ -149,6 +149,16 @@ def test_missing_split_names_the_command(tmp_path):
         read_annotations(split, NAMES)
 
 
+def test_a_misspelt_split_names_the_nearest(tmp_path):
+    """Prevents a command that splits a data set anew from being the answer to a misspelt name."""
+    split = make_voc(tmp_path, {"a": []})
+    with pytest.raises(FileNotFoundError) as caught:
+        read_annotations(split.replace("train.txt", "tain.txt"), NAMES)
+    assert str(caught.value).endswith(
+        "tain.txt does not exist; the splits there are: train.txt. Did you mean train.txt?"
+    )
+
+
 @pytest.mark.parametrize("name", ["none/ImageSets/Main/train.txt", "2007_train.txt"])
 def test_a_missing_annotation_names_no_constant(tmp_path, name):
     """Prevents a tool, whose constant is annotation_path, from sending people to the constants of train.py."""

@@ -1,6 +1,6 @@
 import pytest
 
-from utils.io.text import display_width, either, format_table, printable, shorten_list
+from utils.io.text import did_you_mean, display_width, either, format_table, printable, shorten_list
 
 
 def test_columns_are_aligned():
@@ -71,3 +71,9 @@ def test_names_that_can_be_shown():
     """Prevents a name that reverses the number beside it, or that cannot be written; names in Hebrew stay."""
     assert printable("cat\u202e\u202a\u2066\u2069 0.125") == "cat 0.125"
     assert [printable(name) for name in ("שלום", "猫", "a\udcff", "")] == ["שלום", "猫", "a?", ""]
+
+
+def test_did_you_mean():
+    """Prevents a question on a word that has nothing in common with what was written."""
+    assert did_you_mean("tain.txt", ["test.txt", "train.txt"]) == " Did you mean train.txt?"
+    assert did_you_mean("resnet", ["yolox_nano"]) == "" and did_you_mean("a", []) == ""

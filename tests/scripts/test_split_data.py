@@ -1,5 +1,6 @@
 import json
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -105,6 +106,9 @@ def test_splits_of_voc_are_refused(tmp_path):
     path = make_voc(tmp_path, {stem: [box_xml("cat", (1, 2, 3, 4))] for stem in LABELS})
     with pytest.raises(ValueError, match=r"is a split of a VOC data set; `python tools/voc_annotation\.py"):
         split(path)
+    root = str(Path(path).parents[2])
+    with pytest.raises(ValueError, match=rf"^{root} is a VOC data set; `python .*--VOCdevkit_path=\"{root}\"` makes"):
+        split(root)
 
 
 def test_coco(tmp_path):

@@ -21,15 +21,21 @@ from utils.config.predicates import (
     whole,
 )
 from utils.io.errors import UserError
+from utils.io.text import did_you_mean
 
 LR_DECAY_TYPES = ("cos", "flat_cos", "step", "multistep", "exp", "plateau", "constant")
-# Names that stand in utils/weights/ too, which is no lower layer; a test compares them.
+# Names that stand in nets/ and utils/weights/ too, which are no lower layers; a test compares them.
 WEIGHTS_FORMATS = ("", "yolox", "yolox_rgb", "flat_yolox", "flat_yolov4", "darknet", "dfine", "deim", "torchvision")
 RELEASE_NAMES = (
     *(f"yolox_{size}" for size in ("nano", "tiny", "s", "m", "l", "x")),
     *(f"dfine_{size}{data}" for data in ("", "_coco") for size in ("n", "s", "m", "l", "x")),
     *(f"dfine_{size}_{data}" for size in ("s", "m", "l", "x") for data in ("obj2coco", "obj365")),
     *("yolov4", "yolov4.conv.137", "yolov4_tiny", "yolov4-tiny.conv.29"),
+)
+MODEL_NAMES = (
+    *(f"yolox_{size}" for size in ("nano", "tiny", "s", "m", "l", "x")),
+    *("yolov4_tiny", "yolov4"),
+    *(f"dfine_{size}" for size in ("n", "s", "m", "l", "x")),
 )
 IOU_TYPES = ("", "iou", "ciou", "siou")
 CACHES = ("", "ram", "disk", "gpu")
@@ -82,7 +88,13 @@ def check_training(values):
             f"train.py has no constant {name}; expected {RULES[name][1]} A function of your own needs another name, "
             f"which is then given to the constant: {name} = that name."
         )
+    for name in ("train_annotation_path", "val_annotation_path"):
+        if values[name] == "":
+            raise UserError(f"{name} is empty; set it to the annotations of your images.")
     check_values(values, RULES)
+    if values["model_name"] not in MODEL_NAMES:
+        question = did_you_mean(values["model_name"], MODEL_NAMES)
+        raise UserError(f"model_name is {values['model_name']!r}; expected one of {', '.join(MODEL_NAMES)}.{question}")
     values = fill_in(values)
     config = SimpleNamespace(**values)
     if config.Min_lr is not None and config.Min_lr > config.Init_lr:

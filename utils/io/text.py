@@ -5,6 +5,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Collection, Sequence
+from difflib import get_close_matches
 
 MAX_SHOWN = 10
 # They turn the direction of the text behind them, so that a name could reverse the number beside it. As in a class of a
@@ -53,6 +54,12 @@ def shorten_list(items: Sequence[str], shown: int = MAX_SHOWN) -> str:
 def either(choices: Sequence[str]) -> str:
     """One to many phrases as a choice: "a", "a, or b", "a, b, or c"."""
     return ", or ".join([", ".join(choices[:-1]), choices[-1]] if choices[1:] else choices)
+
+
+def did_you_mean(word: str, known: Collection[str]) -> str:
+    """A question, after a blank, on the nearest of the known words; '' where none is near."""
+    nearest = get_close_matches(word, known, n=1)
+    return f" Did you mean {nearest[0]}?" if nearest else ""
 
 
 def display_width(text: str) -> int:

@@ -11,7 +11,7 @@ from utils.data.formats.voc_xml import parse_voc_xml
 from utils.io.errors import MissingFileError, UserError
 from utils.io.files import IMAGE_SUFFIXES, files_below, is_inside, read_lines
 from utils.io.lookup import FileIndex, words_on_near
-from utils.io.text import shorten_list
+from utils.io.text import did_you_mean, shorten_list
 
 FLAGS = ("-1", "0", "1")  # of an image in the devkit's split of one class: without it, difficult, with it
 WITH_ENDING = "it is there, but a split must name images without their ending"
@@ -108,9 +108,12 @@ def voc_files(root: Path, folder: str, suffixes: tuple[str, ...]) -> FileIndex:
 def _missing_split_message(annotation_path: str, root: Path) -> str:
     if (root / "Annotations").is_dir():
         present = sorted(path.name for path in Path(annotation_path).parent.glob("*.txt"))
+        if present:
+            question = did_you_mean(os.path.basename(annotation_path), present)
+            return f"{annotation_path} does not exist; the splits there are: {shorten_list(present)}.{question}"
         return (
-            f"{annotation_path} does not exist; the splits there are: {shorten_list(present) or 'none'}. "
-            f'Make them by `python tools/voc_annotation.py --annotation_mode=1 --VOCdevkit_path="{root}"`.'
+            f"{annotation_path} does not exist, and there are no splits. Make them by "
+            f'`python tools/voc_annotation.py --annotation_mode=1 --VOCdevkit_path="{root}"`.'
         )
     return (
         f"{annotation_path} does not exist, and {root} has no Annotations folder. Copy your data set there "
