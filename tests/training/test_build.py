@@ -62,14 +62,14 @@ def test_weights_of_another_network_are_named(tmp_path):
     with pytest.raises(UserError) as error:
         build.build_detector(settings_of(model_name="yolox_tiny", model_path=path), NAMES, RUNTIME)
     assert str(error.value) == (
-        f"model_name is 'yolox_tiny', but {path} (yolox_nano, 2 classes, written by this project) holds weights of "
-        "'yolox_nano': set model_name so, or model_path (or resume) to what fits."
+        f"model_name is 'yolox_tiny', but {path} holds weights of 'yolox_nano': set model_name = 'yolox_nano', or "
+        "model_path to weights of 'yolox_tiny'."
     )
     with pytest.raises(UserError) as error:
         build.build_detector(settings_of(backbone="resnet18", model_path=path), NAMES, RUNTIME)
     assert str(error.value) == (
-        f"backbone is 'resnet18', but {path} (yolox_nano, 2 classes, written by this project) holds weights of '': "
-        "set backbone so, or model_path (or resume) to what fits."
+        f"backbone is 'resnet18', but {path} holds weights of '': set backbone = '', or model_path to weights of "
+        "'resnet18'."
     )
 
 

@@ -333,6 +333,18 @@ def test_the_table_says_what_was_skipped_and_why(nano, nano_path):
     )
 
 
+@pytest.mark.parametrize(("name", "head"), [("yolox_nano", "153 147 0 6"), ("yolov4_tiny", "14 10 4 0")])
+def test_the_table_of_classes_that_the_file_does_not_know(name, head):
+    """Prevents class predictions of which no row was loaded from being counted as such; those of yolov4_tiny hold rows
+    of boxes too, which go on."""
+    model = build_model(name, 2)
+    weights = WeightFile("a.pth", build_model(name, 2).state_dict(), {"class_names": ["cat", "dog"]}, "a test")
+    lines = loading_table(model, load_matching(model, weights, ["ace", "jack"])).splitlines()
+    rows = {line.split()[0]: " ".join(line.split()[1:]) for line in lines[1:-1]}
+    assert rows["head"] == head and rows["backbone"].endswith(" 0 0")
+    assert lines[-1] == "  class predictions: 0 of 2 classes go on from the file, by their names"
+
+
 def test_the_table_of_nothing(nano):
     """Prevents a trace where not a single tensor was loaded."""
     lines = loading_table(nano, LoadResult([], {}, {}, [])).splitlines()

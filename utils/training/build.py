@@ -38,10 +38,11 @@ def build_detector(settings, class_names, runtime, checkpoint=None):
     weights = weights_of(settings.resume, checkpoint) if checkpoint else find_start_weights(settings, runtime)
     metadata = weights.metadata if weights else {}
     for name in ("model_name", "backbone"):
-        if metadata.get(name, getattr(settings, name)) != getattr(settings, name):
+        value = getattr(settings, name)
+        if metadata.get(name, value) != value:
             raise UserError(
-                f"{name} is {getattr(settings, name)!r}, but {weights.path} ({weights.source}) holds weights of "
-                f"{metadata[name]!r}: set {name} so, or model_path (or resume) to what fits."
+                f"{name} is {value!r}, but {weights.path} holds weights of {metadata[name]!r}: set {name} = "
+                f"{metadata[name]!r}, or {'resume' if checkpoint else 'model_path'} to weights of {value!r}."
             )
     decode_rule = choose_decode_rule(settings, metadata)
     try:

@@ -133,10 +133,13 @@ def loading_table(model, result):
     """How a file fits a network, part by part, as text; what stays fresh is named with the reason."""
     rows = [("part", "tensors", "loaded", "by class", "fresh")]
     keys = [key for key in model.state_dict() if not key.endswith(COUNTER)]
-    loaded = set(result.loaded)
+    # Of a prediction that holds rows of classes alone, nothing is left where none of them is known.
+    rows_of = model.class_rows()
+    by_class = {key for key, count in result.by_class.items() if count or rows_of[key][1]}
+    groups = set(result.loaded), by_class, {*result.missing_keys, *result.by_class} - by_class
     for part in model.parts:
         members = [key for key in keys if model.part_of(key) == part]
-        counts = (sum(key in group for key in members) for group in (loaded, result.by_class, result.missing_keys))
+        counts = (sum(key in group for key in members) for group in groups)
         rows.append((part, str(len(members)), *map(str, counts)))
     lines = [format_table(rows, right=range(5))]
     if result.by_class:
