@@ -188,6 +188,9 @@ def test_pictures_that_cannot_be_used_are_one_sentence(tmp_path):
     path.write_text("no picture")
     with pytest.raises(ValueError, match=r"notes\.jpg cannot be decoded as an image: its header cannot be read"):
         open_picture(str(path))
+    path.rename(tmp_path / "clip.MP4")
+    with pytest.raises(ValueError, match=r"Expected a JPEG, a PNG or the like; mode 'video' takes videos\.$"):
+        open_picture(str(tmp_path / "clip.MP4"))
     with pytest.raises(FileNotFoundError, match=r"There is no picture '.*gone\.png'"):
         open_picture(str(tmp_path / "gone.png"))
     write_image(str(tmp_path / "a.png"), RED)

@@ -123,10 +123,15 @@ def test_training_takes_the_originals_or_nothing(tmp_path, capsys, target):
     else:
         with pytest.raises(FileNotFoundError, match=r"detections\.json: image does not exist"):
             read_annotations(annotation_path, Fake().class_names)
-        assert "A training that reads" not in capsys.readouterr().out
         picture(tmp_path / "out/a.png")
         predict_folder(Fake(), settings(tmp_path))
-        assert "out holds a.png already. A training that reads detections.json there" in capsys.readouterr().out
+        note = f"out holds a picture a.png already: before you train on {annotation_path}, move it to a folder without"
+        assert capsys.readouterr().out.count(note) == 1
+        picture(tmp_path / "in/b.png")
+        predict_folder(Fake(), settings(tmp_path))
+        assert "already" not in capsys.readouterr().out
+        with pytest.raises(FileNotFoundError, match=r"detections\.json: image does not exist"):
+            read_annotations(annotation_path, Fake().class_names)
 
 
 def test_crops_keep_what_a_box_touches(tmp_path):
@@ -257,6 +262,12 @@ def test_no_pictures(tmp_path):
     """Prevents an empty result for a mistyped or empty folder."""
     with pytest.raises(ValueError, match=r"dir_origin_path is .*, and there is no such folder; correct the path"):
         predict_folder(Fake(), settings(tmp_path))
+    picture(tmp_path / "a.png")
+    with pytest.raises(ValueError) as caught:
+        predict_folder(Fake(), settings(tmp_path, dir_origin_path=str(tmp_path / "a.png")))
+    assert str(caught.value).endswith(
+        f'expected a folder. For one picture take --mode=predict --image="{tmp_path}/a.png".'
+    )
     (tmp_path / "in").mkdir()
     with pytest.raises(ValueError, match=r"dir_origin_path is .*, which holds no pictures \(\.jpg, \.jpeg"):
         predict_folder(Fake(), settings(tmp_path))

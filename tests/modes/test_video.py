@@ -117,7 +117,12 @@ def test_an_error_leaves_a_video_that_plays(tmp_path):
     [
         ({"video_path": "gone.mp4"}, FileNotFoundError, "video_path is 'gone.mp4', and there is no such file"),
         ({"video_path": __file__}, ValueError, "expected a video that OpenCV can open"),
-        ({"video_path": "977"}, ValueError, "video_path is '977'; expected the number of a camera that is connected"),
+        (
+            {"video_path": "977"},
+            ValueError,
+            "video_path is '977'; expected the number of a camera that is connected and free, or name a video file by "
+            "--video_path=.",
+        ),
         ({"video_save_path": "out.avi"}, ValueError, r"expected a name that ends in \.mp4"),
         ({"dir_save_path": "{}"}, ValueError, "the video itself, which would be overwritten"),
     ],

@@ -12,6 +12,7 @@ from utils.image.codec import MAX_MEGAPIXELS, decode_with_gaps, read_header, rea
 from utils.image.letterbox import letterbox
 from utils.image.tiles import TileOptions, join_tiles, tile_grid
 from utils.io.errors import UserError
+from utils.io.files import VIDEO_SUFFIXES
 from utils.io.logger import logger
 
 CHANNELS = ("RGB", "BGR")
@@ -185,6 +186,7 @@ def _check_header(file, name, max_megapixels):
         read_header(file, max_megapixels)
     except ValueError as error:
         kind = "" if "megapixels" in str(error) else ". Expected a JPEG, a PNG or the like"
+        kind += "; mode 'video' takes videos" if str(name).lower().endswith(VIDEO_SUFFIXES) else ""
         raise UserError(f"{name} cannot be decoded as an image: {error}{kind}.") from error
 
 

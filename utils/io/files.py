@@ -21,6 +21,7 @@ IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"),
     *(".jfif", ".jpe", ".mpo", ".jp2", ".avif", ".gif"),
 )
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".avi", ".mov", ".mkv", ".webm", ".wmv", ".mpg", ".mpeg", ".flv", ".ts")
 # What cameras and programs write beside these, and nothing here decodes.
 OTHER_IMAGE_SUFFIXES = (
     *(".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw", ".psd", ".svg", ".pdf", ".dcm"),

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from utils.data.formats.coco import find_images
 from utils.image.codec import is_writable, write_image
 from utils.image.draw import draw_boxes
 from utils.inference.base import open_picture
 from utils.io.errors import UserError
 from utils.io.files import DISK_IS_FULL, IMAGE_SUFFIXES, files_below
 from utils.io.logger import logger
-from utils.modes.label_files import LabelFiles
+from utils.modes.label_files import DETECTIONS, LabelFiles
 from utils.modes.window import Window
 
 # Of a folder's results. Drawn pictures have a place of their own: a training that reads detections.json looks for
@@ -133,10 +134,12 @@ def _targets_of(names, folder, target_folder):
         targets[name] = _target_of(target_folder / PICTURES / name, written)
         written.add(targets[name])
     refuse_overwriting(written | {target_folder / name for name in names}, {folder / name for name in names})
-    if taken := [name for name in names if (target_folder / name).exists()]:
+    taken = [name for name in names if (target_folder / name).exists()]
+    # Where it would not find all of them, a training refuses to start.
+    if taken and all(find_images(str(target_folder / DETECTIONS), names, [])):
         logger.warning(
-            f"{target_folder} holds {taken[0]} already. A training that reads detections.json there would take "
-            f"it for {folder / taken[0]}: move detections.json away first."
+            f"{target_folder} holds a picture {taken[0]} already: before you train on {target_folder / DETECTIONS}, "
+            f"move it to a folder without {taken[0]}"
         )
     return targets
 
@@ -170,6 +173,11 @@ def pictures_below(folder, without):
     """Names of the pictures in a folder and its sub-folders, with forward slashes; what lies in `without`, the results
     of an earlier run, does not count. A line names the endings of files that are no pictures. Raises ValueError where
     there are none."""
+    if folder.is_file():
+        raise UserError(
+            f"dir_origin_path is {str(folder)!r}, which is a file; expected a folder. For one picture take "
+            f'--mode=predict --image="{folder}".'
+        )
     if not folder.is_dir():
         raise UserError(f"dir_origin_path is {str(folder)!r}, and there is no such folder; correct the path.")
     results = without.resolve()

@@ -8,6 +8,8 @@ from utils.io.class_names import write_class_names
 from utils.io.errors import UserError
 from utils.io.text import json_text
 
+DETECTIONS = "detections.json"
+
 
 class LabelFiles:
     """Writes down what was detected on the pictures of a folder.
@@ -47,9 +49,9 @@ class LabelFiles:
     def __exit__(self, error, *_):
         categories = [{"id": number, "name": name} for number, name in enumerate(self.class_names, 1)]
         content = {"images": self.images, "categories": categories, "annotations": self.annotations}
-        temporary = self.folder / "detections.json.tmp"
+        temporary = self.folder / f"{DETECTIONS}.tmp"
         temporary.write_text(json_text(content) + "\n", encoding="utf-8")
-        os.replace(temporary, self.folder / f"detections{'.partial' if error else ''}.json")
+        os.replace(temporary, self.folder / ("detections.partial.json" if error else DETECTIONS))
 
     def check(self, name):
         """Raise ValueError where a picture's label file would take the place of another's; name: as for add."""

@@ -83,7 +83,9 @@ def opened(video_path, constant="video_path"):
         capture = cv2.VideoCapture(int(video_path) if camera else os.path.abspath(video_path))
     try:
         if not capture.isOpened():
-            expected = "the number of a camera that is connected and free" if camera else "a video that OpenCV can open"
+            expected = "a video that OpenCV can open"
+            if camera:
+                expected = f"the number of a camera that is connected and free, or name a video file by --{constant}="
             raise UserError(f"{constant} is {video_path!r}; expected {expected}.")
         rate, count = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
         if not 0 < rate <= HIGHEST_RATE:

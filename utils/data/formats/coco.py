@@ -161,7 +161,7 @@ class _Content:
 
     def source(self) -> RawAnnotations:
         """The boxes, sorted by image, with what refers to nothing reported and left out."""
-        paths = _find_images(self.annotation_path, [name for name, *_ in self.images.values()], self.findings)
+        paths = find_images(self.annotation_path, [name for name, *_ in self.images.values()], self.findings)
         is_found = np.array([path is not None for path in paths], bool)
         # Some programs list the root of all categories as one, which no box is of.
         is_class = (id_ for id_, name in self.names.items() if name not in self.parents or id_ in self.category_numbers)
@@ -204,7 +204,7 @@ def _stated(item: dict, key: str) -> int:
     return value if type(value) is int and 0 < value < 2**31 else 0
 
 
-def _find_images(annotation_path: str, file_names: Sequence[str], findings: list[Finding]) -> list[str | None]:
+def find_images(annotation_path: str, file_names: Sequence[str], findings: list[Finding]) -> list[str | None]:
     """The path of each image; None, and a finding, where it is in none of the folders."""
     folder = os.path.dirname(annotation_path)
     split = os.path.splitext(os.path.basename(annotation_path))[0].rpartition("_")[2]
