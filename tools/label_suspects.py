@@ -26,7 +26,8 @@ from utils.data.annotations import read_annotations
 from utils.data.formats.yolo import SPLIT_FOLDERS
 from utils.data.quality.findings import findings_table
 from utils.evaluation.evaluate import EvalOptions, evaluate_detector, ground_truth
-from utils.evaluation.label_suspects import COLUMNS, LOWEST_CONFIDENCE, find_suspects, row_of
+from utils.evaluation.label_suspects import COLUMNS, LOWEST_CONFIDENCE, TRUSTED_MAP, find_suspects, row_of
+from utils.evaluation.scores import score_detections
 from utils.image.codec import write_image
 from utils.inference.detector import open_detector
 from utils.io.errors import UserError
@@ -167,6 +168,9 @@ def look_at(path, split, detector, settings):
         logger.warning(f"{unreadable} cannot be decoded and is left out")
     labels, detections, names = ground_truth(annotations), evaluation.detections, detector.class_names
     suspects = find_suspects(labels, detections, len(names), settings.lowest_score)
+    score = score_detections(labels, detections, names, len(annotations))["map50"]
+    if suspects and score < TRUSTED_MAP:
+        logger.warning(f"this detector has a mAP@0.5 of {score:.2f} on {path}; most suspects are its own errors")
     rows = [row_of(item, labels, detections, annotations, names) for item in suspects]
     return [row for row in rows if row["image"] not in evaluation.unreadable]
 

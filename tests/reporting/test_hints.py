@@ -7,7 +7,7 @@ from tests.evaluation.tables import found
 from tests.reporting.test_hints_classes import annotations_of
 from tests.reporting.test_hints_curves import rows_of, settings_of
 from utils.reporting import hints as module
-from utils.reporting.hints import MOST, Run, collect_hints, data_wait_hint, most_workers
+from utils.reporting.hints import MOST, Run, collect_hints, data_wait_hint, most_workers, too_high
 from utils.runtime.device import FLOAT32, RuntimeContext
 from utils.runtime.distributed import DistInfo
 
@@ -49,6 +49,19 @@ def test_the_curves_stand_before_the_classes_and_the_wait_last():
     found_topics = list(collect_hints(RUN, rows, scores(0.0, 0.0), found(), is_last=True))
     assert found_topics == ["nothing learned", "not found, from scratch", "few boxes", "data wait"]
     assert len(found_topics) <= MOST
+
+
+def test_what_was_wrong_from_the_start_stands_first():
+    """Prevents the cause of bad or too good scores, said once before the first epoch, from being lost at the end."""
+    row = ("critical", "40", "same image in train and val", "uses it: scores come out too high", "a.jpg")
+    run, rows = RUN._replace(findings=[row], epoch_length=8), rows_of([8.0] * 40)
+    hints = collect_hints(run, rows, scores(0.8, 0.0), found(), is_last=True)
+    assert list(hints)[:2] == ["leaked images", "few steps"] and len(hints) > 2
+    assert hints["leaked images"].startswith("These scores are too high: 40 images are in train and in val. Let val_an")
+    assert hints["few steps"].endswith(" Until then the sentences below mean little.")
+    assert not {"leaked images", "few steps"} & collect_hints(run, rows, scores(0.8, 0.0), found()).keys()
+    assert "below" not in collect_hints(run, rows[:1], is_last=True)["few steps"]
+    assert too_high([]) == ""
 
 
 def test_the_first_epoch_does_not_count_as_waiting():

@@ -24,12 +24,15 @@ def annotations_of(counts, size_wh=(40, 40), images=1):
     )
 
 
-def hints(train_counts, maps, train_size=(40, 40), val=None, detections=(), confidence=0.5, **options):
+def hints(train_counts, maps, train_size=(40, 40), val=None, detections=(), confidence=0.5, mean_map=0.8, **options):
     """{topic: sentence}; maps: of each class, NaN for one without boxes in validation, the others have ten."""
     names = [f"c{number}" for number in range(len(maps))]
     counts = [0 if math.isnan(value) else 10 for value in maps]
     columns = zip(names, counts, maps, strict=True)
-    scores = {"classes": [{"name": n, "boxes": b, "map50": m, "confidence": confidence} for n, b, m in columns]}
+    scores = {
+        "map50": mean_map,
+        "classes": [{"name": n, "boxes": b, "map50": m, "confidence": confidence} for n, b, m in columns],
+    }
     settings = SimpleNamespace(**(vars(SETTINGS) | options.pop("settings", {})))
     train = annotations_of(train_counts, train_size)
     run = Run(settings, names, train, val or annotations_of(counts), options.get("decode_rule", {}), 0)
@@ -90,6 +93,10 @@ def test_another_class():
     taken = [[*box, 0.4, 2] for box in boxes[:4]]
     sentence = hints([500] * 3, [0.8, 0.05, 0.8], val=val, detections=taken)["confused"]
     assert sentence.startswith("Taken for another class: c1 (40% for c2). Compare their labels")
+    assert (
+        "Compare their labels, and"
+        in hints([500] * 3, [0.8, 0.05, 0.8], val=val, detections=taken, mean_map=0.6)["confused"]
+    )
     assert "confused" not in hints([500] * 3, [0.8, 0.05, 0.8], val=val, detections=taken[:3])
     unsure = [[*box, 0.05, 2] for box in boxes]
     assert "confused" not in hints([500] * 3, [0.8, 0.05, 0.8], val=val, detections=unsure)

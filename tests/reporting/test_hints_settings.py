@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from utils.reporting.hints.settings import setting_hints
+from utils.reporting.hints.settings import few_steps_hint, setting_hints
 from utils.training.phases import build_phases
 
 WEIGHTS = {"model_path": "a.pth"}
@@ -112,6 +112,24 @@ def test_hints_come_before_the_time_is_spent(changes, sentence):
     """Prevents hours spent on settings that train badly; each of these calls for one sentence, and no other."""
     (found,) = hints(**changes)
     assert found.startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("images", "last_epoch", "changes", "sentence"),
+    [
+        (10, 100, {}, "Only 190 of about 300 steps were made: raise UnFreeze_Epoch to about 158."),
+        (10, 100, {"model_path": ""}, "Only 200 of about 1000 steps were made: raise UnFreeze_Epoch to about 500."),
+        (10, 40, {"patience": 30}, "Only 70 of about 300 steps were made: raise patience from 30, which ended the tra"),
+        (200, 100, {}, ""),
+        (10, 100, {"Init_Epoch": 50}, ""),
+        (0, 100, {}, ""),
+    ],
+)
+def test_too_few_steps_at_the_end(images, last_epoch, changes, sentence):
+    """Prevents a list of what would help without what was too little from the start."""
+    settings = settings_of(**WEIGHTS | changes)
+    found = few_steps_hint(settings, build_phases(settings), images, last_epoch)
+    assert found.startswith(sentence) and bool(found) == bool(sentence)
 
 
 def test_a_continued_run_may_be_short():

@@ -361,6 +361,14 @@ def summary(tmp_path, best_score, scores=None, **changes):
     return "\n".join(summary_lines(weights, scores, 30, settings))
 
 
+def test_a_doubt_stands_right_above_the_scores(annotations):
+    """Prevents scores that are too high from being read without the sentence that scrolled away."""
+    weights = SimpleNamespace(best_score=None)
+    doubt = "These scores are too high: 1 image is in train and in val."
+    lines = list(summary_lines(weights, evaluation(annotations).scores, 30, None, doubt))
+    assert lines[:2] == ["\nThe last evaluation, after epoch 30:", doubt] and lines[2].startswith("class")
+
+
 def test_the_end_says_where_the_weights_lie(tmp_path):
     """Prevents a user who has to search for the result, or a command that opens other weights than these."""
     folder = tmp_path / "loss_1"

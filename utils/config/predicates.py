@@ -40,7 +40,7 @@ def is_names(value):
 
 def is_paths(value):
     """A path, or a list of paths."""
-    return bool(value) and (isinstance(value, str) or is_names(value))
+    return isinstance(value, str) or (is_names(value) and len(value) > 0)
 
 
 def is_milestones(value):

@@ -34,8 +34,7 @@ RELEASE_NAMES = (
 )
 MODEL_NAMES = (
     *(f"yolox_{size}" for size in ("nano", "tiny", "s", "m", "l", "x")),
-    *("yolov4_tiny", "yolov4"),
-    *(f"dfine_{size}" for size in ("n", "s", "m", "l", "x")),
+    *("yolov4_tiny", "yolov4", *(f"dfine_{size}" for size in "nsmlx")),
 )
 IOU_TYPES = ("", "iou", "ciou", "siou")
 CACHES = ("", "ram", "disk", "gpu")
@@ -88,13 +87,8 @@ def check_training(values):
             f"train.py has no constant {name}; expected {RULES[name][1]} A function of your own needs another name, "
             f"which is then given to the constant: {name} = that name."
         )
-    for name in ("train_annotation_path", "val_annotation_path"):
-        if values[name] == "":
-            raise UserError(f"{name} is empty; set it to the annotations of your images.")
     check_values(values, RULES)
-    if values["model_name"] not in MODEL_NAMES:
-        question = did_you_mean(values["model_name"], MODEL_NAMES)
-        raise UserError(f"model_name is {values['model_name']!r}; expected one of {', '.join(MODEL_NAMES)}.{question}")
+    _check_model_name(values["model_name"])
     values = fill_in(values)
     config = SimpleNamespace(**values)
     if config.Min_lr is not None and config.Min_lr > config.Init_lr:
@@ -128,6 +122,12 @@ def check_training(values):
     return config
 
 
+def _check_model_name(name):
+    if name not in MODEL_NAMES:
+        question = did_you_mean(name, MODEL_NAMES)
+        raise UserError(f"model_name is {name!r}; expected one of {', '.join(MODEL_NAMES)}.{question}")
+
+
 def _check_source_weights(config):
     path, weights = config.train_annotation_path, config.source_weights
     sources = 1 if isinstance(path, str) else len(path)
@@ -139,7 +139,10 @@ def _check_source_weights(config):
 
 
 def _check_files(values):
-    """Raise ValueError for a constant that names a file which does not exist."""
+    """Raise ValueError for a constant that names no annotations, or a file which does not exist."""
+    for name in ("train_annotation_path", "val_annotation_path"):
+        if not values[name]:
+            raise UserError(f"{name} is empty; set it to the annotations of your images.")
     fetched = ", name a release such as yolox_nano, which is fetched, or set model_path = '' to train from scratch"
     for name, text, otherwise in (
         ("classes_path", "a text file with one class name per line", ""),

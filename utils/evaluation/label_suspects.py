@@ -15,6 +15,8 @@ from utils.evaluation.matching import same_class_pairs
 _NEAR, _SAME, _TIGHT = 0.1, 0.5, 0.75
 # Detections of a lower score do not even say that a label was found.
 LOWEST_CONFIDENCE = 0.05
+# A detector of a lower mAP@0.5 names mostly errors of its own.
+TRUSTED_MAP = 0.7
 # What stands against a suspicion before anything is known, in units of a detection's score: it keeps a detection of
 # 0.05 that nothing contradicts from being as suspicious as one of 0.9.
 _DOUBT = 0.1

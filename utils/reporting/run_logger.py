@@ -15,7 +15,7 @@ from utils.io.class_names import write_class_names
 from utils.io.errors import UserError
 from utils.io.logger import log_to_file, logger
 from utils.io.text import either
-from utils.reporting.hints import Run, collect_hints, most_workers
+from utils.reporting.hints import Run, collect_hints, most_workers, too_high
 from utils.reporting.hints.settings import setting_hints
 from utils.reporting.images import evaluation_pictures, first_batches
 from utils.reporting.metrics import MetricsWriter
@@ -51,7 +51,7 @@ def start_run(settings, data, model, phases, runtime, workers, checkpoint=None):
     machine = [*describe(runtime.device), *describe_ranks(), ("precision", runtime.precision.sentence)]
     findings = findings_rows(data.findings)
     constant = data.class_names, data.train, data.val, model.decode_rule, workers, machine, findings
-    run = Run(settings, *constant, most_workers(runtime))
+    run = Run(settings, *constant, most_workers(runtime), data.epoch_length)
     try:
         run_logger = RunLogger(settings, metadata, run, runtime, checkpoint and checkpoint["log"])
         write_findings(run_logger.folder / "findings.csv", data.findings)
@@ -167,7 +167,9 @@ class RunLogger:
     def summarise(self):
         """Say what came out, where it lies, and what would help."""
         self.writer.close()
-        for line in summary_lines(self.weights, self.scores, self.scored_epoch, self.settings):
+        for line in summary_lines(
+            self.weights, self.scores, self.scored_epoch, self.settings, too_high(self.run.findings)
+        ):
             logger.info(line)
         if self.hints:
             logger.info("\nWhat would help, the most helpful first:")
@@ -251,10 +253,13 @@ def result_row(epoch, phase, result, evaluation, world_size):
     }
 
 
-def summary_lines(weights, scores, scored_epoch, settings):
-    """Yield what came out at the end and where it lies. scores: of the last evaluation, after epoch scored_epoch."""
+def summary_lines(weights, scores, scored_epoch, settings, doubt=""):
+    """Yield what came out at the end and where it lies. scores: of the last evaluation, after epoch scored_epoch;
+    doubt: a sentence on why they cannot be trusted."""
     if scores:
-        yield f"\nThe last evaluation, after epoch {scored_epoch}:\n{format_scores(scores)}"
+        yield f"\nThe last evaluation, after epoch {scored_epoch}:"
+        yield from [doubt] * bool(doubt)
+        yield format_scores(scores)
     if weights.best_score is None:
         yield "\nNo epoch could be scored: the validation set holds no boxes, or its loss was not a number."
         return

@@ -5,11 +5,14 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.data.annotations import Annotations
+from utils.data.quality.findings import KINDS
 from utils.io.text import either
 from utils.reporting.hints.classes import class_hints
 from utils.reporting.hints.curves import curve_hints
+from utils.reporting.hints.settings import few_steps_hint
 from utils.runtime.device import CORES_OF_TRAINING, available_cores
 from utils.runtime.distributed import local_world_size
+from utils.training.phases import build_phases
 
 MOST = 10
 # Share of an epoch from which on the wait for images is worth a word.
@@ -22,7 +25,7 @@ RIPE_SHARE, RIPE_MAP = 0.5, 0.3
 class Run(NamedTuple):
     """What stays the same in a training. settings: train.py's; decode_rule: the network's, {} without anchors; workers:
     processes that prepare images; machine: [(name, text)] of versions and hardware; findings: of findings_rows;
-    most_workers: of that function.
+    most_workers: of that function; epoch_length: samples of an epoch, 0 where that is not known.
     """
 
     settings: object
@@ -34,6 +37,7 @@ class Run(NamedTuple):
     machine: list = ()
     findings: list = ()
     most_workers: int = 0
+    epoch_length: int = 0
 
 
 def most_workers(runtime):
@@ -54,7 +58,9 @@ def collect_hints(run, rows, scores=None, detections=None, is_last=False):
     """
     if not rows:
         return {}
-    remarks = dict(curve_hints(rows, run.settings, is_last))
+    remarks = _first_hints(run, rows[-1]["epoch"]) if is_last else {}
+    few_steps = remarks.get("few steps")
+    remarks |= curve_hints(rows, run.settings, is_last)
     if scores and (is_last or is_ripe(run.settings, rows, scores)):
         by_class = class_hints(run, scores, detections)
         # That a class is not found yet, for no other reason, says nothing on the way.
@@ -62,7 +68,31 @@ def collect_hints(run, rows, scores=None, detections=None, is_last=False):
     waiting = float(np.mean([row["data_wait"] for row in rows[1:] or rows]))  # the first epoch starts the workers
     for sentence in data_wait_hint({"data_wait": waiting}, run.settings, run.workers, run.most_workers):
         remarks["data wait"] = sentence
+    if few_steps and list(remarks)[-1] != "few steps":
+        remarks["few steps"] = f"{few_steps} Until then the sentences below mean little."
     return dict(list(remarks.items())[:MOST])
+
+
+def _first_hints(run, last_epoch):
+    """What was said before the first epoch and counts more than all that the epochs show: {topic: sentence}."""
+    leaked = too_high(run.findings)
+    sentences = {
+        "leaked images": leaked and f"{leaked} Let val_annotation_path name others.",
+        "few steps": few_steps_hint(run.settings, build_phases(run.settings), run.epoch_length, last_epoch),
+    }
+    return {topic: sentence for topic, sentence in sentences.items() if sentence}
+
+
+def too_high(findings):
+    """A sentence where scores promise too much, because images are trained on and validated on; '' where none are.
+
+    findings: of findings_rows.
+    """
+    what = KINDS["leaked_image"].what
+    count = sum(int(count) for _, count, found, *_ in findings if found == what)
+    return f"These scores are too high: {count} image{'s are' if count > 1 else ' is'} in train and in val." * (
+        count > 0
+    )
 
 
 def is_ripe(settings, rows, scores):

@@ -9,6 +9,7 @@ from utils.data.quality.checks import FEW_BOXES, LARGEST_INPUT, RARE_BOXES, box_
 from utils.data.quality.findings import MAX_CLASSES_NAMED
 from utils.data.splits import split_advice
 from utils.evaluation.evaluate import ground_truth
+from utils.evaluation.label_suspects import TRUSTED_MAP
 from utils.evaluation.matching import confusion_matrix
 from utils.io.text import shorten_list
 from utils.training.phases import is_pretrained
@@ -32,10 +33,10 @@ _SENTENCES = {
     "small boxes": f"Small boxes: {{}}. Under {SMALL_SIDE} pixels of the input little is found: raise input_shape, or "
     "{tiling}.",
     "anchors": "The anchors do not fit: {}. `python tools/kmeans_for_anchors.py` finds better ones for anchors_path.",
-    "confused": "Taken for another class: {}. Compare their labels (`python tools/label_suspects.py`), and label more "
+    "confused": "Taken for another class: {}. Compare their labels{suspects}, and label more "
     "of both; where colour tells them apart, lower the hue of colour_jitter, where left and right do, flip_prob.",
-    "not found": "Hardly found, though the data show no reason: {}. Raise UnFreeze_Epoch, and check their labels "
-    "(`python tools/label_suspects.py`).",
+    "not found": "Hardly found, though the data show no reason: {}. Raise UnFreeze_Epoch, and check their labels"
+    "{suspects}.",
     "not found, from scratch": "Hardly found, though the data show no reason: {}. Start from weights (model_path), or "
     "raise UnFreeze_Epoch much: from scratch takes thousands of images or hundreds of epochs.",
     "low scores": "Found, but with low scores: {}. predict.py shows them with confidence = None, or from that number "
@@ -65,6 +66,7 @@ def class_hints(run, scores, detections):
             reasons.setdefault(topic, []).append(f"{row['name']}{f' ({detail})' if detail else ''}")
     tile = run.settings.tile
     words = {"split": split_advice(run.settings.train_annotation_path)}
+    words["suspects"] = " (`python tools/label_suspects.py`)" if scores["map50"] >= TRUSTED_MAP else ""
     words["tiling"] = f"lower tile (now {tile})" if tile else "set tile"
     order = sorted(reasons, key=lambda topic: (topic in _LAST, -len(reasons[topic])))
     return {

@@ -29,15 +29,38 @@ def setting_hints(settings, phases, images, world_size=1):
             yield f"{name} ends with the other augmentation, and special_aug_ratio leaves no epoch for it."
     if uses_compiler(settings) and settings.multi_scale:
         yield "With compile and multi_scale only batches of input_shape itself run compiled; choose one of the two."
-    steps = count_steps(phases, images, settings.accumulate)
-    wanted = 300 if is_pretrained(settings) else 1000
-    if steps < wanted and not settings.Init_Epoch:
+    steps, wanted, change = _steps(settings, phases, images)
+    if steps < wanted:
         start = "from weights" if is_pretrained(settings) else "from scratch"
-        name = "Freeze_Epoch and UnFreeze_Epoch" if phases[-1].frozen else "UnFreeze_Epoch"
         yield (
-            f"Only {steps} optimiser steps in all; training {start} wants at least {wanted}: raise {name} to about "
-            f"{math.ceil(settings.UnFreeze_Epoch * wanted / steps)}, or lower the batch size or accumulate."
+            f"Only {steps} optimiser steps in all; training {start} wants at least {wanted}: {change}, or lower the "
+            "batch size or accumulate."
         )
+
+
+def few_steps_hint(settings, phases, images, last_epoch):
+    """The sentence at the end of a training on steps that were too few, '' where they were enough.
+
+    images: samples of an epoch, 0 where that is not known. last_epoch: how many epochs were done, which patience may
+    have made fewer than were planned.
+    """
+    done = [phase._replace(last=min(phase.last, last_epoch)) for phase in phases if phase.first < last_epoch]
+    steps, wanted, change = _steps(settings, done, images)
+    if not 0 < steps < wanted:
+        return ""
+    if last_epoch < settings.UnFreeze_Epoch:
+        change = f"raise patience from {settings.patience}, which ended the training"
+    return f"Only {steps} of about {wanted} steps were made: {change}."
+
+
+def _steps(settings, phases, images):
+    """(optimiser steps, how many they should be, what makes them so many). Where a training goes on from weights of its
+    own, whose steps nobody counts, any are enough."""
+    wanted = 0 if settings.Init_Epoch else 300 if is_pretrained(settings) else 1000
+    steps = count_steps(phases, images, settings.accumulate)
+    name = "Freeze_Epoch and UnFreeze_Epoch" if phases[-1].frozen else "UnFreeze_Epoch"
+    epochs = math.ceil(settings.UnFreeze_Epoch * wanted / max(steps, 1))
+    return steps, wanted, f"raise {name} to about {epochs}"
 
 
 def _rate_hints(settings, phases, images):
