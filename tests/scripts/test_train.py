@@ -244,14 +244,17 @@ def test_a_list_file_trains_like_the_voc_folder(goes_on, undisturbed, tmp_path, 
 @pytest.mark.parametrize(
     ("argument", "expected"),
     [
-        ("--model_name=yolox_nanno", ["model_name", "yolox_nanno", "Did you mean 'yolox_nano'"]),
+        ("--model_name=yolox_nanno", ["model_name", "yolox_nanno", "Did you mean yolox_nano?"]),
         ("--UnFreezeEpoch=3", ["UnFreezeEpoch", "--UnFreeze_Epoch"]),
         ("--input_shape=[100,64]", ["input_shape", "[100, 64]", "multiples of 32"]),
         ("--Unfreeze_batch_size=-1", ["Unfreeze_batch_size", "-1", "or 0 for the largest"]),
         ("--classes_path=none.txt", ["classes_path", "none.txt", "one class name per line"]),
         ("--model_path=none.pth", ["model_path", "none.pth", "from scratch"]),
         ("--model_path=requirements.txt", ["requirements.txt", "cannot be read as weights"]),
-        ("--classes_path=model_data/voc_classes.txt", ["classes_path names", "'fish' (183 times)"]),
+        (
+            "--classes_path=model_data/voc_classes.txt",
+            ["classes_path names", "'fish' (183 times)", "still the sample's"],
+        ),
         ("--train_annotation_path=VOCdevkit/VOC2007/ImageSets/Main/train.txt", ["does not exist", "VOC2007"]),
         ("--distributed=True", ["distributed", "torchrun --nproc_per_node=2 train.py"]),
         ("--fp16=maybe", ["fp16", "'maybe'", "True or False"]),
@@ -464,8 +467,8 @@ def test_weights_of_another_network_are_refused(goes_on, tmp_path, name, value, 
     with pytest.raises(UserError) as caught:
         train.main(train.config(**goes_on | {name: value}, save_dir=str(tmp_path)))
     assert str(caught.value) == (
-        f"{name} is {value!r}, but {goes_on['model_path']} (yolox_nano, 3 classes, written by this project) holds "
-        f"weights of {of_file!r}: set {name} so, or model_path (or resume) to what fits."
+        f"{name} is {value!r}, but {goes_on['model_path']} holds weights of {of_file!r}: set {name} = {of_file!r}, or "
+        f"model_path to weights of {value!r}."
     )
 
 
