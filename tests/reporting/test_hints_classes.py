@@ -156,7 +156,7 @@ def test_boxes_are_measured_once(monkeypatch):
     settings, names = SimpleNamespace(**vars(SETTINGS)), ["c0", "c1"]
     rows = [{"name": name, "boxes": 10, "map50": 0.02, "confidence": 0.5} for name in names]
     run = Run(settings, names, train, annotations_of([10, 10]), {}, 0)
-    found_hints = class_hints(run, {"classes": rows}, found())
+    found_hints = class_hints(run, {"classes": rows, "map50": 0.02}, found())
     assert len(calls) == 1
     assert found_hints["small boxes"].startswith("Small boxes: c0 (half of them under 6.0 pixels")
     assert found_hints["few boxes"].startswith("Few training boxes: c1 (10).")

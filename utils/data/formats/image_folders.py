@@ -34,8 +34,8 @@ def _image_folder(folder: str) -> str:
     inner = next(filter(None, (find_spelled(folder, name, os.path.isdir) for name in IMAGE_FOLDERS)), None)
     if inner is None or os.path.basename(os.path.abspath(folder)).lower() in IMAGE_FOLDERS:
         return folder
-    lead = f"{os.path.basename(inner)}/"
-    beside = [name for name in files_below(folder, IMAGE_SUFFIXES) if not name.startswith(lead)]
+    # images/ and JPEGImages/ in one folder hold the same images, for two formats, and would share their labels.
+    beside = [name for name in files_below(folder, IMAGE_SUFFIXES) if name.split("/")[0].lower() not in IMAGE_FOLDERS]
     has_others = any("/" not in name for name in beside) or any(_with_labels(folder, beside))
     return folder if has_others else inner
 
