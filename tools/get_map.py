@@ -117,7 +117,7 @@ def main(settings):
     write_json(folder / "results.json", without_nan(about | scores))
     (folder / "results.txt").write_text(f"{table}\n", encoding="utf-8")
     write_detections(folder, data)
-    draw_curves(curves, data.class_names, [row["map50"] for row in scores["classes"]], folder)
+    draw_curves(curves, data.class_names, [row["map50"] for row in scores["classes"]], folder, scores["iou"])
     logger.info(f"\nsaved in {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     return scores
 

@@ -10,11 +10,13 @@ from utils.visualize.curves import draw_curves
 NAMES = ("class_ap.png", "f1_curve.png", "pr_curve.png", "precision_curve.png", "recall_curve.png")
 
 
-def draw(folder, class_names, average_precisions):
+def draw(folder, class_names, average_precisions, **options):
     count = len(class_names)
     ground_truth, detections = random_set(0, classes=count)
     matches = match_voc(ground_truth, detections, count)
-    draw_curves(pr_curves(matches, ground_truth, detections, count, 6), class_names, average_precisions, folder)
+    draw_curves(
+        pr_curves(matches, ground_truth, detections, count, 6), class_names, average_precisions, folder, **options
+    )
     return {path.name: read_image(str(path)) for path in sorted(folder.iterdir())}
 
 
@@ -29,6 +31,15 @@ def test_few_classes_have_a_colour_each(tmp_path):
     for name in NAMES[1:]:
         assert pictures[name].shape == (500, 900, 3)
         assert [shows(pictures[name], class_colour(number)) for number in range(3)] == [True, False, True]
+
+
+def test_the_ap_of_one_iou_says_which(tmp_path, monkeypatch):
+    """Prevents the AP of one IoU from being taken for the AP of the table, which is the mean of ten."""
+    drawn = []
+    monkeypatch.setattr("utils.visualize.curves.style_axes", lambda axes, **words: drawn.append(words) or axes)
+    draw(tmp_path, ["dog"], [0.5])
+    draw(tmp_path, ["dog"], [0.5], iou=0.75)
+    assert [words["xlabel"] for words in drawn if words["xlabel"].startswith("AP")] == ["AP@0.5", "AP@0.75"]
 
 
 def test_many_classes_stay_legible(tmp_path):

@@ -131,5 +131,5 @@ def evaluation_pictures(annotations, detections, scores, seed):
     return (
         pictures
         | confusion_picture(judged.matrix, class_names, note)
-        | curve_pictures(judged.curves, class_names, [row["map50"] for row in scores["classes"]])
+        | curve_pictures(judged.curves, class_names, [row["map50"] for row in scores["classes"]], scores["iou"])
     )

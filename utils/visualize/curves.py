@@ -13,40 +13,42 @@ MAX_NAMED, LOWEST = 10, 5
 _FAINT = "#c4c4c4"
 
 
-def draw_curves(curves, class_names, average_precisions, folder):
+def draw_curves(curves, class_names, average_precisions, folder, iou=0.5):
     """Write the pictures of curve_pictures, which has the same arguments, as PNG into a folder."""
-    for name, image_rgb in curve_pictures(curves, class_names, average_precisions).items():
+    for name, image_rgb in curve_pictures(curves, class_names, average_precisions, iou).items():
         write_image(str(Path(folder) / f"{name}.png"), image_rgb)
 
 
-def curve_pictures(curves, class_names, average_precisions):
+def curve_pictures(curves, class_names, average_precisions, iou=0.5):
     """{name: (H, W, 3) uint8 RGB} of pr_curve, f1_curve, precision_curve, recall_curve and class_ap.
 
     curves: utils.evaluation.curves.Curves. average_precisions: (C,) in [0, 1], NaN for classes without boxes, which are
-    left out. Up to MAX_NAMED classes have a colour each, of more the LOWEST by AP. Without any there is no picture.
+    left out. iou: of these. Up to MAX_NAMED classes have a colour each, of more the LOWEST by AP. Without any there is
+    no picture.
     """
     ap = np.asarray(average_precisions, np.float64)
     shown = np.argsort(-ap, kind="stable")[: np.isfinite(ap).sum()]
     if not len(shown):
         return {}
+    measure = f"AP@{iou:g}"
     sure, mean_f1 = curves.confidences, curves.f1_at[shown].mean(0)
     best = int(np.argmax(mean_f1))
     at_best = [
         f"{f1:.3f} at {place:.2f}" if f1 else "0" for f1, place in zip(curves.f1, curves.confidence, strict=True)
     ]
     contents = {
-        "pr": (curves.recalls, curves.precision_over_recall, [f"AP {value:.3f}" for value in ap]),
+        "pr": (curves.recalls, curves.precision_over_recall, [f"{measure} {value:.3f}" for value in ap]),
         "f1": (sure, curves.f1_at, at_best),
         "precision": (sure, curves.precision_at, [""] * len(ap)),
         "recall": (sure, curves.recall_at, [""] * len(ap)),
     }
-    means = {"pr": f"AP {ap[shown].mean():.3f}", "f1": f"{mean_f1[best]:.3f} at {sure[best]:.2f}"}
+    means = {"pr": f"{measure} {ap[shown].mean():.3f}", "f1": f"{mean_f1[best]:.3f} at {sure[best]:.2f}"}
     pictures = {}
     for name, (axis, lines, numbers) in contents.items():
         labels = {number: (class_names[number], numbers[number]) for number in shown}
         axis_labels = ("recall", "precision") if name == "pr" else ("confidence", name.replace("f1", "F1"))
         pictures[f"{name}_curve"] = _line_picture(axis_labels, axis, lines, labels, means.get(name, ""))
-    return pictures | {"class_ap": _bar_picture([class_names[number] for number in shown], ap[shown])}
+    return pictures | {"class_ap": _bar_picture([class_names[number] for number in shown], ap[shown], measure)}
 
 
 def _line_picture(axis_labels, axis, lines, labels, mean_text):
@@ -89,11 +91,11 @@ def _add_legend(axes, rows):
     axes.add_artist(AnchoredOffsetbox("upper left", child=legend, **place))
 
 
-def _bar_picture(names, values):
+def _bar_picture(names, values, measure):
     height = 20 * len(names) + 100
     figure = new_figure(900, height)
     figure.subplots_adjust(left=0.26, right=0.92, top=1 - 25 / height, bottom=55 / height)
-    axes = style_axes(figure.add_subplot(), xlabel="AP", xlim=(0, 1), ylim=(len(names) - 0.5, -0.5))
+    axes = style_axes(figure.add_subplot(), xlabel=measure, xlim=(0, 1), ylim=(len(names) - 0.5, -0.5))
     axes.barh(range(len(names)), values, color=TRAIN, height=0.7)
     for place, value in enumerate(values):
         axes.text(value + 0.005, place, f"{value:.3f}", va="center", fontsize=9)
