@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from tests.reporting import page_run
-from tests.reporting.page_run import EVIL, FOUND_IMAGES, NAMES, annotations_of, page_of, run_of
+from tests.reporting.page_run import EVIL, FOUND_IMAGES, NAMES, annotations_of, page_of, row, run_of
 from utils.evaluation.evaluate import Evaluation
 from utils.reporting.page import report_page
 from utils.reporting.page.pictures import MOST_BYTES, MOST_PICTURES
-from utils.reporting.page.tables import confusion_table, settings_rows
+from utils.reporting.page.tables import confusion_table, epoch_charts, settings_rows
 
 NOTHING = ([], [], [])
 
@@ -106,6 +106,13 @@ def test_chinese(annotations):
     shown = Page(page_of(annotations, report_language="zh")).shown
     assert all(words in shown for words in ("得分", "漏检", "最差的图片", "第 2 轮，共 100 轮"))
     assert not any(words in shown for words in ("Scores", "missed", "badly placed", "epoch"))
+
+
+def test_charts_have_the_epochs_of_the_whole_run():
+    """Prevents a chart of scores that counts epochs 2, 3, 4 in a run of two, and a crash before the first epoch."""
+    charts = epoch_charts([row(1, None), row(2, 0.5)])
+    assert [text for _, text in charts["scores"].x_ticks] == [text for _, text in charts["loss"].x_ticks] == ["1", "2"]
+    assert set(epoch_charts([]).values()) == {None}
 
 
 def test_before_an_evaluation(annotations):

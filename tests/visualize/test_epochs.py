@@ -56,6 +56,18 @@ def test_only_the_losses_are_smoothed(monkeypatch):
     assert rate.get_lines()[0].get_ydata().tolist() == [0.01] * 20 + [0.001] * 20
 
 
+@pytest.mark.parametrize(("count", "scored", "ticks"), [(1, 1, [1, 2]), (2, 2, [1, 2]), (4, 4, [1, 2, 3, 4])])
+def test_axes_have_whole_epochs_from_the_first_on(monkeypatch, count, scored, ticks):
+    """Prevents an epoch 1.925, and an axis that begins where the scores do."""
+    rows, drawn = rows_of(count), []
+    rows[scored - 1] |= {"map50": 0.5, "ap": 0.25, "precision": 0.75, "recall": 0.5}
+    monkeypatch.setattr("utils.visualize.epochs.rendered", lambda figure: drawn.append(figure) or np.zeros((1, 1, 3)))
+    epoch_pictures(rows)
+    for axes in (axes for figure in drawn for axes in figure.axes):
+        low, high = axes.get_xlim()
+        assert [tick for tick in axes.get_xticks() if low <= tick <= high] == ticks
+
+
 @pytest.mark.parametrize("changes", [{}, {"loss": np.nan, "val_loss": np.inf}, {"val_loss": None, "lr": None}])
 def test_epochs_without_numbers_are_drawn_all_the_same(changes):
     """Prevents a crash before the first evaluation, without a validation set, and after a loss that is no number."""

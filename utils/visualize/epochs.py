@@ -59,13 +59,21 @@ def _row_of_axes(rows, titles):
     for axes, title in zip(all_axes, titles, strict=True):
         style_axes(axes, xlabel="epoch")
         axes.set_title(title, fontsize=12, pad=18)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        first, last = epoch_range(rows)
+        axes.set_xlim(first - 0.03 * (last - first), last + 0.03 * (last - first))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if "frozen" in phases and phases[-1] == "unfrozen":
             border = rows[phases.index("unfrozen")]["epoch"] - 0.5
             axes.axvline(border, color="#444444", linewidth=1.2, linestyle="--")
             above = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom", "fontsize": 9}
             axes.annotate("Freeze_Epoch", (border, 1.01), **above)
     return all_axes
+
+
+def epoch_range(rows):
+    """(first, last) epoch of an axis, never the same: of the whole run, as scores may begin late or be a single one."""
+    first = rows[0]["epoch"]
+    return first, max(rows[-1]["epoch"], first + 1)
 
 
 def numbers_of(rows, key):

@@ -7,7 +7,7 @@ import numpy as np
 from utils.config.constants import to_plain, train_constants
 from utils.config.optimizers import fill_in
 from utils.visualize.charts import line_chart
-from utils.visualize.epochs import numbers_of
+from utils.visualize.epochs import epoch_range, numbers_of
 
 # Constants that everybody wants to know of a run, whether they were changed or not.
 ALWAYS_SHOWN = (
@@ -54,11 +54,13 @@ def epoch_charts(rows):
         "precision": ("precision", "recall"),
         "lr": ("lr",),
     }
+    if not rows:
+        return dict.fromkeys(columns)
     charts = {}
     for name, keys in columns.items():
         series = [_series(rows, key) for key in keys]
         limits = (0, 1) if name in ("scores", "precision") else (0, _highest_loss(rows) if name == "loss" else None)
-        charts[name] = line_chart(series, limits, whole_x=True)
+        charts[name] = line_chart(series, limits, epoch_range(rows), whole_x=True)
     return charts
 
 
