@@ -273,6 +273,15 @@ def test_a_signal_saves_and_stops(tmp_path, monkeypatch):
     assert (run["epoch"], run["images"], run["is_over"]) == (2, 8, False)
 
 
+def test_ctrl_c_is_called_what_people_call_it(tmp_path, monkeypatch):
+    """Prevents the name of a signal before people who pressed two keys."""
+    checkpointer, _ = make_checkpointer(tmp_path, monkeypatch)
+    checkpointer.signals.name = "SIGINT"
+    with pytest.raises(Stopped, match=r"^Stopped by Ctrl-C in epoch 1\. Nothing is lost") as stop:
+        checkpointer.after_step(Progress(0, 4), meter_of(1.0))
+    assert stop.value.exit_status == 130
+
+
 def test_a_stop_that_could_not_save_says_so(tmp_path, monkeypatch, capsys):
     """Prevents the sentence that nothing is lost where the disk was full."""
     checkpointer, _ = make_checkpointer(tmp_path / "gone", monkeypatch)

@@ -86,7 +86,8 @@ def test_intervals_stand_beside_every_map():
     lines = format_scores(with_intervals(scores, ground_truth, detections, 200)).splitlines()
     assert lines[2].startswith("a          8  0.500 [0.250, 0.875]")
     assert lines[3].startswith("all        8  0.500 [0.250, 0.875]")
-    assert lines[5] == "[low, high]: 95 % interval, by 200 resamplings of the images; of few images rather 90 %"
+    few = "with few images it holds in about 90 % of cases"
+    assert lines[5] == f"[low, high]: 95 % interval, by 200 resamplings of the images; {few}"
     assert [line[35:] for line in lines[7:11]] == ["0.500 [0.250, 0.875]", "0.545 [0.364, 0.909]"] * 2
     assert [line[35:40] + line[41:42] for line in lines[11:17]] == ["0.505["] * 3 + ["-"] * 2 + ["0.505["]
 

@@ -32,7 +32,8 @@ def test_signals_in_every_phase_change_nothing(settings, reference, tmp_path, wo
         finished = train_with(own | ({"resume": True} if number else {}), fault(target, call, "send_to_all", name))
         assert finished.status == 128 + getattr(signal, name), (phase, finished)
         line = finished.error.strip().splitlines()[-1]
-        stopped = rf"Stopped by {name} in epoch {epoch}\. Nothing is lost, all is in (.+); go on with: .+--resume=.+"
+        cause = "Ctrl-C" if name == "SIGINT" else name
+        stopped = rf"Stopped by {cause} in epoch {epoch}\. Nothing is lost, all is in (.+); go on with: .+--resume=.+"
         assert re.fullmatch(stopped, line), (phase, finished.error)
         assert "Traceback" not in finished.error, (phase, finished.error)
         assert checkpoint_of(tmp_path)["run"]["epoch"] == epoch - 1, phase

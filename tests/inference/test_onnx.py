@@ -50,7 +50,7 @@ def test_predict_runs_where_torch_is_missing(tmp_path):
     command = [sys.executable, "-c", code, "--mode=predict_onnx", *options]
     process = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=100, check=False)
     assert process.returncode == 0, process.stderr
-    assert "boxes are shown from scores of 0.20 to 0.30, as the class needs, on" in process.stdout
+    assert "Lowest score shown: 0.20 to 0.30, by class" in process.stdout
     assert (tmp_path / "out/street.png").is_file()
 
 

@@ -119,16 +119,14 @@ def test_without_a_reason(settings, topic, change):
     """Prevents silence on a class near zero, and a start from scratch from being overlooked as the cause."""
     sentence = hints([500], [0.02], settings=settings)[topic]
     assert sentence.startswith(
-        f"Hardly found, though the data show no reason: c0 (mAP@0.5 0.02, 500 training boxes). {change}"
+        f"Hardly found, though the data show no reason: c0 (AP@0.5 0.020, 500 training boxes). {change}"
     )
 
 
 def test_low_scores():
     """Prevents a class that is found from being missed because it is shown from 0.5 on."""
     sentence = hints([500], [0.6], confidence=0.12)["low scores"]
-    assert sentence.startswith(
-        "Found, but with low scores: c0 (best from 0.12 on). predict.py shows them with confidence"
-    )
+    assert sentence.startswith("Found, but with low scores: c0 (best from 0.12 on). predict.py shows them as it is;")
     assert hints([500], [0.6], confidence=math.nan) == {}
 
 

@@ -35,13 +35,11 @@ def test_the_lowest_score_of_each_class():
 
 def test_the_sentence_on_scores():
     """Prevents thresholds that nobody knows of."""
-    best = "Boxes are shown from the score on that was best for their class in training: "
+    best = "Lowest score shown, the best of each class in training: "
     assert confidence_words(METADATA, ["cat", "dog"]) == f"{best}cat 0.25, dog 0.40."
     assert confidence_words(METADATA, ["cat", "bird"]) == f"{best}cat 0.25; 0.5 for the other classes."
-    assert confidence_words(METADATA, ["cat"], 0.3) == "Boxes are shown from the score 0.3 on."
-    assert confidence_words({}, ["cat"]) == (
-        "Boxes are shown from the score 0.5 on; the file does not say which score is best."
-    )
+    assert confidence_words(METADATA, ["cat"], 0.3) == "Lowest score shown: 0.3."
+    assert confidence_words({}, ["cat"]) == "Lowest score shown: 0.5; the file does not say which score is best."
 
 
 def test_the_tiles_of_a_training():

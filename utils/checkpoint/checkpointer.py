@@ -86,7 +86,8 @@ class Checkpointer:
     def _stop(self, progress):
         """Leave, once all is on disk. Raises Stopped."""
         self.close()
-        cause = self.signals.name or "another process, which was asked to"
+        name = self.signals.name
+        cause = "Ctrl-C" if name == "SIGINT" else name or "another process, which was asked to"
         if not self.path:
             # Whoever ends before the main process has saved would make the launcher end that, too.
             broadcast_object(None)

@@ -67,7 +67,7 @@ def format_scores(scores):
     notes = [f"{scores['images']} images; precision, recall, F1: at the confidence where F1 of the class is best"]
     if scores.get("intervals"):
         resamplings = f"{scores['resamplings']} resamplings of the images"
-        notes.append(f"[low, high]: 95 % interval, by {resamplings}; of few images rather 90 %")
+        notes.append(f"[low, high]: 95 % interval, by {resamplings}; with few images it holds in about 90 % of cases")
     elif "intervals" in scores:
         notes.append("too few images with boxes for an interval")
     return "\n".join([lines[0], "-" * max(map(display_width, lines)), *lines[1:], *notes, "", *summary])

@@ -22,9 +22,9 @@ def predict_onnx(settings):
     detector = OnnxDetector(onnx_path_of(settings), *given)
     scores = detector.confidences if settings.confidence is None else [settings.confidence]
     least, most = min(scores), max(scores)
-    words = f"the score {least:g}" if least == most else f"scores of {least:.2f} to {most:.2f}, as the class needs,"
-    words += f" on{tiles_words(detector.tiles)}"
-    logger.info(f"{onnx_path_of(settings)}: {detector.model_name}; boxes are shown from {words}")
+    words = f"{least:g}" if least == most else f"{least:.2f} to {most:.2f}, by class"
+    words += tiles_words(detector.tiles)
+    logger.info(f"{onnx_path_of(settings)}: {detector.model_name}. Lowest score shown: {words}")
     if os.path.isdir(settings.image):
         predict_folder(detector, SimpleNamespace(**vars(settings) | {"dir_origin_path": settings.image}))
     elif settings.image.isdecimal() or _is_video(settings.image):

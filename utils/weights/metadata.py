@@ -73,9 +73,9 @@ def confidence_words(metadata, class_names, confidence=None):
     if confidence is None and named:
         others = f"; {USUAL_CONFIDENCE:g} for the other classes" if len(named) < len(class_names) else ""
         shown = shorten_list(named) + others
-        return f"Boxes are shown from the score on that was best for their class in training: {shown}."
+        return f"Lowest score shown, the best of each class in training: {shown}."
     reason = "" if confidence is not None else "; the file does not say which score is best"
-    return f"Boxes are shown from the score {USUAL_CONFIDENCE if confidence is None else confidence:g} on{reason}."
+    return f"Lowest score shown: {USUAL_CONFIDENCE if confidence is None else confidence:g}{reason}."
 
 
 def _is_text(value):

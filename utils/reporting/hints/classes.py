@@ -39,8 +39,8 @@ _SENTENCES = {
     "{suspects}.",
     "not found, from scratch": "Hardly found, though the data show no reason: {}. Start from weights (model_path), or "
     "raise UnFreeze_Epoch much: from scratch takes thousands of images or hundreds of epochs.",
-    "low scores": "Found, but with low scores: {}. predict.py shows them with confidence = None, or from that number "
-    "on.",
+    "low scores": "Found, but with low scores: {}. predict.py shows them as it is; with a confidence of your own it "
+    "takes one as low.",
     "no validation boxes": "No validation boxes: {}. Nothing tells how well they are found: {split}.",
 }
 # These only keep a class from being judged or shown.
@@ -106,4 +106,4 @@ def _reason(run, class_id, row, sizes_wh, matrix):
     if train_count < RARE_BOXES:
         return "few boxes", f"{train_count}"
     start = "" if is_pretrained(run.settings) else ", from scratch"
-    return f"not found{start}", f"mAP@0.5 {row['map50']:.2f}, {train_count} training boxes"
+    return f"not found{start}", f"AP@0.5 {row['map50']:.3f}, {train_count} training boxes"
