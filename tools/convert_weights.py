@@ -19,6 +19,7 @@ from utils.inference.detector import find_weights, open_network
 from utils.io.class_names import read_class_names
 from utils.io.errors import UserError
 from utils.io.logger import logger
+from utils.io.text import counted
 from utils.weights import read
 from utils.weights.load import load_matching
 from utils.weights.metadata import make_metadata
@@ -78,7 +79,7 @@ def main(settings):
         state, class_names = {key: model.state_dict()[key] for key in fit.loaded}, []
     about = make_metadata(model, class_names, metadata["input_shape"], metadata["resize_rule"])
     save_state(settings.target, state, weights.metadata | about)
-    parts = f"{len(class_names)} classes" if class_names else "a part of a network, to train from"
+    parts = f"{counted(len(class_names), 'class')}" if class_names else "a part of a network, to train from"
     logger.info(f"saved {settings.target}: {model.name}, {len(state)} tensors, {parts}")
 
 

@@ -31,7 +31,7 @@ from utils.io.class_names import one_line
 from utils.io.errors import MissingFileError, UserError
 from utils.io.logger import logger
 from utils.io.lookup import canonical
-from utils.io.text import json_text
+from utils.io.text import counted, json_text
 from utils.visualize.curves import draw_curves
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -146,7 +146,8 @@ def detect(settings):
     annotations, findings = read_annotations(
         settings.annotation_path, detector.class_names, "val", of_weights=not settings.classes_path
     )
-    logger.info(f"{settings.annotation_path}: {len(annotations)} images, {len(annotations.boxes_xyxy)} boxes")
+    boxes = counted(len(annotations.boxes_xyxy), "box")
+    logger.info(f"{settings.annotation_path}: {counted(len(annotations), 'image')}, {boxes}")
     if findings:
         logger.info(findings_table(findings))
     options = EvalOptions(settings.confidence, settings.nms_iou, settings.MINOVERLAP)

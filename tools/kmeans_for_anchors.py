@@ -31,6 +31,7 @@ from utils.data.quality.findings import findings_table
 from utils.data.sources import read_data_sets
 from utils.io.errors import UserError
 from utils.io.logger import logger
+from utils.io.text import counted
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   anchors_number    How many anchors; 0 takes three for each map of the network, 9 for yolov4 and 6 for yolov4_tiny.
@@ -135,8 +136,8 @@ def read_sizes(settings):
     if small := (~is_learned).sum():
         height, width = settings.input_shape
         logger.info(
-            f"  note: {small} boxes have a side below {MIN_SIDE:g} pixels at {height}x{width}: training drops them, "
-            "and they are left out here."
+            f"  note: {counted(small, 'box')} with a side below {MIN_SIDE:g} pixels at {height}x{width}, which training "
+            "drops, left out here."
         )
     return sizes_wh[is_learned].round(1)
 
@@ -253,7 +254,9 @@ def draw(sizes_wh, usual_wh, new_wh, path):
         axis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.scatter(*sizes_wh.T, s=10, color=_BOXES, alpha=0.5, linewidths=0, label=f"{len(sizes_wh)} boxes", zorder=2)
+    axes.scatter(
+        *sizes_wh.T, s=10, color=_BOXES, alpha=0.5, linewidths=0, label=counted(len(sizes_wh), "box"), zorder=2
+    )
     for name, anchors_wh, colour, marker in (("usual", usual_wh, _USUAL, "D"), ("new", new_wh, _NEW, "s")):
         mean = best_anchor_iou(sizes_wh, anchors_wh).mean()
         label = f"{name} anchors, mean IoU {mean:.3f}"

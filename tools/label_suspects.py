@@ -34,6 +34,7 @@ from utils.io.errors import UserError
 from utils.io.files import read_lines, write_csv
 from utils.io.logger import logger
 from utils.io.lookup import find_spelled
+from utils.io.text import counted
 from utils.io.yaml_files import load_yaml
 from utils.visualize.images import sheet
 from utils.visualize.suspects import suspect_tile
@@ -159,7 +160,7 @@ def holds_part(folder, split):
 def look_at(path, split, detector, settings):
     """The suspects of one set of images as rows of suspects.csv without their rank, in no order."""
     annotations, findings = read_annotations(path, detector.class_names, split, of_weights=not settings.classes_path)
-    logger.info(f"{path}: {len(annotations)} images, {len(annotations.boxes_xyxy)} boxes")
+    logger.info(f"{path}: {counted(len(annotations), 'image')}, {counted(len(annotations.boxes_xyxy), 'box')}")
     if findings:
         logger.info(findings_table(findings))
     options = EvalOptions(confidence=LOWEST_CONFIDENCE)

@@ -18,7 +18,7 @@ from utils.config.cli import run_script
 from utils.image.opencv import cv2
 from utils.io.errors import UserError
 from utils.io.logger import logger
-from utils.io.text import shorten_list
+from utils.io.text import counted, shorten_list
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   save_dir   The VOC folder to write. What an earlier run drew there is replaced; other files are never.
@@ -357,7 +357,7 @@ def make_sample(save_dir, images, seed):
 def main(settings):
     """Draw the set and say so."""
     make_sample(settings.save_dir, settings.images, settings.seed)
-    logger.info(f"{settings.images} images written to {settings.save_dir}")
+    logger.info(f"{counted(settings.images, 'image')} written to {settings.save_dir}")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from utils.inference.detector import open_detector
 from utils.io.errors import UserError
 from utils.io.files import write_csv
 from utils.io.logger import logger
-from utils.io.text import format_table, json_text, shorten_list
+from utils.io.text import counted, format_table, json_text, shorten_list
 from utils.modes.images import pictures_below
 from utils.modes.label_files import LabelFiles
 
@@ -131,7 +131,9 @@ def main(settings):
     options = NMSOptions(lowest.tolist(), settings.nms_iou, settings.max_boxes)
     views = detect_views(detector, annotations, settings.batch_size, settings.num_workers, options)
     if views.unreadable:
-        logger.warning(f"{len(views.unreadable)} pictures cannot be decoded: {shorten_list(views.unreadable)}")
+        logger.warning(
+            f"{counted(len(views.unreadable), 'picture')} that cannot be decoded: {shorten_list(views.unreadable)}"
+        )
 
     linked, rows, written = write_labels(views, annotations, names, confidences, detector.class_names, settings)
     write_csv(target / "review.csv", _REVIEW, rows)
@@ -184,8 +186,8 @@ def unlabelled(folder, names, settings):
         logger.info(f"{len(names) - len(left)} of {len(names)} pictures in {folder} are labelled, and left out")
     if not left:
         raise UserError(
-            f"dir_origin_path is {str(folder)!r}, whose {len(names)} pictures annotation_path or train_annotation_path "
-            "labels already; name a folder with others."
+            f"dir_origin_path is {str(folder)!r}, whose {counted(len(names), 'picture')} annotation_path or "
+            "train_annotation_path labels already; name a folder with others."
         )
     return left
 
@@ -199,7 +201,8 @@ def find_thresholds(detector, settings):
     annotations, findings = read_annotations(
         settings.annotation_path, detector.class_names, "val", of_weights=not settings.classes_path
     )
-    logger.info(f"{settings.annotation_path}: {len(annotations)} images, {len(annotations.boxes_xyxy)} boxes")
+    boxes = counted(len(annotations.boxes_xyxy), "box")
+    logger.info(f"{settings.annotation_path}: {counted(len(annotations), 'image')}, {boxes}")
     if findings:
         logger.info(findings_table(findings))
     options = NMSOptions(_LOWEST, settings.nms_iou, settings.max_boxes)
@@ -215,7 +218,7 @@ def open_pictures(folder, names):
         builder.add_image(str(folder / name))
     annotations, findings = build_annotations(builder.source([]), [])
     if unreadable := {finding.image for finding in findings if finding.kind == "unreadable_image"}:
-        logger.warning(f"{len(unreadable)} pictures cannot be read: {shorten_list(sorted(unreadable))}")
+        logger.warning(f"{counted(len(unreadable), 'picture')} that cannot be read: {shorten_list(sorted(unreadable))}")
     return annotations, [name for name in names if str(folder / name) not in unreadable]
 
 
@@ -270,7 +273,7 @@ def summary(total, linked, rows, thresholds, class_names, settings):
     lines = [
         f"{len(linked)} of {total} pictures have boxes that are sure enough, and are in {folder}{copies}. The others "
         "are left out.",
-        f"{len(rows)} pictures are doubtful: {folder / 'review.csv'} lists them, those to look at first at the top.",
+        f"Doubtful: {counted(len(rows), 'picture')}, in {folder / 'review.csv'}, those to look at first at the top.",
     ]
     if left_out:
         lines.append(

@@ -34,7 +34,7 @@ from utils.data.splits import make_splits, refuse_overwriting, split_command
 from utils.io.errors import UserError
 from utils.io.files import is_inside, read_lines
 from utils.io.logger import logger
-from utils.io.text import is_text, json_text
+from utils.io.text import counted, is_text, json_text
 from utils.io.yaml_files import load_yaml
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -81,7 +81,7 @@ def parts_of(names, settings):
     splits = make_splits(names, 1.0, settings.train_percent, settings.seed, settings.group_pattern)
     chosen = set(splits["train"])
     parts = [name for name in names if name in chosen], [name for name in names if name not in chosen]
-    logger.info(f"{len(parts[0])} images to train on, {len(parts[1])} to validate on")
+    logger.info(f"{counted(len(parts[0]), 'image')} to train on, {len(parts[1])} to validate on")
     return parts
 
 

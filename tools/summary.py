@@ -28,6 +28,7 @@ from utils.data.anchors import choose_decode_rule
 from utils.io.class_names import read_class_names
 from utils.io.errors import UserError
 from utils.io.logger import logger
+from utils.io.text import counted
 from utils.training.batch_size import ON_CPU
 from utils.training.freezing import frozen_parameter_names, trainable_table
 from utils.training.phases import build_phases, is_pretrained
@@ -89,7 +90,7 @@ def main(settings):
     phases = build_phases(settings)
     height, width = settings.input_shape
     network = f"{model.name} with {settings.backbone}" if settings.backbone else model.name
-    logger.info(f"\n{network}, {model.num_classes} classes, one image of {height}x{width} (height x width)\n")
+    logger.info(f"\n{network}, {counted(model.num_classes, 'class')}, one image of {height}x{width} (height x width)\n")
     logger.info(layer_table(model, trace, settings, phases))
     logger.info(f"\n{totals(model, trace)}\n")
     logger.info(trainable_table(model, settings, phases))
@@ -152,7 +153,7 @@ def layer_table(model, trace, settings, phases):
     names = own_layers(model) if settings.layers else list(blocks(model, trace))
     resting = [frozen_parameter_names(model, settings, phase.frozen) for phase in phases]
     rows = [["layer", "kind", "output", "parameters", "GFLOPs"]]
-    rows[0] += [f"epochs {phase.first + 1}-{phase.last}" for phase in phases]
+    rows[0] += [phase.epochs for phase in phases]
     order = list(trace.outputs)
     for part in model.parts:
         members = [name for name in names if model.part_of(f"{name}.") == part]

@@ -29,7 +29,7 @@ from utils.io.class_names import read_class_names
 from utils.io.errors import MissingFileError, UserError
 from utils.io.files import IMAGE_SUFFIXES
 from utils.io.logger import logger
-from utils.io.text import is_text, shorten_list
+from utils.io.text import counted, is_text, shorten_list
 
 # ----------------------------------------------------------------------------------------------------------------------
 #   annotation_mode   0: splits and lists. 1: only the splits in ImageSets/Main, which is all that train.py needs.
@@ -81,7 +81,7 @@ def main(settings: SimpleNamespace) -> None:
     for path, lines in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        logger.info(f"{path}: {len(lines)} images")
+        logger.info(f"{path}: {counted(len(lines), 'image')}")
 
 
 def check(settings: SimpleNamespace) -> None:
@@ -108,7 +108,9 @@ def annotated_ids(root: Path) -> list[str]:
     ids = sorted(stem for stem, name in images.exact.items() if xml_files.find(stem, os.path.splitext(name)[1]))
     lone = sorted(images.exact.keys() - set(ids))
     if lone:
-        logger.warning(f"{len(lone)} images in {root / 'JPEGImages'} have no annotation: {shorten_list(lone)}")
+        logger.warning(
+            f"without an annotation in {root / 'JPEGImages'}, {counted(len(lone), 'image')}: {shorten_list(lone)}"
+        )
     if missing := xml_files.unused():
         logger.warning(f"{len(missing)} annotations in {folder} have no image: {shorten_list(missing)}")
     # An annotation without its image belongs to the data set: the image is missed when the split is read.
@@ -137,7 +139,7 @@ def print_counts(folder: Path, names: list[str]) -> None:
     raise_errors(str(folder), broken)
     logger.info(f"{len(names)} annotation files in {folder}")
     for name, count in counts.most_common():
-        logger.info(f"  {name}: {count} boxes")
+        logger.info(f"  {name}: {counted(count, 'box')}")
 
 
 def read_split(root: Path, name: str, ids: list[str] | None, class_names: list[str]) -> Annotations:
@@ -147,11 +149,11 @@ def read_split(root: Path, name: str, ids: list[str] | None, class_names: list[s
     source = read_raw_annotations(path) if ids is None else read_voc(root, ids, path)
     annotations, findings = build_annotations(source, class_names)
     raise_errors(path, findings, class_names)
-    logger.info(f"{name}: {len(annotations)} images, {len(annotations.classes)} boxes")
+    logger.info(f"{name}: {counted(len(annotations), 'image')}, {counted(len(annotations.classes), 'box')}")
     if findings:
         logger.info(indent(findings_table(findings), "  "))
     if annotations.difficult.any():
-        logger.info(f"  {annotations.difficult.sum()} boxes are marked difficult; a list file cannot say so.")
+        logger.info(f"  {counted(annotations.difficult.sum(), 'box')} marked difficult; a list file cannot say so.")
     return annotations
 
 

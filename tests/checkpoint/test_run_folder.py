@@ -262,9 +262,9 @@ def disk(monkeypatch, tmp_path, capsys):
 def test_a_disk_that_suffices(disk):
     """Prevents a run from being refused: six epochs keep 2, 4, 6 and one more; with best, last, their copies and a
     file being written 9 of 4 MB, the checkpoint, and 67 MB for the rest."""
-    assert disk(10**9, save_period=2) == "           checkpoint of 4 MB, 107 MB to come, 1000 MB free\n\n"
-    assert "95 MB to come" in disk(10**9, save_period=2, keep_checkpoints=1)
-    assert "107 MB to come" in disk(10**9, save_period=2, keep_checkpoints=9)
+    assert disk(10**9, save_period=2) == "           checkpoint of 4.0 MB, 107.1 MB to come, 1.0 GB free\n\n"
+    assert "95.1 MB to come" in disk(10**9, save_period=2, keep_checkpoints=1)
+    assert "107.1 MB to come" in disk(10**9, save_period=2, keep_checkpoints=9)
 
 
 def test_a_disk_that_is_too_small_is_found_now(disk):
@@ -272,8 +272,8 @@ def test_a_disk_that_is_too_small_is_found_now(disk):
     with pytest.raises(ValueError) as error:
         disk(10**8, save_period=2)
     assert str(error.value) == (
-        "save_dir is 'logs', whose disk has 100 MB free; this run will write about 107 MB (4 files ep*.pth of 4 MB "
-        "each among them). Free space, choose another save_dir, raise save_period, or set keep_checkpoints = 3."
+        "save_dir is 'logs', whose disk has 100.0 MB free; this run will write about 107.1 MB (4 files ep*.pth of 4.0 "
+        "MB each among them). Free space, choose another save_dir, raise save_period, or set keep_checkpoints = 3."
     )
 
 

@@ -37,7 +37,7 @@ def test_sources_of_two_formats_are_joined_by_names(voc, tmp_path, capsys):
     assert train.boxes(2).tolist() == [[40, 15, 60, 35]] and train.areas.tolist() == [1500, 2400, 400]
     assert [finding.kind for finding in findings] == ["background"]
     assert (len(sets["val"].annotations), sets["val"].counts) == (2, [2])
-    assert f"{paths['train'][1]}: 1 images, 1 boxes, 2 classes\n" in capsys.readouterr().out
+    assert f"{paths['train'][1]}: 1 image, 1 box, 2 classes\n" in capsys.readouterr().out
 
 
 def test_sources_that_name_other_classes(voc, tmp_path):

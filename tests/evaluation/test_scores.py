@@ -57,7 +57,7 @@ def test_table_is_aligned_and_says_what_it_shows():
         "红细胞      1   1.000  1.000      1.000   1.000  1.000       0.900      0.000",
         "dog         0       -      -          -       -      -           -          -",
         "all         1   1.000  1.000      1.000   1.000  1.000           -      0.000",
-        "1 images; precision, recall, F1: at the confidence where F1 of the class is best",
+        "1 image; precision, recall, F1: at the confidence where F1 of the class is best",
         "",
         "VOC mAP@0.5, area under the curve  1.000",
         "VOC mAP@0.5, 11-point              1.000",

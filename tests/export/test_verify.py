@@ -126,7 +126,7 @@ def test_the_words_of_a_report():
     report = {"score": 1e-6, "pixels": 1e-3, "pictures": ["a"], "detections": {"pytorch": 9, "onnx": 10, "both": 8}}
     report["other_queries"] = 0
     assert verify.report_words(report).splitlines() == [
-        "PyTorch and ONNX Runtime on 1 pictures: largest difference of a score 1.0e-06 (bound 0.001), of a box 1.0e-03 "
+        "PyTorch and ONNX Runtime on 1 picture: largest difference of a score 1.0e-06 (bound 0.001), of a box 1.0e-03 "
         "pixels (bound 0.5)",
         "detections from a score of 0.05 on: 9 of PyTorch, 10 of ONNX, 8 the same (bound 2% others, or one)",
     ]

@@ -1,6 +1,6 @@
 import pytest
 
-from utils.io.text import did_you_mean, display_width, either, format_table, printable, shorten_list
+from utils.io.text import amount, counted, did_you_mean, display_width, either, format_table, printable, shorten_list
 
 
 def test_columns_are_aligned():
@@ -48,6 +48,25 @@ def test_rows_of_unequal_length():
     """Prevents cells from being dropped in silence."""
     with pytest.raises(ValueError):
         format_table([["a", "b"], ["c"]])
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "words"),
+    [(1, "box", "1 box"), (2, "box", "2 boxes"), (0, "class", "0 classes"), (1, "optimiser step", "1 optimiser step")],
+)
+def test_one_of_a_kind(count, noun, words):
+    """Prevents "1 boxes" and "2 boxs"."""
+    assert counted(count, noun) == words
+
+
+def test_large_numbers_can_be_parted():
+    """Prevents seven digits in a row beside numbers that have commas."""
+    assert (counted(1234567, "batch", ","), counted(3, "image", ",")) == ("1,234,567 batches", "3 images")
+
+
+def test_amounts():
+    """Prevents "50884 MB", and 0.0 GB."""
+    assert [amount(count) for count in (0, 4e6, 50.884e9)] == ["0.0 MB", "4.0 MB", "50.9 GB"]
 
 
 def test_lists_are_shortened():

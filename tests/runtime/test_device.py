@@ -144,7 +144,7 @@ def test_set_up_says_what_runs_where_and_seeds(capsys):
     assert not found.on_gpu
     found.synchronize()  # nothing to wait for on a CPU
     lines = capsys.readouterr().out
-    for part in (f", {torch.__version__}", "cuDNN", "CPU, 1 threads", "GiB memory", "float32 (fp16 = False)"):
+    for part in (f", {torch.__version__}", "cuDNN", "CPU, 1 thread,", "GiB memory", "float32 (fp16 = False)"):
         assert part in lines
     assert "note:" not in lines
 

@@ -80,7 +80,7 @@ def test_several_sources(data, capsys):
     assert [(row[1], os.path.basename(row[2])) for row in rows] == [("same image twice, same labels", "copy.png")]
     assert status == 0
     printed = capsys.readouterr().out
-    assert "data/more.txt: 1 images, 2 boxes, 2 classes\n" in printed
+    assert "data/more.txt: 1 image, 2 boxes, 2 classes\n" in printed
     assert "train      11       22              2.0                     0                   2" in printed
 
 

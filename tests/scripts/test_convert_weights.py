@@ -243,5 +243,5 @@ def test_from_the_command_line_to_boxes(sources, tmp_path):
         f"--map_out_path={tmp_path / 'map_out'}",
     )
     assert finished.status == 0, finished.error
-    assert "1 images, 1 boxes" in finished.said
+    assert "1 image, 1 box" in finished.said
     assert (tmp_path / "map_out/results.json").is_file()

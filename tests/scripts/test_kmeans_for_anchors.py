@@ -98,7 +98,7 @@ def test_the_whole_output(settings, capsys):
     tool.main(settings)
     assert (
         capsys.readouterr().out
-        == f"""list.txt: 1 images, 8 boxes, 1 classes
+        == f"""list.txt: 1 image, 8 boxes, 1 class
 
 anchor   width  height   boxes  share  mean IoU
      0      10      20       1  12.5%     1.000
@@ -138,7 +138,7 @@ def test_boxes_that_training_drops(settings, capsys):
     Path("list.txt").write_text("a.png 0,0,1.9,30,0 0,0,8,9,0 0,0,2,9,0\n")
     settings.input_shape = [104, 416]
     assert tool.read_sizes(settings).tolist() == [[8, 9], [2, 9]]
-    said = "1 boxes have a side below 2 pixels at 104x416: training drops them, and they are left out here."
+    said = "note: 1 box with a side below 2 pixels at 104x416, which training drops, left out here."
     assert said in capsys.readouterr().out
     Path("list.txt").write_text("a.png 0,0,1.9,30,0\n")
     assert tool.read_sizes(settings).shape == (0, 2)

@@ -132,7 +132,7 @@ def test_pictures_that_are_labelled_already_are_left_out(settings, tmp_path, cap
     names = ["a.png", "z.png"]
     assert tool.unlabelled(tmp_path / "pictures", names, settings) == ["a.png"]
     assert f"1 of 2 pictures in {tmp_path / 'pictures'} are labelled, and left out\n" in capsys.readouterr().out
-    with pytest.raises(UserError, match="whose 1 pictures annotation_path or train_annotation_path labels already"):
+    with pytest.raises(UserError, match="whose 1 picture annotation_path or train_annotation_path labels already"):
         tool.unlabelled(tmp_path / "pictures", ["z.png"], settings)
 
 

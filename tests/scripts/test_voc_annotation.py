@@ -183,7 +183,7 @@ def test_sub_folders_and_longer_endings(settings, capsys):
     voc_annotation.main(settings)
     expected = {"cam2/00", *(f"{number:02d}" for number in range(1, 20))} - {"02"}
     assert set(ids("trainval")) | set(ids("test")) == expected
-    assert "1 images in my voc/JPEGImages have no annotation: 02\n" in capsys.readouterr().out
+    assert "without an annotation in my voc/JPEGImages, 1 image: 02\n" in capsys.readouterr().out
 
 
 def test_names_that_no_text_file_can_hold(settings):

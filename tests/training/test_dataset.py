@@ -17,7 +17,7 @@ def test_the_data_are_counted_and_what_is_wrong_with_them_is_said(data_settings,
     data = load_dataset(settings)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{settings.train_annotation_path}: 3 images, 4 boxes, 2 classes"
-    assert lines[1] == f"{settings.val_annotation_path}: 1 images, 2 boxes, 2 classes"
+    assert lines[1] == f"{settings.val_annotation_path}: 1 image, 2 boxes, 2 classes"
     assert lines[3] == "In the data, the worst first (python tools/check_data.py looks deeper):"
     assert any(line.startswith("info         1  image without boxes") for line in lines)
     assert {finding.kind for finding in data.findings} == {"rare_class", "background", "difficult_box"}
@@ -46,7 +46,7 @@ def test_sources_are_weighed(data_settings, tmp_path, capsys):
         train_loader, _ = build.build_loaders(settings, data, RUNTIME, TOP_LEFT)
         assert train_loader.batch_sampler.repeats.tolist() == data.repeats.tolist() == repeats
     said = capsys.readouterr().out
-    assert f"{second}: 1 images, 1 boxes, 2 classes\n" in said
+    assert f"{second}: 1 image, 1 box, 2 classes\n" in said
     assert f"       2.0 from {second}, which has 1\n" in said
     settings.source_weights = []
     assert load_dataset(settings).repeats is None

@@ -36,6 +36,11 @@ def settings_of(**changes):
     return SimpleNamespace(**values | changes)
 
 
+def test_epochs_in_words():
+    """Prevents "epochs 1-1"."""
+    assert [FROZEN.epochs, UNFROZEN.epochs, Phase(True, 3, 4, 2).epochs] == ["epochs 1-10", "epochs 11-100", "epoch 4"]
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

@@ -380,7 +380,7 @@ def test_our_files_take_no_format(tmp_path):
     metadata |= {"resize_rule": TOP_LEFT, "pixel_rule": BGR}
     path = saved({"model": layout("yolox_nano", 1), "contract": metadata}, tmp_path)
     assert read_weights(path).metadata == metadata
-    assert read_weights(path).source == "yolox_nano, 1 classes, written by this project"
+    assert read_weights(path).source == "yolox_nano, 1 class, written by this project"
     message = refused(path, "yolox")
     assert message.startswith(f"weights_format is 'yolox', but {path} says itself how it is used ({{'channels': 'BGR'")
     assert message.endswith("set weights_format = ''.")

@@ -9,6 +9,7 @@ import psutil
 
 from utils.config.constants import to_plain
 from utils.io.errors import UserError
+from utils.io.text import counted
 from utils.runtime.device import choose_gpus
 from utils.runtime.distributed import broadcast_object, init_distributed, launch_id, restart_count
 from utils.weights.metadata import check_metadata
@@ -192,7 +193,7 @@ def check_resumable(path, content, metadata, settings):
 def resume_summary(path, content, settings):
     """What a person reads of a run that is taken up again: sentences."""
     run, now = content["run"], to_plain(vars(settings))
-    images = f" and {run['images']} images" if run["images"] else ""
+    images = f" and {counted(run['images'], 'image')}" if run["images"] else ""
     yield f"resumes {path}: {run['epoch']} of {settings.UnFreeze_Epoch} epochs{images} are done"
     if run["settings"]["UnFreeze_Epoch"] != settings.UnFreeze_Epoch:
         yield (

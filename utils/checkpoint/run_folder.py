@@ -10,7 +10,7 @@ from utils.checkpoint.resume import read_checkpoint
 from utils.io.errors import UserError
 from utils.io.files import remove_temporaries, replace_file
 from utils.io.logger import logger
-from utils.io.text import json_text
+from utils.io.text import amount, json_text
 from utils.weights.save import copy_weights, save_state, snapshot
 
 BEST, LAST = "best_epoch_weights.pth", "last_epoch_weights.pth"
@@ -156,9 +156,10 @@ def check_disk(checkpointer, settings, phases):
     free = shutil.disk_usage(path.parent).free
     if needed > free:
         raise UserError(
-            f"save_dir is {settings.save_dir!r}, whose disk has {free / 1e6:.0f} MB free; this run will write about "
-            f"{needed / 1e6:.0f} MB ({kept} files ep*.pth of {weights_bytes / 1e6:.0f} MB each among them). Free "
+            f"save_dir is {settings.save_dir!r}, whose disk has {amount(free)} free; this run will write about "
+            f"{amount(needed)} ({kept} files ep*.pth of {amount(weights_bytes)} each among them). Free "
             "space, choose another save_dir, raise save_period, or set keep_checkpoints = 3."
         )
-    size = path.stat().st_size / 1e6
-    logger.info(f"           checkpoint of {size:.0f} MB, {needed / 1e6:.0f} MB to come, {free / 1e6:.0f} MB free\n")
+    logger.info(
+        f"           checkpoint of {amount(path.stat().st_size)}, {amount(needed)} to come, {amount(free)} free\n"
+    )

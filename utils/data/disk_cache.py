@@ -18,10 +18,11 @@ import numpy as np
 import PIL
 
 from utils.data.annotations import Annotations
-from utils.data.image_cache import RESERVED_BYTES, DecodedImages, amount
+from utils.data.image_cache import RESERVED_BYTES, DecodedImages
 from utils.data.sources import paths_of
 from utils.image.opencv import cv2
 from utils.io.files import remove_temporaries, replace_file
+from utils.io.text import amount
 
 # Its number rises when the file, or the way from an image file to these pixels, becomes another.
 MAGIC = b"decoded images, version 1\n"

@@ -20,6 +20,7 @@ from utils.data.augment import AugmentOptions, largest_scales
 from utils.data.sampling import WINDOW
 from utils.image.codec import read_image_with_gaps, reduction_for
 from utils.image.opencv import cv2
+from utils.io.text import amount
 
 # A window of the epoch's order and not much more: images of older windows are not asked for again. Photographs may be
 # large, and each worker has its own.
@@ -221,11 +222,6 @@ def cache_fits(annotations: Annotations, scales: np.ndarray, shared: bool, copie
             "epoch instead. A smaller input_shape needs less."
         )
     return True, f"cache 'ram': {len(annotations)} images take {amount(needed)}; {amount(free)} {where}"
-
-
-def amount(count: float) -> str:
-    """A number of bytes, for people."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def free_bytes(shared: bool) -> tuple[int, str]:

@@ -15,7 +15,7 @@ from utils.io.class_names import read_class_names
 from utils.io.errors import UserError
 from utils.io.files import PROJECT
 from utils.io.logger import logger
-from utils.io.text import shorten_list
+from utils.io.text import counted, shorten_list
 
 # Where the constants of train.py point before anybody sets them.
 SAMPLE = PROJECT / "VOCdevkit" / "Sample"
@@ -69,8 +69,8 @@ def _built(
             is_sample = Path(source.annotation_path).resolve().is_relative_to(SAMPLE)
             cause = f"{part}_annotation_path is still the sample's; set it to your data." if is_sample else ""
             raise_errors(source.annotation_path, findings, class_names, cause=cause)
-        boxes = len(annotations.boxes_xyxy)
-        logger.info(f"{source.annotation_path}: {len(annotations)} images, {boxes} boxes, {len(class_names)} classes")
+        boxes, classes = counted(len(annotations.boxes_xyxy), "box"), counted(len(class_names), "class")
+        logger.info(f"{source.annotation_path}: {counted(len(annotations), 'image')}, {boxes}, {classes}")
         yield annotations, findings
 
 
@@ -117,6 +117,6 @@ def source_repeats(counts: Sequence[int], weights: Sequence[float], images: np.n
 def weights_words(paths: Sequence[str], counts: Sequence[int], weights: Sequence[float]) -> str:
     """What weights make of an epoch, which keeps its length: a line for each source."""
     seen = np.multiply(counts, weights) / np.dot(counts, weights) * sum(counts)
-    lines = [f"source_weights: an epoch keeps its {sum(counts)} images, of which on average come"]
+    lines = [f"source_weights: an epoch keeps its {counted(sum(counts), 'image')}, of which on average come"]
     rows = zip(seen, paths, counts, strict=True)
     return "\n".join([*lines, *(f"  {part:8.1f} from {path}, which has {count}" for part, path, count in rows)])

@@ -6,7 +6,7 @@ from utils.evaluation.average_precision import coco_scores, voc_average_precisio
 from utils.evaluation.curves import mean_over_classes, pr_curves
 from utils.evaluation.matching import match_voc
 from utils.evaluation.types import check_inputs
-from utils.io.text import display_width, format_table
+from utils.io.text import counted, display_width, format_table
 
 
 def score_detections(ground_truth, detections, class_names, num_images, iou=0.5, plus_one=False):
@@ -64,7 +64,9 @@ def format_scores(scores):
     shown = [(label.format(iou), names) for label, names in _SUMMARY if names[0] in scores]
     width = max(len(label) for label, _ in shown)
     summary = [f"{label:{width}}  " + "  ".join(_number(scores, name) for name in names) for label, names in shown]
-    notes = [f"{scores['images']} images; precision, recall, F1: at the confidence where F1 of the class is best"]
+    notes = [
+        f"{counted(scores['images'], 'image')}; precision, recall, F1: at the confidence where F1 of the class is best"
+    ]
     if scores.get("intervals"):
         resamplings = f"{scores['resamplings']} resamplings of the images"
         notes.append(f"[low, high]: 95 % interval, by {resamplings}; with few images it holds in about 90 % of cases")

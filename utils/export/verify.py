@@ -15,6 +15,7 @@ from utils.inference.postprocess import select
 from utils.io.errors import UserError
 from utils.io.files import IMAGE_SUFFIXES, files_below
 from utils.io.logger import logger
+from utils.io.text import counted
 
 # An exported file that differs more than this from PyTorch is deleted.
 MAX_SCORE_ERROR, MAX_PIXEL_ERROR = 1e-3, 0.5
@@ -158,7 +159,7 @@ def _compare_batch(session, names, detector, images_rgb):
 def report_words(report):
     """The report in a few lines."""
     lines = [
-        f"PyTorch and ONNX Runtime on {len(report['pictures'])} pictures: largest difference of a score "
+        f"PyTorch and ONNX Runtime on {counted(len(report['pictures']), 'picture')}: largest difference of a score "
         f"{report['score']:.1e} (bound {MAX_SCORE_ERROR:g}), of a box {report['pixels']:.1e} pixels (bound "
         f"{MAX_PIXEL_ERROR:g})"
     ]

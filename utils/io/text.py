@@ -51,6 +51,17 @@ def shorten_list(items: Sequence[str], shown: int = MAX_SHOWN) -> str:
     return ", ".join(items[:shown]) + (f" and {more} more" if more > 0 else "")
 
 
+def counted(count: int, noun: str, spec: str = "") -> str:
+    """A number and what it counts: "1 box", "2 boxes". noun: regular, its last word in the singular."""
+    ending = "" if count == 1 else "es" if noun.endswith(("s", "x", "ch")) else "s"
+    return f"{count:{spec}} {noun}{ending}"
+
+
+def amount(count: float) -> str:
+    """A number of bytes, for people."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
 def either(choices: Sequence[str]) -> str:
     """One to many phrases as a choice: "a", "a, or b", "a, b, or c"."""
     return ", or ".join([", ".join(choices[:-1]), choices[-1]] if choices[1:] else choices)

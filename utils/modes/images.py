@@ -16,6 +16,7 @@ from utils.inference.base import open_picture
 from utils.io.errors import UserError
 from utils.io.files import DISK_IS_FULL, IMAGE_SUFFIXES, files_below
 from utils.io.logger import logger
+from utils.io.text import counted
 from utils.modes.label_files import DETECTIONS, LabelFiles
 from utils.modes.window import Window
 
@@ -56,7 +57,9 @@ def _predict_one(detector, settings, path, written):
     for name, score, box_xyxy in zip(found.names, found.scores, found.boxes_xyxy, strict=True):
         x1, y1, x2, y2 = np.round(box_xyxy).astype(int)
         logger.info(f"{name:16s} {score:.3f}  x {x1}-{x2}  y {y1}-{y2}")
-    logger.info(f"{len(found.scores)} objects; saved {target}" + f", {crops} crops" * settings.crop)
+    logger.info(
+        f"{counted(len(found.scores), 'object')}; saved {target}" + f", {counted(crops, 'crop')}" * settings.crop
+    )
     if sentence := fullness(found, settings.max_boxes):
         logger.warning(sentence)
     if settings.count:
@@ -117,9 +120,11 @@ def predict_folder(detector, settings):
                     counts.update(found.names.tolist())
                     full += len(found.scores) >= settings.max_boxes
             bar.update(len(batch))
-    logger.info(f"{len(names) - len(failed)} pictures, {counts.total()} objects; saved in {target_folder}")
+    logger.info(
+        f"{counted(len(names) - len(failed), 'picture')}, {counted(counts.total(), 'object')}; saved in {target_folder}"
+    )
     if full:
-        logger.warning(f"{full} pictures have as many objects as max_boxes = {settings.max_boxes} allows.")
+        logger.warning(f"{counted(full, 'picture')} with as many objects as max_boxes = {settings.max_boxes} allows.")
     if settings.count:
         logger.info(count_table(counts))
     if failed:

@@ -12,6 +12,7 @@ from utils.image.draw import draw_boxes, text_width, write_text
 from utils.image.opencv import cv2
 from utils.io.errors import MissingFileError, UserError
 from utils.io.logger import logger
+from utils.io.text import counted
 from utils.modes.window import Window
 
 # FFmpeg prints what it finds wrong with a file; here that is one sentence of ours. Read when OpenCV opens a video.
@@ -53,9 +54,8 @@ def predict_video(detector, settings, constant="video_path"):
         raise UserError(f"{constant} is {settings.video_path!r}, which gave no frame; expected a video that plays.")
     if frames_done < count:
         logger.warning(f"{settings.video_path} says that it has {count} frames; {frames_done} were used")
-    logger.info(
-        f"{frames_done} frames, {frames_done / (time.perf_counter() - started):.1f} each second; saved {target}"
-    )
+    rate = frames_done / (time.perf_counter() - started)
+    logger.info(f"{counted(frames_done, 'frame')}, {rate:.1f} each second; saved {target}")
     return target
 
 

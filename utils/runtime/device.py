@@ -10,6 +10,7 @@ import torch
 
 from utils.io.errors import UserError
 from utils.io.logger import logger, setup_logging
+from utils.io.text import counted
 from utils.runtime.distributed import DistInfo, describe_ranks, init_distributed, is_distributed, local_world_size
 
 # Each worker holds some batches in memory, and the training itself needs some cores.
@@ -183,7 +184,7 @@ def describe(device):
         if count > 1 and not is_distributed():
             rows.append(("several GPUs", describe_data_parallel(count)))
     else:
-        rows.append(("device", f"CPU, {torch.get_num_threads()} threads, {_main_memory()}"))
+        rows.append(("device", f"CPU, {counted(torch.get_num_threads(), 'thread')}, {_main_memory()}"))
     return rows
 
 

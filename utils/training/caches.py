@@ -7,8 +7,9 @@ import torch
 
 from utils.data.device_cache import DeviceCache, fits_device, smallest_scale
 from utils.data.disk_cache import DiskCache, cache_paths, choose_path
-from utils.data.image_cache import RamCache, ReadableImages, amount, cache_fits, train_scales
+from utils.data.image_cache import RamCache, ReadableImages, cache_fits, train_scales
 from utils.io.logger import logger
+from utils.io.text import amount, counted
 from utils.runtime.distributed import all_reduce_sum, local_world_size
 
 
@@ -56,7 +57,7 @@ def _find_or_write(cache, paths, is_main):
     """(whether a DiskCache has its file now, a sentence for people)."""
     images, size = len(cache.annotations), amount(cache.file_bytes)
     if any(map(cache.open, paths)):
-        return True, f"cache 'disk': {images} images, {size}, found in {cache.path}"
+        return True, f"cache 'disk': {counted(images, 'image')}, {size}, found in {cache.path}"
     path, sentence = choose_path(paths, cache.file_bytes, images)
     if path is None:
         return False, sentence

@@ -137,7 +137,7 @@ def trainable_table(model, settings, phases):
     lr_scale_of = lr_scales(model, settings.lr_scale)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     frozen = [frozen_parameter_names(model, settings, phase.frozen) for phase in phases]
-    rows = [("part", "parameters", *(f"epochs {phase.first + 1}-{phase.last}" for phase in phases))]
+    rows = [("part", "parameters", *(phase.epochs for phase in phases))]
     for part in model.parts:
         of_part = {name: size for name, size in sizes.items() if model.part_of(name) == part}
         cells = [

@@ -23,6 +23,11 @@ class Phase(NamedTuple):
         return "frozen" if self.frozen else "unfrozen"
 
     @property
+    def epochs(self):
+        """Its epochs as people count them: "epoch 1", "epochs 1-10"."""
+        return f"epochs {self.first + 1}-{self.last}" if self.last > self.first + 1 else f"epoch {self.last}"
+
+    @property
     def size_constant(self):
         """The constant that says batch_size."""
         return "Freeze_batch_size" if self.frozen else "Unfreeze_batch_size"

@@ -3,6 +3,7 @@
 import numpy as np
 
 from utils.data.quality.checks import TINY_SIDE, box_sizes_at_input, class_counts
+from utils.io.text import counted
 from utils.visualize.figures import GREY, TRAIN, VAL, legend_above, names_on_left, new_figure, rendered, style_axes
 
 ANCHOR = "#d1003f"
@@ -39,7 +40,7 @@ def draw_class_bars(axes, train_counts, val_counts, class_names, most, name_widt
     order = np.argsort(-train_counts - val_counts, kind="stable")[:most]
     for counts, name, colour, shift in ((train_counts, "train", TRAIN, -0.2), (val_counts, "val", VAL, 0.2)):
         shares = 100 * counts[order] / max(counts.sum(), 1)
-        label = f"{name}: {counts.sum():,} boxes"
+        label = f"{name}: {counted(counts.sum(), 'box', ',')}"
         bars = axes.barh(np.arange(len(order)) + shift, shares, height=0.38, color=colour, label=label)
         axes.bar_label(bars, [f"{count:,}" for count in counts[order]], padding=3, fontsize=8, color=colour)
     left_out = f" (the {len(order)} largest of {len(class_names)} classes)" if len(order) < len(class_names) else ""

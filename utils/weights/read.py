@@ -11,6 +11,7 @@ import torch
 from utils.io.class_names import read_class_names
 from utils.io.errors import UserError
 from utils.io.files import PROJECT
+from utils.io.text import counted
 from utils.weights.darknet import looks_like_darknet, read_darknet
 from utils.weights.formats import FITTING, FORMATS, choose_format, recognise
 from utils.weights.metadata import check_metadata
@@ -113,7 +114,7 @@ def _from_content(path, content, weights_format):
         metadata = content["contract"]
         check_metadata(path, metadata)
         _refuse_format(path, metadata, weights_format)
-        part = f"{len(metadata['class_names'])} classes" if metadata["class_names"] else "a part of it"
+        part = f"{counted(len(metadata['class_names']), 'class')}" if metadata["class_names"] else "a part of it"
         return WeightFile(path, state, metadata, f"{metadata['model_name']}, {part}, written by this project")
     recognised = recognise(state)
     if recognised is None:
@@ -143,7 +144,7 @@ def _from_darknet(path, weights_format):
         raise UserError(f"weights_format is {weights_format!r}, but {path} is a Darknet file: set it to ''.")
     darknet = read_darknet(path)
     metadata = foreign_metadata("darknet", darknet.model_name, darknet.num_classes)
-    part = f"{darknet.num_classes} classes" if darknet.num_classes else "its first layers"
+    part = f"{counted(darknet.num_classes, 'class')}" if darknet.num_classes else "its first layers"
     source = f"Darknet file of {darknet.model_name}, {part}; {FORMATS['darknet'].words}"
     return WeightFile(path, {}, metadata, source, numbers=darknet.numbers)
 

@@ -3,6 +3,7 @@
 import math
 
 from utils.config.optimizers import SUITABLE
+from utils.io.text import counted
 from utils.training.compile import uses_compiler
 from utils.training.lr_schedule import NOMINAL_BATCH, lr_limits, lr_range
 from utils.training.phases import count_steps, is_pretrained
@@ -33,8 +34,8 @@ def setting_hints(settings, phases, images, world_size=1):
     if steps < wanted:
         start = "from weights" if is_pretrained(settings) else "from scratch"
         yield (
-            f"Only {steps} optimiser steps in all; training {start} wants at least {wanted}: {change}, or lower the "
-            "batch size or accumulate."
+            f"Only {counted(steps, 'optimiser step')} in all; training {start} wants at least {wanted}: {change}, or lower "
+            "the batch size or accumulate."
         )
 
 
@@ -68,8 +69,9 @@ def _rate_hints(settings, phases, images):
         batches = math.ceil(images / phase.batch_size)
         if settings.accumulate > batches:
             yield (
-                f"accumulate is {settings.accumulate}, but an epoch of the {phase.name} phase has {batches} batches, "
-                "after which every step ends; the learning rate counts on more. Lower accumulate."
+                f"accumulate is {settings.accumulate}, but an epoch of the {phase.name} phase has "
+                f"{counted(batches, 'batch')}, after which every step ends; the learning rate counts on more. Lower "
+                "accumulate."
             )
         asked = settings.Init_lr * phase.batch_size * settings.accumulate / NOMINAL_BATCH
         highest, _ = lr_range(settings, phase)
