@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from nets import build_model
 from utils.config.cli import run_script
+from utils.config.commands import data_command
 from utils.config.constants import read_constants, require_literals, train_constants
 from utils.config.rules import check_values
 from utils.data.anchors import choose_decode_rule
@@ -258,7 +259,8 @@ def anchor_sentence(annotations, anchors_wh, settings):
         return ""
     sizes_wh = box_sizes_at_input(annotations, settings.input_shape, settings.tile)
     recall, mean_iou = pictures.anchor_recall(sizes_wh, anchors_wh)
-    hint = "" if recall >= _LEAST_RECALL else " Anchors of your own may help: python tools/kmeans_for_anchors.py"
+    better = data_command("tools/kmeans_for_anchors.py", settings)
+    hint = "" if recall >= _LEAST_RECALL else f" Anchors of your own may help: {better}"
     return (
         f"Anchors of {settings.model_name}: {recall:.1%} of the training boxes have one with an IoU over "
         f"{pictures.GOOD_IOU:g}; the mean best IoU is {mean_iou:.2f}.{hint}"

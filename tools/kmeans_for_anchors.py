@@ -136,8 +136,8 @@ def read_sizes(settings):
     if small := (~is_learned).sum():
         height, width = settings.input_shape
         logger.info(
-            f"  note: {counted(small, 'box')} with a side below {MIN_SIDE:g} pixels at {height}x{width}, which training "
-            "drops, left out here."
+            f"  note: {counted(small, 'box')} with a side below {MIN_SIDE:g} pixels at {height}x{width}, which "
+            "training drops, left out here."
         )
     return sizes_wh[is_learned].round(1)
 

@@ -9,9 +9,9 @@ from utils.data.annotations import Annotations
 from utils.reporting.hints import Run, classes
 from utils.reporting.hints.classes import class_hints
 
-SETTINGS = SimpleNamespace(
-    input_shape=[416, 416], tile=0, model_path="a.pth", train_annotation_path="data.yaml", pretrained=False
-)
+DATA = {"train_annotation_path": "data.yaml", "val_annotation_path": "data.yaml", "save_dir": "logs"}
+NETWORK = {"model_name": "yolox_nano", "input_shape": [416, 416], "tile": 0, "model_path": "a.pth", "pretrained": False}
+SETTINGS = SimpleNamespace(**DATA, **NETWORK, classes_path="model_data/sample_classes.txt")
 ANCHORS = {"anchors": [[40, 40], [200, 10]], "anchors_mask": [[0]]}
 
 
@@ -79,7 +79,8 @@ def test_anchors_that_do_not_fit():
     """Prevents anchors of other shapes from being overlooked; one that no map has does not count."""
     assert hints([500], [0.02], (200, 12), decode_rule=ANCHORS) == {
         "anchors": "The anchors do not fit: c0 (only 0% of the boxes have one with an IoU of 0.5). `python "
-        "tools/kmeans_for_anchors.py` finds better ones for anchors_path."
+        'tools/kmeans_for_anchors.py --train_annotation_path=data.yaml --input_shape="[416, 416]"` finds better ones '
+        "for anchors_path."
     }
     assert "anchors" not in hints([500], [0.02], (40, 40), decode_rule=ANCHORS)
     assert "anchors" not in hints([500], [0.02], (200, 12))
@@ -92,7 +93,9 @@ def test_another_class():
     val = Annotations(["a.jpg"], [(416, 416)], [10], [box[1:] for box in boxes], [1] * 10)
     taken = [[*box, 0.4, 2] for box in boxes[:4]]
     sentence = hints([500] * 3, [0.8, 0.05, 0.8], val=val, detections=taken)["confused"]
-    assert sentence.startswith("Taken for another class: c1 (40% for c2). Compare their labels")
+    assert sentence.startswith(
+        "Taken for another class, counted from a score of 0.1 on: c1 (40% for c2). Compare their labels (`python "
+    )
     assert (
         "Compare their labels, and"
         in hints([500] * 3, [0.8, 0.05, 0.8], val=val, detections=taken, mean_map=0.6)["confused"]

@@ -108,6 +108,16 @@ def test_chinese(annotations):
     assert not any(words in shown for words in ("Scores", "missed", "badly placed", "epoch"))
 
 
+def test_the_page_says_from_which_score_on_it_counts(text, annotations):
+    """Prevents a recall in the table that the matrix and the pictures contradict without a word."""
+    said = (
+        "Detections are counted from a score of 0.50 on: the confidence in the table, but never less than 0.05, and 0.5"
+    )
+    assert text.count(f"{said} for a class with fewer than 10 boxes.") == 2
+    chinese = page_of(annotations, report_language="zh")
+    assert "检测结果从得分 0.50 起计数：即表里的置信度，但不低于 0.05；取 0.5 的是标注框少于 10 个的类别。" in chinese
+
+
 def test_charts_have_the_epochs_of_the_whole_run():
     """Prevents a chart of scores that counts epochs 2, 3, 4 in a run of two, and a crash before the first epoch."""
     charts = epoch_charts([row(1, None), row(2, 0.5)])

@@ -1,3 +1,4 @@
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -371,8 +372,8 @@ def test_a_doubt_stands_right_above_the_scores(annotations):
 
 def test_the_end_says_where_the_weights_lie(tmp_path):
     """Prevents a user who has to search for the result, or a command that opens other weights than these."""
-    folder = tmp_path / "loss_1"
-    assert summary(tmp_path, 0.75) == (
+    folder = Path("logs", "loss_1")
+    assert summary(Path("logs"), 0.75) == (
         f"\nBest weights: {folder / 'best_epoch_weights.pth'} (mAP@0.5 0.750, epoch 3)\n"
         f"Last weights: {folder / 'last_epoch_weights.pth'}\n"
         "Both are also in logs/. Draw boxes with them: python predict.py"

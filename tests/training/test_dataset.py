@@ -18,7 +18,8 @@ def test_the_data_are_counted_and_what_is_wrong_with_them_is_said(data_settings,
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{settings.train_annotation_path}: 3 images, 4 boxes, 2 classes"
     assert lines[1] == f"{settings.val_annotation_path}: 1 image, 2 boxes, 2 classes"
-    assert lines[3] == "In the data, the worst first (python tools/check_data.py looks deeper):"
+    assert lines[3].startswith("In the data, the worst first (python tools/check_data.py --train_annotation_path=")
+    assert f" --val_annotation_path={settings.val_annotation_path} " in lines[3] and " looks deeper):" in lines[3]
     assert any(line.startswith("info         1  image without boxes") for line in lines)
     assert {finding.kind for finding in data.findings} == {"rare_class", "background", "difficult_box"}
     assert (data.class_names, len(data.train), len(data.val)) == (NAMES, 3, 1)

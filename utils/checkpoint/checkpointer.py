@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from utils.checkpoint.resume import CHECKPOINT, process, quote_path
+from utils.checkpoint.resume import CHECKPOINT, process
+from utils.config.commands import quote_path
 from utils.config.constants import to_plain
 from utils.io.logger import logger
 from utils.runtime.device import random_states, set_random_states

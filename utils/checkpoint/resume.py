@@ -138,11 +138,6 @@ def is_running(identity):
         return False
 
 
-def quote_path(folder):
-    """A folder as a command line takes it."""
-    return f'"{folder}"' if " " in str(folder) else str(folder)
-
-
 def read_checkpoint(path, mmap=False):
     """What a last_checkpoint.pth holds. Raises ValueError, naming the file, for anything else."""
     content = load_content(path, mmap)

@@ -18,7 +18,7 @@ from utils.io.logger import logger
 from utils.visualize.confusion import confusion_picture
 from utils.visualize.curves import curve_pictures
 from utils.visualize.images import prediction_picture
-from utils.weights.metadata import best_confidences, confidence_of
+from utils.weights.metadata import LEAST_CONFIDENCE, best_confidences, confidence_of
 
 # Of a run's time, for each function that draws: on a tiny data set an epoch is over in a second or two.
 MAX_TIME_SHARE = 0.03
@@ -127,7 +127,9 @@ def evaluation_pictures(annotations, detections, scores, seed):
     pictures = prediction_picture(annotations, detections, class_names, judged.confidences, seed)
     if not any(row["boxes"] for row in scores["classes"]):
         return pictures
-    note = f"IoU of {scores['iou']:g} or more; confidence of each class where its F1 is best"
+    note = (
+        f"IoU of {scores['iou']:g} or more; confidence of each class where its F1 is best, {LEAST_CONFIDENCE:g} or more"
+    )
     return (
         pictures
         | confusion_picture(judged.matrix, class_names, note)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from utils.checkpoint.resume import quote_path
 from utils.checkpoint.run_folder import BEST, LAST, WeightSaver, new_run_folder, save_settings
 from utils.checkpoint.writer import BackgroundWriter
+from utils.config.commands import command
 from utils.config.constants import to_plain
 from utils.data.quality.findings import findings_rows, write_findings
 from utils.evaluation.scores import format_scores
@@ -266,6 +266,5 @@ def summary_lines(weights, scores, scored_epoch, settings, doubt=""):
     best = f"mAP@0.5 {weights.best_score:.3f}" if settings.eval_flag else f"validation loss {-weights.best_score:.3f}"
     yield f"\nBest weights: {weights.folder / BEST} ({best}, epoch {weights.best_epoch})"
     yield f"Last weights: {weights.folder / LAST}"
-    newest = quote_path(weights.folder.parent / BEST)
-    command = "python predict.py" if settings.save_dir == "logs" else f"python predict.py --model_path={newest}"
-    yield f"Both are also in {settings.save_dir}/. Draw boxes with them: {command}"
+    predict = command("predict.py", {"model_path": (weights.folder.parent / BEST).as_posix()})
+    yield f"Both are also in {settings.save_dir}/. Draw boxes with them: {predict}"

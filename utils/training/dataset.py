@@ -5,6 +5,7 @@ from functools import cached_property
 
 import numpy as np
 
+from utils.config.commands import data_command
 from utils.data.annotations import Annotations
 from utils.data.copy_paste import find_donors
 from utils.data.quality.checks import quick_findings
@@ -55,7 +56,8 @@ def load_dataset(settings):
     raise_errors(path_words(settings.train_annotation_path), findings, class_names)
     if findings:
         table = findings_table(findings)
-        logger.info(f"\nIn the data, the worst first (python tools/check_data.py looks deeper):\n{table}\n")
+        deeper = data_command("tools/check_data.py", settings)
+        logger.info(f"\nIn the data, the worst first ({deeper} looks deeper):\n{table}\n")
     tiles = TileOptions(settings.tile, settings.tile_overlap)
     data = TrainingData(class_names, learned(train, settings), val, findings, tiles)
     data.repeats = _repeats(settings, data, sets["train"].counts)

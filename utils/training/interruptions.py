@@ -3,7 +3,7 @@
 from contextlib import contextmanager
 from pathlib import Path
 
-from utils.checkpoint.resume import quote_path
+from utils.config.commands import quote_path
 from utils.config.constants import to_plain
 from utils.io.errors import UserError
 from utils.io.logger import logger

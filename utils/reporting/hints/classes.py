@@ -1,12 +1,16 @@
 """Why single classes are found badly: the reasons that lie in the data, and what changes them."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 
+from utils.checkpoint.run_folder import BEST
+from utils.config.commands import command, data_command
 from utils.data.anchors import best_anchor_iou
 from utils.data.quality.checks import FEW_BOXES, LARGEST_INPUT, RARE_BOXES, box_sizes_at_input, class_counts
 from utils.data.quality.findings import MAX_CLASSES_NAMED
+from utils.data.sources import paths_of
 from utils.data.splits import split_advice
 from utils.evaluation.evaluate import ground_truth
 from utils.evaluation.label_suspects import TRUSTED_MAP
@@ -32,9 +36,10 @@ _SENTENCES = {
     "more.",
     "small boxes": f"Small boxes: {{}}. Under {SMALL_SIDE} pixels of the input little is found: raise input_shape, or "
     "{tiling}.",
-    "anchors": "The anchors do not fit: {}. `python tools/kmeans_for_anchors.py` finds better ones for anchors_path.",
-    "confused": "Taken for another class: {}. Compare their labels{suspects}, and label more "
-    "of both; where colour tells them apart, lower the hue of colour_jitter, where left and right do, flip_prob.",
+    "anchors": "The anchors do not fit: {}. `{anchors}` finds better ones for anchors_path.",
+    "confused": f"Taken for another class, counted from a score of {SURE:g} on: {{}}. Compare their labels{{suspects}}, "
+    "and label more of both; where colour tells them apart, lower the hue of colour_jitter, where left and right do, "
+    "flip_prob.",
     "not found": "Hardly found, though the data show no reason: {}. Raise UnFreeze_Epoch, and check their labels"
     "{suspects}.",
     "not found, from scratch": "Hardly found, though the data show no reason: {}. Start from weights (model_path), or "
@@ -66,12 +71,22 @@ def class_hints(run, scores, detections):
             reasons.setdefault(topic, []).append(f"{row['name']}{f' ({detail})' if detail else ''}")
     tile = run.settings.tile
     words = {"split": split_advice(run.settings.train_annotation_path)}
-    words["suspects"] = " (`python tools/label_suspects.py`)" if scores["map50"] >= TRUSTED_MAP else ""
+    words["suspects"] = f" (`{suspects_command(run.settings)}`)" if scores["map50"] >= TRUSTED_MAP else ""
+    words["anchors"] = data_command("tools/kmeans_for_anchors.py", run.settings)
     words["tiling"] = f"lower tile (now {tile})" if tile else "set tile"
     order = sorted(reasons, key=lambda topic: (topic in _LAST, -len(reasons[topic])))
     return {
         topic: _SENTENCES[topic].format(shorten_list(reasons[topic], MAX_CLASSES_NAMED), **words) for topic in order
     }
+
+
+def suspects_command(settings):
+    """The command that looks through all labels of a training, with the best weights of the newest run."""
+    paths = [*paths_of(settings.train_annotation_path), *paths_of(settings.val_annotation_path)]
+    weights = (Path(settings.save_dir) / BEST).as_posix()
+    # A data.yaml stands for both, and the weights know the classes.
+    values = {"model_path": weights, "annotation_path": ",".join(dict.fromkeys(map(str, paths)))}
+    return command("tools/label_suspects.py", values)
 
 
 def _reason(run, class_id, row, sizes_wh, matrix):

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from utils.config.commands import data_command
 from utils.config.optimizers import SUITABLE
 from utils.io.text import either
 from utils.training.advice import LARGER, SMALLER, change_init_lr, shorten_steps
@@ -87,7 +88,8 @@ def _hardly_falls(train, rows, settings):
         yield "low rate", f"{start}: the learning rate is too low, so {change}."
     else:
         change = change_init_lr(settings, _phase_of(rows, settings), SMALLER)
-        look = "look whether the boxes fit the images (`python tools/check_data.py` draws them)"
+        draws = data_command("tools/check_data.py", settings)
+        look = f"look whether the boxes fit the images (`{draws}` draws them)"
         sentence = f"{start}, and the learning rate is not low: {look}{f', and {change}' if change else ''}."
         yield "nothing learned", sentence
 

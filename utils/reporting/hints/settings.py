@@ -34,8 +34,8 @@ def setting_hints(settings, phases, images, world_size=1):
     if steps < wanted:
         start = "from weights" if is_pretrained(settings) else "from scratch"
         yield (
-            f"Only {counted(steps, 'optimiser step')} in all; training {start} wants at least {wanted}: {change}, or lower "
-            "the batch size or accumulate."
+            f"Only {counted(steps, 'optimiser step')} in all; training {start} wants at least {wanted}: {change}, or "
+            "lower the batch size or accumulate."
         )
 
 

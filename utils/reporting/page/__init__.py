@@ -10,10 +10,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from utils.evaluation.bootstrap import with_intervals
 from utils.io.text import printable
+from utils.reporting.hints.classes import suspects_command
 from utils.reporting.images import judge
 from utils.reporting.page.pictures import label_suspects, worst_pictures
 from utils.reporting.page.tables import ALWAYS_SHOWN, confusion_table, epoch_charts, pr_chart, settings_rows
 from utils.visualize.charts import SIZE
+from utils.weights.metadata import LEAST_CONFIDENCE, MIN_BOXES, USUAL_CONFIDENCE
 
 _FOLDER = Path(__file__).parent
 # Of many images each resampling takes longer, and fewer suffice for two digits.
@@ -62,6 +64,9 @@ def _of_evaluation(run, scores, detections):
         "pictures": pictures,
         "totals": totals,
         "suspects": label_suspects(annotations, detections, judged.truth, scores, class_names),
+        "lowest_scores": (judged.confidences.min(), judged.confidences.max()),
+        "score_rule": (LEAST_CONFIDENCE, USUAL_CONFIDENCE, MIN_BOXES),
+        "suspects_command": suspects_command(run.settings),
         "pr": pr,
         "pr_left_out": pr_left_out,
         "confusion": confusion_table(judged.matrix, class_names) if totals["labelled"] else None,
