@@ -202,7 +202,7 @@ def anchor_table(sizes_wh, anchors_wh):
         served = best[served_by == number]
         mean = f"{served.mean():.3f}" if len(served) else "-"
         share = f"{len(served) / len(best):.1%}"
-        lines.append(f"{number:>6}  {width:>6g}  {height:>6g}  {len(served):>6}  {share:>5}  {mean:>8}")
+        lines.append(f"{number:>6}  {width:>6.1f}  {height:>6.1f}  {len(served):>6}  {share:>5}  {mean:>8}")
     return "\n".join(lines)
 
 

@@ -52,6 +52,10 @@ _OF_TRAIN = (
 )
 
 
+# YOLO has three maps at most; of the ten that D-FINE's decoder returns two are shown.
+_MOST_MAPS, _SHOWN_MAPS = 3, 2
+
+
 class Trace(NamedTuple):
     """What one image did in a network. outputs: {name of a layer: what it returned}, in the order of return.
 
@@ -205,9 +209,12 @@ def _kind(module):
 
 
 def _shape(output):
-    """Shape of one image's map, without the batch; of several maps side by side."""
+    """Shape of one image's map, without the batch; of many maps the first ones, and how many more there are."""
     maps = [output] if isinstance(output, torch.Tensor) else output or ()
-    return ", ".join("x".join(map(str, level.shape[1:])) for level in maps)
+    shapes = ["x".join(map(str, level.shape[1:])) for level in maps]
+    if len(shapes) > _MOST_MAPS:
+        shapes[_SHOWN_MAPS:] = [f"+{len(shapes) - _SHOWN_MAPS}"]
+    return ", ".join(shapes)
 
 
 def _giga(operations):

@@ -101,12 +101,12 @@ def test_the_whole_output(settings, capsys):
         == f"""list.txt: 1 image, 8 boxes, 1 class
 
 anchor   width  height   boxes  share  mean IoU
-     0      10      20       1  12.5%     1.000
-     1      12      20       1  12.5%     1.000
-     2      10      30       1  12.5%     1.000
-     3      42      30       2  25.0%     0.953
-     4     200     105       2  25.0%     0.953
-     5     200     140       1  12.5%     1.000
+     0    10.0    20.0       1  12.5%     1.000
+     1    12.0    20.0       1  12.5%     1.000
+     2    10.0    30.0       1  12.5%     1.000
+     3    42.0    30.0       2  25.0%     0.953
+     4   200.0   105.0       2  25.0%     0.953
+     5   200.0   140.0       1  12.5%     1.000
 
                         recall (IoU above 0.5)  mean IoU
 the network's usual, 5                    0.250     0.458

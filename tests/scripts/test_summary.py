@@ -122,6 +122,12 @@ head      2,262,270   2,196,735 at 1.0e-03, rest frozen  all at 5.0e-04
     )
 
 
+def test_many_maps_of_a_layer_are_counted():
+    """Prevents lines of 150 characters: D-FINE's decoder returns ten maps."""
+    maps = [torch.zeros(1, 3, side, side) for side in (8, 4, 2, 1)]
+    assert [summary._shape(maps[:count]) for count in (0, 3, 4)] == ["", "3x8x8, 3x4x4, 3x2x2", "3x8x8, 3x4x4, +2"]
+
+
 def test_every_layer(tiny):
     """Prevents --layers=True from counting what lies inside a layer twice, and weights of a kernel turned round."""
     settings = settings_of(model_name="yolov4_tiny", layers=True)
