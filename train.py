@@ -155,11 +155,11 @@ Unfreeze_batch_size = 8
 #   worker_timeout  Seconds after which a worker that gives no batch counts as hung, which ends the run with the image
 #                   that it was reading; 0 waits for ever. Raise it where images come over a slow network.
 #   cpu_threads     Threads of the network's computations on a CPU. 0 takes one per core; fewer leave cores for others.
-#   compile         How steps are sped up on a GPU. 'graphs' records a whole step once and then runs it by one call, to
-#                   the same numbers: with one GPU, sgd, adam or adamw, and accumulate = 1, and elsewhere steps run one
-#                   operation at a time. 'default' is torch.compile, which translates the network for some minutes per
-#                   phase and pays in long trainings; with multi_scale only batches of input_shape itself gain. Where
-#                   either fails, training says so and goes on without. '' for neither.
+#   compile         How steps are sped up on a GPU: 'graphs', 'default', or '' for neither. 'graphs' records a whole
+#                   step once and then runs it by one call, to the same numbers: with one GPU, sgd, adam or adamw, and
+#                   accumulate = 1, and elsewhere steps run one operation at a time. 'default' is torch.compile, which
+#                   translates the network for some minutes per phase and pays in long trainings; with multi_scale only
+#                   batches of input_shape itself gain. Where either fails, training says so and goes on without.
 #   cudnn_benchmark Let cuDNN try which algorithm is fastest for each size of input. On an H100 the search took 20 s for
 #                   every new size of batch and gained nothing, so it is off; on older GPUs with large networks and a
 #                   single input size it can pay in long trainings.
@@ -188,15 +188,15 @@ seed = 11
 #   source_weights  Where train_annotation_path is a list: a number above 0 for each source, how often its images are
 #                   seen relative to those of the others, such as [1.0, 0.5]. An epoch keeps its length. [] is 1 for
 #                   all.
-#   cache           'ram' decodes every training image once, before the first epoch, and keeps it in main memory at the
-#                   size of the input, one copy for all workers. It spares a quarter to a half of the loader's work.
-#                   Training says how much it takes, and goes on without where it does not fit. Zoomed parts of images
-#                   become a little softer. 'disk' keeps the same pixels in a file beside train_annotation_path, or in
-#                   save_dir where that is read-only or full, and all later runs find it there: for data sets that are
-#                   larger than memory, and for many runs on the same images. It is made anew where an image or
-#                   input_shape has changed; delete it when you need the room. 'gpu' keeps the images on the GPU and
-#                   draws mosaic, colours and all else there, for data sets of some thousand images; where that does not
-#                   fit, 'ram' takes its place. '' is off.
+#   cache           Where decoded training images are kept: 'ram', 'disk', 'gpu', or '' for nowhere. 'ram' decodes every
+#                   training image once, before the first epoch, and keeps it in main memory at the size of the input,
+#                   one copy for all workers. It spares a quarter to a half of the loader's work. Training says how much
+#                   it takes, and goes on without where it does not fit. Zoomed parts of images become a little softer.
+#                   'disk' keeps the same pixels in a file beside train_annotation_path, or in save_dir where that is
+#                   read-only or full, and all later runs find it there: for data sets that are larger than memory, and
+#                   for many runs on the same images. It is made anew where an image or input_shape has changed; delete
+#                   it when you need the room. 'gpu' keeps the images on the GPU and draws mosaic, colours and all else
+#                   there, for data sets of some thousand images; where that does not fit, 'ram' takes its place.
 #   tile            Cut images into tiles of so many pixels a side, and learn and detect in these and in the whole
 #                   image: for objects that are a few pixels wide once a large image is as small as input_shape. An
 #                   object of 20 pixels in a tile of 640 has 13 at an input of 416. Each image takes the time of its
@@ -418,8 +418,8 @@ ema = True
 #   patience          Stop once the mAP (with eval_flag = False: the validation loss) has not become better for so many
 #                     epochs, which a measurement must show. 0 is off. The last epochs, without mosaic, often bring the
 #                     best mAP: with less than a third of UnFreeze_Epoch they may never be reached.
-#   report_language   The language of report.html, the page in the folder of the run that shows scores, curves and the
-#                     worst pictures: 'en' or 'zh'.
+#   report_language   'en' or 'zh', the language of report.html, the page in the folder of the run that shows scores,
+#                     curves and the worst pictures.
 # ----------------------------------------------------------------------------------------------------------------------
 resume = False
 save_minutes = 10.0

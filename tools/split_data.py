@@ -42,9 +42,10 @@ from utils.io.yaml_files import load_yaml
 #   train_percent     Share of the images that is trained on, 0 to 1; the rest is the validation split.
 #   seed              The same number always makes the same split. Choose once and keep it: results on different splits
 #                     cannot be compared.
-#   group_pattern     '' splits image by image. Where several images show nearly the same (frames of one video), write a
-#                     regular expression whose first bracket is what these have in common in their paths, as in
-#                     (.+)_[0-9]+ for street_01 and street_02: a group is never divided.
+#   group_pattern     A regular expression for images that stay together; '' splits image by image. Where several images
+#                     show nearly the same (frames of one video), write a regular expression whose first bracket is what
+#                     these have in common in their paths, as in (.+)_[0-9]+ for street_01 and street_02: a group is
+#                     never divided.
 #   overwrite         False: where a file that would be written exists already, stop and change nothing.
 # ----------------------------------------------------------------------------------------------------------------------
 annotation_path = ""

@@ -32,18 +32,20 @@ from utils.io.logger import logger
 from utils.io.text import counted, is_text, shorten_list
 
 # ----------------------------------------------------------------------------------------------------------------------
-#   annotation_mode   0: splits and lists. 1: only the splits in ImageSets/Main, which is all that train.py needs.
-#                     2: only 2007_train.txt and 2007_val.txt, from the splits that are there.
+#   annotation_mode   What to write: 0 both, 1 the splits, which are all that train.py needs, 2 the lists. Splits are
+#                     the files in ImageSets/Main; lists are 2007_train.txt and 2007_val.txt, from the splits that are
+#                     there.
 #   VOCdevkit_path    The folder that holds Annotations and JPEGImages.
 #   classes_path      The file of class names, one per line; it gives the class numbers in the lists.
 #   trainval_percent  Share of all images for training and validation together, 0 to 1; the rest is the test split.
 #   train_percent     Share of these that is trained on, 0 to 1; the rest is the validation split.
 #   seed              The same number always makes the same splits. Choose once and keep it: results on different splits
 #                     cannot be compared.
-#   group_pattern     '' splits image by image. Where several images show nearly the same (frames of one video, pictures
-#                     of one patient), a model would be validated on what it was trained on. Then write a regular
-#                     expression that finds what these images share in their names (without the ending): its first
-#                     bracket, or all that it matches where it has none, names the group. A group is never divided.
+#   group_pattern     A regular expression for images that stay together; '' splits image by image. Where several images
+#                     show nearly the same (frames of one video, pictures of one patient), a model would be validated on
+#                     what it was trained on. Then write a regular expression that finds what these images share in
+#                     their names (without the ending): its first bracket, or all that it matches where it has none,
+#                     names the group. A group is never divided.
 #                         (.+)_[0-9]+         street_01, street_02 and park_01: the groups street and park
 #                         ^.{4}               the first four characters name the group
 #                     A name in which the pattern finds nothing names a group itself.

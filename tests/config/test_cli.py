@@ -528,6 +528,34 @@ def test_help_lists_the_constants_with_their_values(tmp_path, monkeypatch):
     assert "course" not in help_text(namespace["__file__"], constants)
 
 
+CHOICES = """
+# ----------------------------------------------------------------------------------------------------------------------
+#   HOW IT FALLS
+#
+#   course  How the rate falls. Every one begins low.
+#               'cosine'    a half cosine, then
+#                           'flat'
+#               'constant'  stays
+#           or a function:
+#               course = my_course
+# ----------------------------------------------------------------------------------------------------------------------
+course = "cosine"
+"""
+
+
+def test_help_lists_the_values_that_a_comment_does(tmp_path, monkeypatch):
+    """Prevents a mode that nobody finds, an example that is no value among the modes, and a value that is cut off."""
+    namespace = namespace_of(tmp_path, CHOICES)
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = help_text(namespace["__file__"], read_constants(namespace)).splitlines()
+    assert lines[-1] == "  course = 'cosine'                   How the rate falls: 'cosine', 'constant'"
+    lines = help_text(namespace["__file__"], {"course": "a course with a longer name"}).splitlines()
+    assert lines[-2:] == [
+        "  course = 'a course with a longer name'  How the rate falls: 'cosine',",
+        "                                      'constant'",
+    ]
+
+
 @pytest.mark.parametrize(
     ("script", "argument"), [("train.py", "--help"), ("predict.py", "-h"), ("tools/voc_annotation.py", "--help")]
 )

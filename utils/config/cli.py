@@ -32,6 +32,8 @@ LAUNCHER_ARGUMENTS = ("--local-rank=", "--local_rank=")
 HELP_ARGUMENTS = ("--help", "-h")
 MAIN_RANK = ("", "0")
 HELP_COLUMN = 36
+# The value with which an example of a comment begins.
+_QUOTED = re.compile(r"'[^']*'")
 # A launcher looks every 0.1 s whether a process has ended, and then ends the others.
 PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer")
 SECONDS_OF_MAIN_RANK = 2.0
@@ -235,8 +237,18 @@ def _section_help(section, constants):
     width, lines = max(shutil.get_terminal_size((120, 24)).columns, 80), []
     for constant, text in section.constants.items():
         if constant in constants:
-            meaning = re.split(r"(?<=\.) ", " ".join(text.split()))[0]
             value = to_plain({constant: constants[constant]})[constant]
             head = f"  {constant} = {value!r}".ljust(HELP_COLUMN) + "  "
-            lines.append(head + textwrap.shorten(meaning, max(width - len(head), 20), placeholder=" ..."))
+            lines += _meaning(head, text, width)
     return ["", section.title, *lines] if lines else []
+
+
+def _meaning(head, text, width):
+    """The lines of a constant: its head, and of what a comment says the first sentence and the values that it lists."""
+    prose, *examples = text.split("\n- `")
+    sentence = re.split(r"(?<=\.) ", " ".join(prose.split()))[0]
+    values = [match[0] for match in map(_QUOTED.match, examples) if match]
+    if not values:
+        return [head + textwrap.shorten(sentence, max(width - len(head), 20), placeholder=" ...")]
+    listed = f"{head}{sentence.rstrip('.:')}: {', '.join(values)}"
+    return textwrap.wrap(listed, width, subsequent_indent=" " * (HELP_COLUMN + 2))
