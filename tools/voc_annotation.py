@@ -32,8 +32,8 @@ from utils.io.logger import logger
 from utils.io.text import counted, is_text, shorten_list
 
 # ----------------------------------------------------------------------------------------------------------------------
-#   annotation_mode   What to write: 0 both, 1 the splits, which are all that train.py needs, 2 the lists. Splits are
-#                     the files in ImageSets/Main; lists are 2007_train.txt and 2007_val.txt, from the splits that are
+#   annotation_mode   What to write: 0 both, 1 the splits, 2 the lists. train.py needs the splits alone. Splits are the
+#                     files in ImageSets/Main; lists are 2007_train.txt and 2007_val.txt, from the splits that are
 #                     there.
 #   VOCdevkit_path    The folder that holds Annotations and JPEGImages.
 #   classes_path      The file of class names, one per line; it gives the class numbers in the lists.

@@ -110,12 +110,10 @@ def test_chinese(annotations):
 
 def test_the_page_says_from_which_score_on_it_counts(text, annotations):
     """Prevents a recall in the table that the matrix and the pictures contradict without a word."""
-    said = (
-        "Detections are counted from a score of 0.50 on: the confidence in the table, but never less than 0.05, and 0.5"
-    )
-    assert text.count(f"{said} for a class with fewer than 10 boxes.") == 2
+    said = "Lowest score that counts: 0.50. It is the confidence in the table, but never less than 0.05, and 0.5 for a "
+    assert text.count(f"{said}class with fewer than 10 boxes.") == 2
     chinese = page_of(annotations, report_language="zh")
-    assert "检测结果从得分 0.50 起计数：即表里的置信度，但不低于 0.05；取 0.5 的是标注框少于 10 个的类别。" in chinese
+    assert "计数的最低得分：0.50。它就是表里的置信度，但不低于 0.05；取 0.5 的是标注框少于 10 个的类别。" in chinese
 
 
 def test_charts_have_the_epochs_of_the_whole_run():

@@ -37,8 +37,8 @@ _SENTENCES = {
     "small boxes": f"Small boxes: {{}}. Under {SMALL_SIDE} pixels of the input little is found: raise input_shape, or "
     "{tiling}.",
     "anchors": "The anchors do not fit: {}. `{anchors}` finds better ones for anchors_path.",
-    "confused": f"Taken for another class, counted from a score of {SURE:g} on: {{}}. Compare their labels{{suspects}}, "
-    "and label more of both; where colour tells them apart, lower the hue of colour_jitter, where left and right do, "
+    "confused": f"Taken for another class, counted from a score of {SURE:g} on: {{}}. Compare their labels{{suspects}}"
+    ", and label more of both; where colour tells them apart, lower the hue of colour_jitter, where left and right do, "
     "flip_prob.",
     "not found": "Hardly found, though the data show no reason: {}. Raise UnFreeze_Epoch, and check their labels"
     "{suspects}.",
