@@ -56,7 +56,7 @@ MOST_LINES_OF_CODE = {
     "utils.export": 315,
     "utils.modes": 785,
     "utils.visualize": 570,
-    "utils.reporting": 970,
+    "utils.reporting": 980,
 }
 MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 300, 45
 # The scripts are mostly comments on their constants, and main of train.py is the whole order of a training.
