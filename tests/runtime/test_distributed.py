@@ -256,14 +256,24 @@ def test_one_device_wraps_for_precision_alone():
     assert network(torch.ones(1, 1)).dtype == torch.float32
 
 
+@pytest.mark.parametrize("option", ["broadcast_buffers", "forward_sync_buffers"])
 @pytest.mark.parametrize(("norm", "broadcasts"), [(nn.BatchNorm2d, True), (nn.SyncBatchNorm, False)])
-def test_statistics_are_exchanged_where_ranks_differ(monkeypatch, norm, broadcasts):
-    """Prevents statistics from being sent in every step where SyncBatchNorm gives all ranks the same."""
+def test_statistics_are_exchanged_where_ranks_differ(monkeypatch, norm, broadcasts, option):
+    """Prevents statistics from being sent in every step where SyncBatchNorm gives all ranks the same, and a warning of
+    torch's on the name that this option had before."""
     given = {}
+
+    def older(network, device_ids, gradient_as_bucket_view, broadcast_buffers=True):
+        given.update(broadcast_buffers=broadcast_buffers)
+
+    def newer(network, device_ids, gradient_as_bucket_view, broadcast_buffers=None, forward_sync_buffers=True):
+        given.update(forward_sync_buffers=forward_sync_buffers)
+
+    wrapper = older if option == "broadcast_buffers" else newer
     monkeypatch.setattr(distributed, "is_distributed", lambda: True)
-    monkeypatch.setattr(nn.parallel, "DistributedDataParallel", lambda network, **options: given.update(options))
+    monkeypatch.setattr(nn.parallel, "DistributedDataParallel", wrapper)
     distributed.wrap_model(nn.Sequential(norm(2)), context())
-    assert given == {"device_ids": None, "gradient_as_bucket_view": True, "broadcast_buffers": broadcasts}
+    assert given == {option: broadcasts}
 
 
 def test_threads_compute_in_the_precision_of_the_run():

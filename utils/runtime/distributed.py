@@ -5,6 +5,7 @@ import platform
 import sys
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from inspect import signature
 from typing import NamedTuple
 
 import torch
@@ -141,11 +142,13 @@ def wrap_model(model, runtime):
     network = MixedPrecision(model, runtime)
     if _waits_for_others():
         ids = [runtime.dist.local_rank] if runtime.on_gpu else None
-        # SyncBatchNorm gives all ranks the same statistics already.
+        wrapper = nn.parallel.DistributedDataParallel
+        # SyncBatchNorm gives all ranks the same statistics already. Newer torch has another name for it.
         is_synced = any(isinstance(part, nn.SyncBatchNorm) for part in model.modules())
-        return nn.parallel.DistributedDataParallel(
-            network, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=not is_synced
+        name = (
+            "forward_sync_buffers" if "forward_sync_buffers" in signature(wrapper).parameters else "broadcast_buffers"
         )
+        return wrapper(network, device_ids=ids, gradient_as_bucket_view=True, **{name: not is_synced})
     return nn.DataParallel(network) if runtime.uses_data_parallel else network
 
 
