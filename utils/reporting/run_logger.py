@@ -258,7 +258,8 @@ def summary_lines(weights, scores, scored_epoch, settings, doubt=""):
     doubt: a sentence on why they cannot be trusted."""
     if scores:
         yield f"\nThe last evaluation, after epoch {scored_epoch}:"
-        yield from [doubt] * bool(doubt)
+        if doubt:
+            yield doubt
         yield format_scores(scores)
     if weights.best_score is None:
         yield "\nNo epoch could be scored: the validation set holds no boxes, or its loss was not a number."

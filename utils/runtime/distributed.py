@@ -145,9 +145,8 @@ def wrap_model(model, runtime):
         wrapper = nn.parallel.DistributedDataParallel
         # SyncBatchNorm gives all ranks the same statistics already. Newer torch has another name for it.
         is_synced = any(isinstance(part, nn.SyncBatchNorm) for part in model.modules())
-        name = (
-            "forward_sync_buffers" if "forward_sync_buffers" in signature(wrapper).parameters else "broadcast_buffers"
-        )
+        is_newer = "forward_sync_buffers" in signature(wrapper).parameters
+        name = "forward_sync_buffers" if is_newer else "broadcast_buffers"
         return wrapper(network, device_ids=ids, gradient_as_bucket_view=True, **{name: not is_synced})
     return nn.DataParallel(network) if runtime.uses_data_parallel else network
 

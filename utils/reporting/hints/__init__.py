@@ -90,9 +90,9 @@ def too_high(findings):
     """
     what = KINDS["leaked_image"].what
     count = sum(int(count) for _, count, found, *_ in findings if found == what)
-    return f"These scores are too high: {count} image{'s are' if count > 1 else ' is'} in train and in val." * (
-        count > 0
-    )
+    if not count:
+        return ""
+    return f"These scores are too high: {count} image{'s are' if count > 1 else ' is'} in train and in val."
 
 
 def is_ripe(settings, rows, scores):
