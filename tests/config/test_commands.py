@@ -25,10 +25,17 @@ def settings_of(**changes):
 
 @pytest.mark.parametrize(
     ("path", "quoted"),
-    [("logs/loss_1", "logs/loss_1"), ("C:\\my", "C:\\my"), ("my logs", '"my logs"'), ("['a']", "\"['a']\""), ("", "")],
+    [
+        ("logs/loss_1", "logs/loss_1"),
+        ("C:\\my", "C:\\my"),
+        ("my logs", '"my logs"'),
+        ("['a']", "\"['a']\""),
+        ("$(rm x)/`y`", "'$(rm x)/`y`'"),
+        ("", ""),
+    ],
 )
 def test_quotes(path, quoted):
-    """Prevents a command that a shell parts or reads as a pattern, and quotes where nobody needs them."""
+    """Prevents a command that a shell parts, reads as a pattern or runs, and quotes where nobody needs them."""
     assert quote_path(path) == quoted
 
 

@@ -1,11 +1,14 @@
 """Command lines that messages suggest, with what a training was given and a script would not take by itself."""
 
 import re
+import shlex
 
 from utils.config.constants import read_literals, to_plain, train_constants
 from utils.io.files import PROJECT
 
 _NEEDS_QUOTES = re.compile(r"[^\w./\\:,=+@%~-]")
+# What a shell reads within double quotes too: a name must not become a command where a suggestion is pasted.
+_NEEDS_SINGLE_QUOTES = re.compile(r"[\"$`!]")
 # What the tools that look at data take from train.py, and what changes their results.
 _NETWORK = ("model_name", "input_shape", "tile")
 _OF_TRAIN = {
@@ -16,6 +19,8 @@ _OF_TRAIN = {
 
 def quote_path(path):
     """A path, or another value, as a command line takes it."""
+    if _NEEDS_SINGLE_QUOTES.search(str(path)):
+        return shlex.quote(str(path))
     return f'"{path}"' if _NEEDS_QUOTES.search(str(path)) else str(path)
 
 
